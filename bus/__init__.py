@@ -1,0 +1,26 @@
+"""The bus moves rows: rings in shared memory, their one writer, and attaching to them from other processes."""
+
+from ._ring import Batch
+from .attach import Attached, Watermarks, attach
+from .errors import AttachError, BusError, Fenced, NotFound, Overrun, RingFull, WriterAlive, WriterFailed
+from .publisher import Claim, Publisher
+from .writer import Carried, Writer
+
+__all__ = [
+    "AttachError",
+    "Attached",
+    "Batch",
+    "BusError",
+    "Carried",
+    "Claim",
+    "Fenced",
+    "NotFound",
+    "Overrun",
+    "Publisher",
+    "RingFull",
+    "Watermarks",
+    "Writer",
+    "WriterAlive",
+    "WriterFailed",
+    "attach",
+]

@@ -1,0 +1,194 @@
+// The journal: the first reader of every ring of a bus. It moves whole runs of slots into the log, and syncs.
+//
+// 1. One thread runs it, off the interpreter's lock. It alone raises `logged` and `durable`.
+// 2. A pass gathers what every ring has published into one group, writes it, and then raises `logged`: the writer may reuse
+//    those slots from then on. One sync serves every group written before it, and then `durable` rises.
+// 3. With nothing to do it naps, 50 µs at first; after 20 ms it sleeps until `kick` or, through `asleep`, the next publish.
+// 4. When the log fails it says so in every ring's status and stops for good.
+// 5. When a ring is fenced by a newer writer it stops before the next write, and nothing more is acknowledged.
+#pragma once
+
+#include <sys/prctl.h>
+
+#include <vector>
+
+#include "atomics.hpp"
+#include "layout.hpp"
+#include "log_writer.hpp"
+#include "ring.hpp"
+#include "wait.hpp"
+
+namespace ringmain {
+
+enum SyncMode : uint32_t { SYNC_INTERVAL = 0, SYNC_ALWAYS = 1, SYNC_NEVER = 2 };
+
+struct JournalRing {
+    DataHeader *header;
+    ControlHeader *control;
+    const char *slots;
+    uint64_t slot_count;
+    uint64_t logged, durable, gathered;  // gathered: in the group being built
+    uint32_t row_bytes;
+};
+
+class Journal {
+  public:
+    Journal(LogWriter *log, SyncMode mode, int64_t interval_ns) : log_(log), mode_(mode), interval_ns_(interval_ns) {}
+
+    void add_ring(char *data, ControlHeader *control) {
+        auto *header = reinterpret_cast<DataHeader *>(data);
+        const uint64_t logged = load_relaxed(header->watermarks[LOGGED].sequence);
+        const uint64_t durable = load_relaxed(header->watermarks[DURABLE].sequence);
+        rings_.push_back({header, control, data + header->slots_offset, header->slot_count, logged, durable, logged,
+                          header->row_bytes});
+    }
+
+    const uint32_t *asleep() const { return &asleep_; }
+
+    void kick() {
+        add_relaxed(kicks_, 1u);
+        std::atomic_thread_fence(std::memory_order_seq_cst);  // sync KICK: count first, then look whether it naps
+        if (load_relaxed(napping_) != 0) futex_wake_all(kicks_);
+    }
+
+    void request_stop() {
+        store_release(stop_, 1u);
+        kick();
+    }
+
+    // Runs until `request_stop` and everything published is durable, or until the log fails or the bus is fenced.
+    // Returns 0, the log's errno, or ESTALE when fenced.
+    int run() {
+        prctl(PR_SET_TIMERSLACK, 1'000);
+        int64_t idle_since = 0;
+        for (;;) {
+            const uint32_t kicks = load_acquire(kicks_);
+            const bool stopping = load_acquire(stop_) != 0;  // before gathering: what was published before it is seen
+            if (fenced()) return stop_with(ESTALE);
+            const bool wrote = gather();
+            if (const int error = log_->write_group(); error != 0) return stop_with(error);
+            if (wrote) raise_logged();
+            if (const int error = sync_if_due(stopping && !wrote); error != 0) return stop_with(error);
+            if (wrote) {
+                idle_since = 0;
+                continue;
+            }
+            if (stopping) {
+                const int error = log_->finish();
+                if (error != 0) return stop_with(error);
+                raise_durable();
+                return 0;
+            }
+            const int64_t now = monotonic_ns();
+            if (idle_since == 0) idle_since = now;
+            if (!dirty_)
+                if (const int error = log_->write_mark(); error != 0) return stop_with(error);
+            nap(kicks, now, idle_since);
+        }
+    }
+
+  private:
+    bool fenced() const {
+        for (const JournalRing &ring : rings_)
+            if (load_acquire(ring.header->status) & STATUS_FENCED) return true;
+        return false;
+    }
+
+    // Put contiguous runs of slots into the group until it is full or the rings are drained.
+    bool gather() {
+        bool any = false;
+        for (uint32_t index = 0; index < rings_.size(); ++index) {
+            JournalRing &ring = rings_[index];
+            const uint64_t published = load_acquire(ring.header->watermarks[PUBLISHED].sequence);  // sync PUBLISH
+            while (ring.gathered < published) {
+                const uint64_t slot = (ring.gathered + 1) & (ring.slot_count - 1);
+                uint64_t count = published - ring.gathered;
+                if (count > ring.slot_count - slot) count = ring.slot_count - slot;
+                const uint64_t room = log_->group_room_rows(index);
+                if (room == 0) return any;
+                if (count > room) count = room;
+                if (log_->add_rows(index, ring.slots + slot * ring.row_bytes, count) != 0) return any;
+                ring.gathered += count;
+                any = true;
+            }
+        }
+        return any;
+    }
+
+    void raise_logged() {
+        dirty_ = true;
+        for (JournalRing &ring : rings_) {
+            if (ring.logged == ring.gathered) continue;
+            ring.logged = ring.gathered;
+            raise_watermark(*ring.header, *ring.control, LOGGED, ring.logged);
+        }
+    }
+
+    void raise_durable() {
+        for (JournalRing &ring : rings_) {
+            if (ring.durable == ring.logged) continue;
+            ring.durable = ring.logged;
+            raise_watermark(*ring.header, *ring.control, DURABLE, ring.durable);
+        }
+    }
+
+    int sync_if_due(bool now) {
+        if (!dirty_ || mode_ == SYNC_NEVER) {
+            dirty_ = false;
+            return 0;
+        }
+        if (!now && mode_ == SYNC_INTERVAL && monotonic_ns() - last_sync_ns_ < interval_ns_) return 0;
+        if (const int error = log_->sync(); error != 0) return error;
+        last_sync_ns_ = monotonic_ns();
+        dirty_ = false;
+        if (!fenced()) raise_durable();
+        return 0;
+    }
+
+    void nap(uint32_t kicks, int64_t now, int64_t idle_since) {
+        int64_t sleep_ns = 50'000;
+        const bool deep = now - idle_since > 20'000'000;
+        if (dirty_ && mode_ == SYNC_INTERVAL) {
+            const int64_t due_ns = last_sync_ns_ + interval_ns_ - now;
+            if (deep || due_ns < sleep_ns) sleep_ns = due_ns > 1'000 ? due_ns : 1'000;
+        } else if (deep) {
+            sleep_ns = SLICE_NS;
+            store_relaxed(asleep_, 1u);
+            if (!barrier_heavy()) sleep_ns = 1'000'000;  // sync WAKE; without it a publish may go unseen: look again soon
+        }
+        store_relaxed(napping_, 1u);
+        std::atomic_thread_fence(std::memory_order_seq_cst);  // sync KICK
+        if (nothing_new()) futex_wait(kicks_, kicks, sleep_ns);
+        store_relaxed(napping_, 0u);
+        store_relaxed(asleep_, 0u);
+    }
+
+    bool nothing_new() const {
+        for (const JournalRing &ring : rings_)
+            if (load_acquire(ring.header->watermarks[PUBLISHED].sequence) != ring.gathered) return false;
+        return true;
+    }
+
+    int stop_with(int error) {
+        for (JournalRing &ring : rings_) {
+            store_relaxed(ring.header->log_errno, static_cast<uint32_t>(error));
+            if (error != ESTALE) or_release(ring.header->status, uint32_t{STATUS_LOG_FAILED});
+            ring_doorbell(ring.control->doorbells[LOGGED].want, ring.control->doorbells[LOGGED].bell);
+            ring_doorbell(ring.control->doorbells[DURABLE].want, ring.control->doorbells[DURABLE].bell);
+        }
+        return error;
+    }
+
+    LogWriter *log_;
+    std::vector<JournalRing> rings_;
+    const SyncMode mode_;
+    const int64_t interval_ns_;
+    int64_t last_sync_ns_ = 0;
+    bool dirty_ = false;  // written since the last sync
+    uint32_t stop_ = 0;
+    alignas(LINE) uint32_t kicks_ = 0;
+    uint32_t napping_ = 0;
+    alignas(LINE) uint32_t asleep_ = 0;  // publishing looks at this word: set only before a long sleep
+};
+
+}  // namespace ringmain

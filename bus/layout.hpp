@@ -1,0 +1,127 @@
+// The bytes of a topic's two shared-memory segments: the only place in memory that knows them. The prose is FORMAT.md.
+//
+// 1. The data segment (header, watermarks, slots) is written by one writer only and mapped read-only by everybody else.
+// 2. The control segment (attention words, doorbells, reader table) is written by all; the writer believes nothing in it:
+//    a bad value there can cost time or hold the writer back, as a reader may, but never lead to a wrong access.
+// 3. Words that different processes write never share a cache line; 128 bytes apart, since processors fetch lines in pairs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ringmain {
+
+inline constexpr uint32_t RING_VERSION = 1;
+inline constexpr uint32_t RING_BYTE_ORDER = 0x01020304u;
+inline constexpr char DATA_MAGIC[9] = "RMAINRNG";
+inline constexpr char CONTROL_MAGIC[9] = "RMAINCTL";
+inline constexpr char BUS_MAGIC[9] = "RMAINBUS";
+inline constexpr size_t LINE = 128;
+inline constexpr size_t DATA_HEADER_BYTES = 8192;
+inline constexpr uint32_t READERS_MAX = 1024;
+inline constexpr uint32_t READY = 0x59444552u;  // "REDY"
+
+enum Watermark : uint32_t { CLAIMED = 0, PUBLISHED = 1, LOGGED = 2, DURABLE = 3, INDEXED = 4, REPLICATED = 5 };
+inline constexpr uint32_t WATERMARK_COUNT = 8;  // two are free
+
+// Bits of DataHeader::status.
+enum Status : uint32_t {
+    STATUS_FENCED = 1,      // a newer writer owns this bus; whoever still holds this segment must not publish
+    STATUS_LOG_FAILED = 2,  // the log stopped: log_errno says why
+    STATUS_CLOSED = 4,      // the writer closed in good order
+};
+
+struct alignas(LINE) WatermarkLine {
+    uint64_t sequence;
+};
+
+struct DataHeader {
+    char magic[8];           //    0
+    uint32_t version;        //    8
+    uint32_t byte_order;     //   12
+    uint64_t schema_hash;    //   16
+    uint32_t schema_bytes;   //   24  JSON, at DATA_HEADER_BYTES
+    uint32_t row_bytes;      //   28
+    uint64_t slot_count;     //   32  a power of two
+    uint64_t slots_offset;   //   40
+    uint64_t segment_bytes;  //   48
+    uint64_t log_id;         //   56  0: rings only
+    uint32_t epoch;          //   64
+    uint32_t pid;            //   68
+    uint64_t process_start;  //   72  clock ticks since boot
+    int64_t created_ns;      //   80
+    char bus[64];            //   88
+    char topic[64];          //  152
+    char data_dir[1024];     //  216  absolute; empty: rings only
+    uint32_t ready;          // 1240  stored last
+    uint32_t unused;
+    alignas(LINE) WatermarkLine watermarks[WATERMARK_COUNT];  // 1280
+    alignas(LINE) uint32_t status;                            // 2304
+    uint32_t log_errno;
+    alignas(LINE) int64_t heartbeat_ns;                       // 2432
+    char tail[DATA_HEADER_BYTES - 2432 - 8];
+};
+static_assert(offsetof(DataHeader, watermarks) == 1280 && offsetof(DataHeader, status) == 2304);
+static_assert(offsetof(DataHeader, heartbeat_ns) == 2432 && sizeof(DataHeader) == DATA_HEADER_BYTES);
+
+// A bus's own small segment: its writer holds flock(2) on it for life, and so is known to live.
+struct BusHeader {
+    char magic[8];
+    uint32_t version;
+    uint32_t byte_order;
+    uint32_t epoch;
+    uint32_t pid;
+    uint64_t process_start;
+    int64_t created_ns;
+    uint64_t log_id;
+    char bus[64];
+    char data_dir[1024];
+    uint32_t ready;
+    char tail[4096 - 1140];
+};
+static_assert(sizeof(BusHeader) == 4096 && offsetof(BusHeader, ready) == 1136);
+
+// Set by readers, cleared by the writer; one line, so that the writer's look at both costs one load.
+struct alignas(LINE) Attention {
+    uint32_t wake[2];  // [0]: somebody sleeps on PUBLISHED and wants to be woken; [1]: the reader table has changed
+};
+
+struct alignas(LINE) Doorbell {
+    uint32_t want;  // somebody sleeps here and wants to be woken (for PUBLISHED, Attention::wake[0] is used instead)
+    uint32_t bell;  // the futex word
+};
+
+enum ReaderState : uint32_t { READER_FREE = 0, READER_JOINING = 1, READER_ACTIVE = 2, READER_DROPPED = 3 };
+enum ReaderPolicy : uint32_t { LOSSY = 0, RELIABLE = 1 };
+
+struct ReaderEntry {
+    alignas(LINE) uint64_t owner;  // pid << 32 | ReaderState: who holds the entry is known from the same store that takes it
+    uint64_t process_start;
+    char name[48];
+    uint32_t policy;
+    uint32_t follow;               // Watermark
+    int64_t attached_ns;
+    alignas(LINE) uint64_t consumed;
+    uint64_t acknowledged;
+    int64_t heartbeat_ns;
+    uint64_t overrun_count;        // times lapped
+    uint64_t lost_count;           // records missed for good
+    uint64_t refilled_count;       // records read from the log after being lapped
+};
+static_assert(sizeof(ReaderEntry) == 256);
+
+struct ControlHeader {
+    char magic[8];
+    uint32_t version;
+    uint32_t reader_count_max;
+    uint32_t ready;
+    alignas(LINE) Attention attention;
+    Doorbell doorbells[WATERMARK_COUNT];  // by Watermark
+    char tail[4096 - 2 * LINE - WATERMARK_COUNT * LINE];
+    ReaderEntry readers[READERS_MAX];
+};
+static_assert(offsetof(ControlHeader, attention) == 128 && offsetof(ControlHeader, doorbells) == 256);
+static_assert(offsetof(ControlHeader, readers) == 4096);
+static_assert(sizeof(ControlHeader) == 4096 + 256 * READERS_MAX);
+
+}  // namespace ringmain

@@ -1,0 +1,407 @@
+"""The writer of a bus: the one place where rings and log meet.
+
+1. One living writer a bus: it holds the bus segment's lock. A writer that was taken over is fenced: its rings' status says
+   so before the new one reads them.
+2. Opening makes new data segments with a new epoch. What the earlier writer had published is carried over from its rings,
+   and what of that the log does not hold yet is logged first: a killed writer loses nothing that was published.
+3. Control segments, and so the reader table, outlive a crashed writer; closing in good order removes everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from ..storage import Log, Recovered, Schema
+from ..storage.log import LOG_FILE_BYTES
+from . import _ring
+from ._journal import Journal
+from .errors import AttachError, NotFound, WriterAlive
+from .publisher import Publisher
+from .segments import MODES, Segment, bus_name, check_bus_name, control_name, data_name, list_names
+
+__all__ = ["Carried", "Writer"]
+
+SLOTS = 65_536
+HEARTBEAT_S = 0.25
+TAKE_OVER_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What opening found of an earlier writer: the log's recovery, and records saved from its rings by topic."""
+
+    log: Recovered | None
+    from_rings: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What a writer holds, apart from the object itself, so that it can be closed when that is forgotten."""
+
+    bus: str
+    pid: int = field(default_factory=os.getpid)
+    lock_fd: int = -1
+    bus_segment: Segment | None = None
+    data: dict[str, Segment] = field(default_factory=dict[str, Segment])
+    control: dict[str, Segment] = field(default_factory=dict[str, Segment])
+    publishers: dict[str, Publisher] = field(default_factory=dict[str, Publisher])
+    log: Log | None = None
+    journal: Journal | None = None
+    threads: list[threading.Thread] = field(default_factory=list[threading.Thread])
+    stop: threading.Event = field(default_factory=threading.Event)
+    journal_result: list[int] = field(default_factory=list[int])
+
+
+class Writer:
+    """Opens a bus for writing; `writer["trades"]` is the topic's Publisher. Use it in a `with` statement.
+
+    bus: its name on this machine. schemas: its topics.
+    data_dir: where its log lives (made if missing); None: rings only, nothing outlives the machine.
+    slots: records a ring holds, a power of two, for all topics or by topic.
+    sync: "interval" (at most every sync_interval seconds), "always" (after every group written), "never".
+    full: what to do when reliable readers leave no room: "block" (up to full_timeout seconds, None: for ever), "raise"
+    RingFull, or "drop" those readers. The log always blocks: a slow disk is back-pressure, never loss.
+    group_readable: let the user's group attach; otherwise only the user.
+    retention_bytes, retention_age (seconds): how much of the log to keep at least; None keeps everything.
+    take_over: fence a writer that is alive but should not be.
+    progress: called with (bytes checked, bytes in all) while the log is recovered.
+
+    Raises WriterAlive; OSError where memory or disk cannot be had; StorageError for a log that cannot be used.
+    """
+
+    def __init__(
+        self,
+        bus: str,
+        schemas: Iterable[Schema],
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        slots: int | Mapping[str, int] = SLOTS,
+        sync: Literal["interval", "always", "never"] = "interval",
+        sync_interval: float = 0.001,
+        full: Literal["block", "raise", "drop"] = "block",
+        full_timeout: float | None = None,
+        group_readable: bool = False,
+        retention_bytes: int | None = None,
+        retention_age: float | None = None,
+        log_file_bytes: int = LOG_FILE_BYTES,
+        take_over: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.bus = check_bus_name(bus)
+        self.schemas = {schema.name: schema for schema in schemas}
+        if not self.schemas:
+            raise ValueError("schemas: a bus needs at least one topic")
+        if sync not in ("interval", "always", "never"):
+            raise ValueError(f'sync: "interval", "always" or "never" is expected, got {sync!r}')
+        if full not in ("block", "raise", "drop"):
+            raise ValueError(f'full: "block", "raise" or "drop" is expected, got {full!r}')
+        if sync_interval <= 0:
+            raise ValueError(f"sync_interval: a positive number of seconds is expected, got {sync_interval}")
+        self._slots = {name: _slots_of(slots, name) for name in self.schemas}
+        self._full, self._full_timeout = full, full_timeout
+        self._modes = MODES[group_readable]
+        self.data_dir = None if data_dir is None else Path(data_dir).absolute()
+        self._parts = parts = _Parts(self.bus)
+        self._finalizer = weakref.finalize(self, _close, parts)
+        try:
+            epoch = self._lock_bus(take_over)
+            if self.data_dir is not None:
+                parts.log = Log(
+                    self.data_dir / "log",
+                    self.schemas.values(),
+                    bus=self.bus,
+                    epoch=epoch,
+                    sync_files=sync != "never",
+                    file_bytes=log_file_bytes,
+                    retention_bytes=retention_bytes,
+                    retention_age_s=retention_age,
+                    take_over=take_over,
+                    progress=progress,
+                )
+                epoch = parts.log.epoch
+                parts.journal = Journal(parts.log.appender, sync, sync_interval)
+            self.epoch = epoch
+            self._open_topics()
+            self._start(parts)
+        except BaseException:
+            self._finalizer.detach()
+            _close(parts)
+            raise
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def _lock_bus(self, take_over: bool) -> int:
+        """Become the writer; returns the epoch to use. Fences a living writer when told to take over."""
+        parts, name = self._parts, bus_name(self.bus)
+        epoch = 0
+        while True:
+            try:
+                segment = Segment.create(name, _ring.BUS_BYTES, self._modes[0])
+            except FileExistsError:
+                try:
+                    segment = Segment.open(name, writable=True)
+                except NotFound:
+                    continue
+            descriptor = os.open(Path("/dev/shm") / name[1:], os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                with contextlib.suppress(AttachError):
+                    owner = _ring.read_bus(segment.memory, name)
+                    if not take_over:
+                        raise WriterAlive(self.bus, owner["pid"]) from None
+                    epoch = max(epoch, owner["epoch"])
+                if not take_over:
+                    raise WriterAlive(self.bus, 0) from None
+                Segment.unlink(name)
+                continue
+            if segment.is_current() and os.fstat(descriptor).st_ino == segment.inode:
+                break
+            os.close(descriptor)
+        parts.lock_fd, parts.bus_segment = descriptor, segment
+        with contextlib.suppress(AttachError):
+            epoch = max(epoch, _ring.read_bus(segment.memory, name)["epoch"])
+        self._fence_old_rings()
+        return epoch + 1
+
+    def _fence_old_rings(self) -> None:
+        """Stop whoever still holds this bus's rings from publishing into them, and move their readers on."""
+        topics = list_names().get(self.bus, [])
+        for topic in topics:
+            with contextlib.suppress(NotFound, AttachError):
+                data = Segment.open(data_name(self.bus, topic), writable=True)
+                control = Segment.open(control_name(self.bus, topic), writable=True)
+                _ring.read_data(data.memory, data.name)
+                _ring.check_control(control.memory, control.name)
+                _ring.add_status(data.memory, control.memory, _ring.STATUS_FENCED)
+
+    def _open_topics(self) -> None:
+        parts = self._parts
+        from_rings: dict[str, int] = {}
+        log_id = parts.log.log_id if parts.log is not None else 0
+        topics = parts.log.topics if parts.log is not None else None
+        names = [topic.schema.name for topic in topics] if topics is not None else list(self.schemas)
+        for name in names:
+            schema = self.schemas.get(name)
+            if schema is None:  # logged by an earlier writer, not published now; the journal still counts it
+                assert topics is not None
+                schema = next(topic.schema for topic in topics if topic.schema.name == name)
+                self._slots[name] = 1
+            from_rings[name] = self._open_topic(schema, log_id)
+        for name in list_names().get(self.bus, []):
+            if name not in names:  # an earlier writer's topic that is no more
+                Segment.unlink(data_name(self.bus, name))
+                Segment.unlink(control_name(self.bus, name))
+        self.carried = Carried(
+            parts.log.recovered if parts.log is not None else None,
+            {name: count for name, count in from_rings.items() if count},
+        )
+        assert parts.bus_segment is not None
+        _ring.format_bus(
+            parts.bus_segment.memory,
+            bus=self.bus,
+            data_dir=str(self.data_dir or ""),
+            log_id=log_id,
+            epoch=self.epoch,
+        )
+
+    def _open_topic(self, schema: Schema, log_id: int) -> int:
+        """Make the topic's ring, carrying over what an earlier one holds; returns how many records the log did not have."""
+        parts, topic = self._parts, schema.name
+        logged = parts.log.topic(topic).next_sequence - 1 if parts.log is not None else None
+        control = self._open_control(topic)
+        slot_count = self._slots[topic]
+        schema_json = schema.to_json()
+        _, size_bytes = _ring.data_segment_bytes(len(schema_json), schema.row_bytes, slot_count)
+        name = data_name(self.bus, topic)
+        old = _old_ring(name, schema, log_id)
+        first, last = _readable(old, logged)
+        if logged is not None and last - logged > slot_count:
+            raise ValueError(
+                f"slots: {last - logged} records of topic {topic!r} wait to be logged; give it at least as many slots as before"
+            )
+        Segment.unlink(name)
+        data = Segment.create(name, size_bytes, self._modes[0])
+        parts.data[topic], parts.control[topic] = data, control
+        _ring.format_data(
+            data.memory,
+            schema_json=schema_json,
+            schema_hash=schema.hash,
+            row_bytes=schema.row_bytes,
+            slot_count=slot_count,
+            bus=self.bus,
+            topic=topic,
+            data_dir=str(self.data_dir or ""),
+            log_id=log_id,
+            epoch=self.epoch,
+        )
+        if old is not None and last >= first:
+            first = max(first, last - slot_count + 1)
+            _ring.copy_slots(old.memory, data.memory, first, last)
+        # Slots below `first` hold nothing: announcing them as claimed over keeps readers from taking them for records.
+        claimed = last if first == 1 else max(last, first - 1 + slot_count)
+        known = last if logged is None else logged
+        _ring.set_watermarks(
+            data.memory, claimed=claimed, published=last, logged=known if logged is not None else 0, durable=known if logged is not None else 0
+        )
+        publisher = Publisher(
+            data, control, schema, full=self._full, full_timeout=self._full_timeout, journal=parts.journal
+        )
+        if parts.log is not None:
+            publisher.stamp_after(parts.log.topic(topic).last_timestamp_ns)
+        parts.publishers[topic] = publisher
+        if parts.journal is not None:
+            parts.journal.add_ring(data.memory, control.memory)
+        _ring.publish_ready(data.memory)
+        return last - logged if logged is not None else 0
+
+    def _open_control(self, topic: str) -> Segment:
+        """The topic's control segment: an earlier writer's, with the readers in it, or a new one."""
+        name = control_name(self.bus, topic)
+        try:
+            control = Segment.open(name, writable=True)
+            _ring.check_control(control.memory, name)
+        except (NotFound, AttachError):
+            Segment.unlink(name)
+            control = Segment.create(name, _ring.CONTROL_BYTES, self._modes[1])
+            _ring.format_control(control.memory)
+        else:
+            os.chmod(Path("/dev/shm") / name[1:], self._modes[1])
+            _ring.free_dead(control.memory)
+        return control
+
+    def _start(self, parts: _Parts) -> None:
+        if parts.journal is not None:
+            parts.threads.append(threading.Thread(target=_run_journal, args=(parts,), name="ringmain-journal", daemon=True))
+        parts.threads.append(threading.Thread(target=_keep, args=(parts,), name="ringmain-keeper", daemon=True))
+        for thread in parts.threads:
+            thread.start()
+
+    # --- using ------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, topic: str) -> Publisher:
+        """The topic's Publisher. KeyError names the topics there are."""
+        if topic not in self.schemas:
+            raise KeyError(f"bus {self.bus!r} has no topic {topic!r}; it has {', '.join(sorted(self.schemas))}")
+        return self._parts.publishers[topic]
+
+    @property
+    def failure(self) -> Exception | None:
+        """What stopped the log, or None."""
+        return self._parts.journal.failure() if self._parts.journal is not None else None
+
+    def close(self) -> None:
+        """Log and sync everything published, tell the readers, and remove the segments. Does nothing the second time.
+
+        Raises WriterFailed's cause where the log had failed: what was not durable by then is not.
+        """
+        if self._finalizer.detach() is not None:
+            _close(self._parts)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _slots_of(slots: int | Mapping[str, int], topic: str) -> int:
+    count = slots if isinstance(slots, int) else slots.get(topic, SLOTS)
+    if count < 1 or count & (count - 1):
+        raise ValueError(f"slots: a power of two is expected for topic {topic!r}, got {count}")
+    return count
+
+
+def _old_ring(name: str, schema: Schema, log_id: int) -> Segment | None:
+    """The ring that an earlier writer left under this name, if it holds records of this very topic and log."""
+    try:
+        old = Segment.open(name, writable=False)
+        header = _ring.read_data(old.memory, name)
+    except (NotFound, AttachError):
+        return None
+    fits = header["schema_hash"] == schema.hash and header["row_bytes"] == schema.row_bytes and header["log_id"] == log_id
+    return old if fits else None
+
+
+def _readable(old: Segment | None, logged: int | None) -> tuple[int, int]:
+    """(first, last) sequence that can be carried over from an old ring; (next, last) with nothing between where there is none.
+
+    With a log, a ring that lies behind it, or that has lost its connection with it, is left alone.
+    """
+    if old is None:
+        last = logged or 0
+        return last + 1, last
+    state, header = _ring.read_state(old.memory), _ring.read_data(old.memory, old.name)
+    first, last = max(1, state["claimed"] - header["slot_count"] + 1), state["published"]
+    if logged is not None and (last < logged or first > logged + 1):
+        return logged + 1, logged
+    return first, last
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def _run_journal(parts: _Parts) -> None:
+    assert parts.journal is not None
+    parts.journal_result.append(parts.journal.run())
+
+
+def _keep(parts: _Parts) -> None:
+    """Beat, and keep the log's files coming."""
+    while not parts.stop.is_set():
+        for segment in parts.data.values():
+            _ring.beat(segment.memory)
+        if parts.log is not None:
+            with contextlib.suppress(OSError):
+                parts.log.keep(HEARTBEAT_S)
+        else:
+            parts.stop.wait(HEARTBEAT_S)
+
+
+def _close(parts: _Parts) -> None:
+    """Let go of everything in order. In a forked child nothing is the child's to close."""
+    if os.getpid() != parts.pid:
+        return
+    for publisher in parts.publishers.values():
+        publisher.close()
+    failure: Exception | None = None
+    started = any(thread.ident is not None for thread in parts.threads)
+    if parts.journal is not None and started:
+        parts.journal.request_stop()
+        parts.threads[0].join()
+        failure = parts.journal.failure()
+    parts.stop.set()
+    for thread in parts.threads:
+        if thread.ident is not None:
+            thread.join()
+    if parts.log is not None:
+        parts.log.close(finish=not started)
+    clean = failure is None and (not parts.journal_result or parts.journal_result[0] == 0)
+    for topic, segment in parts.data.items():
+        current = segment.is_current()
+        if clean:
+            _ring.add_status(segment.memory, parts.control[topic].memory, _ring.STATUS_CLOSED)
+        # With the log gone, the ring still holds what was published but not logged: the next writer saves it.
+        if current and clean:
+            Segment.unlink(segment.name)
+            Segment.unlink(control_name(parts.bus, topic))
+    if parts.bus_segment is not None and parts.bus_segment.is_current() and clean and started:
+        Segment.unlink(parts.bus_segment.name)
+    if parts.lock_fd >= 0:
+        os.close(parts.lock_fd)
+        parts.lock_fd = -1
+    if failure is not None:
+        raise failure

@@ -1,0 +1,33 @@
+"""The compiled parts. Everything else about the build stands in pyproject.toml; numpy's headers are why this file exists."""
+
+import os
+
+import numpy
+from setuptools import Extension, setup
+
+# RINGMAIN_CFLAGS adds to every compile and link, for instance -fsanitize=address,undefined.
+EXTRA = os.environ.get("RINGMAIN_CFLAGS", "").split()
+STORAGE_HEADERS = ["storage/crc32c.hpp", "storage/log_format.hpp", "storage/log_scan.hpp", "storage/log_writer.hpp"]
+BUS_HEADERS = ["bus/atomics.hpp", "bus/layout.hpp", "bus/pack.hpp", "bus/readers.hpp", "bus/ring.hpp", "bus/wait.hpp"]
+
+
+def extension(name: str, headers: list[str]) -> Extension:
+    return Extension(
+        f"ringmain.{name}",
+        [f"{name.replace('.', '/')}.pyx"],
+        depends=headers,
+        include_dirs=["bus", "storage", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=["-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", *EXTRA],
+        extra_link_args=EXTRA,
+        language="c++",
+    )
+
+
+setup(
+    ext_modules=[
+        extension("storage._log", STORAGE_HEADERS),
+        extension("bus._ring", BUS_HEADERS),
+        extension("bus._journal", ["bus/journal.hpp", *BUS_HEADERS, *STORAGE_HEADERS]),
+    ]
+)

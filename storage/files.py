@@ -1,0 +1,134 @@
+"""The door to the disk for everything that is not on a record's way: making, naming, locking, mapping and giving back files.
+
+Appending and syncing, which happen once per group, are log_writer.hpp's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from pathlib import Path
+
+from .errors import LogLocked
+
+__all__ = ["allocate", "free_tail", "lock_directory", "map_file", "sync_directory", "sync_file", "write_whole"]
+
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def allocate(path: Path, size_bytes: int) -> int:
+    """Create a file with all of its room reserved, and return its descriptor. Raises OSError (ENOSPC) and leaves nothing."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            os.ftruncate(descriptor, size_bytes)  # a file system without reservation: sparse, as good as it gets
+    except OSError:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+def free_tail(path: Path, used_bytes: int) -> None:
+    """Give back the room behind `used_bytes`. The file keeps its size, so that a process that has it mapped is not hurt."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        start = (used_bytes + 4095) & ~4095
+        size_bytes = os.fstat(descriptor).st_size
+        if start < size_bytes:
+            # A file system that cannot punch holes merely keeps the room.
+            _LIBC.fallocate(
+                descriptor,
+                FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+                ctypes.c_longlong(start),
+                ctypes.c_longlong(size_bytes - start),
+            )
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, data: bytes, offset: int = 0) -> None:
+    """Write `data` into an existing file at `offset`, and sync it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def map_file(path: Path) -> mmap.mmap | None:
+    """Map a file read-only, or None where it is empty. A shared flock(2) is held on it while the map lives.
+
+    A log file that is locked so is never recycled: its writer unlinks it instead, and the bytes stay as they are under
+    every view (sync LOGFILE). Raises FileNotFoundError, also where the file was about to be recycled.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError(errno.ENOENT, "is being recycled", str(path)) from None
+        mine, named = os.fstat(descriptor), os.stat(path)
+        if (mine.st_ino, mine.st_dev) != (named.st_ino, named.st_dev):
+            raise FileNotFoundError(errno.ENOENT, "was replaced meanwhile", str(path))
+        # The map keeps a duplicate of the descriptor, and with it the lock, for as long as it lives.
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if mine.st_size else None
+    finally:
+        os.close(descriptor)
+
+
+def lock_directory(directory: Path, *, take_over: bool) -> int:
+    """Take the directory's writer lock and return the descriptor that holds it; closing that (or dying) gives it up.
+
+    take_over: put a new lock file in place of the one that another process holds. The caller has fenced that process.
+    Raises LogLocked naming the holder.
+    """
+    path = directory / "LOCK"
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            if not take_over:
+                raise LogLocked(directory, int(holder) if holder.isdigit() else None) from None
+            path.unlink(missing_ok=True)
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+        os.close(descriptor)  # somebody replaced the file between open and lock

@@ -1,0 +1,257 @@
+"""The log, opened for writing: lock, recovery, files kept ready ahead, retention. Appending itself is the LogAppender's.
+
+1. One living process writes to a directory (LOCK). It begins a new file and a new epoch, and never touches an older file's
+   content; what a process that lost the lock still writes lies behind the end that the new file's header names.
+2. `keep` is the keeper's work: called by one thread, it makes spare files and gives back expired ones. The appender never
+   waits for it unless it has used up every spare.
+3. A file is recycled only if this writer wrote it and no reader has it mapped; otherwise it is unlinked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import select
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import _log
+from .errors import Corruption, FormatMismatch, StorageError
+from .files import allocate, free_tail, lock_directory, sync_directory, sync_file
+from .log_files import LogTopic, file_path, list_files, open_file
+from .recovery import Contents, examine
+from .schema import Schema
+
+__all__ = ["LOG_FILE_BYTES", "Log", "Recovered"]
+
+LOG_FILE_BYTES = 64 << 20
+LOG_FILE_BYTES_MIN = 4 << 20
+SPARE_COUNT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What opening a log found. Times in seconds."""
+
+    record_count: int
+    file_count: int
+    checked_bytes: int
+    torn_bytes: int
+    closed: bool            # the writer before ended in good order (or there was none)
+    seconds: float
+
+
+class Log:
+    """A log directory, held for writing by this process.
+
+    directory: made if missing. schemas: the topics, in any order; those of earlier writers keep their place in the log even
+    when they are not named. bus: the log's owner; a directory belongs to one. epoch: at least this (0: the log's own next).
+    sync_files: False never waits for the disk (a power cut may then lose everything).
+    retention_bytes, retention_age_s: how much of the past to keep, at least; None keeps everything.
+
+    Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch, OSError.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        schemas: Iterable[Schema],
+        *,
+        bus: str = "",
+        epoch: int = 0,
+        sync_files: bool = True,
+        file_bytes: int = LOG_FILE_BYTES,
+        retention_bytes: int | None = None,
+        retention_age_s: float | None = None,
+        take_over: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if file_bytes < LOG_FILE_BYTES_MIN:
+            raise ValueError(f"file_bytes: at least {LOG_FILE_BYTES_MIN} are needed, got {file_bytes}")
+        self.directory = Path(directory)
+        self._file_bytes, self._sync_files = file_bytes, sync_files
+        self._retention_bytes, self._retention_age_s = retention_bytes, retention_age_s
+        self._spare_number = 0
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_directory(self.directory, take_over=take_over)
+        self._directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._open(list(schemas), bus, epoch, progress)
+        except BaseException:
+            self._release()
+            raise
+
+    def _open(
+        self, schemas: list[Schema], bus: str, epoch: int, progress: Callable[[int, int], None] | None
+    ) -> None:
+        started = time.monotonic()
+        contents = examine(self.directory, progress)
+        for problem in contents.problems:
+            raise problem
+        if contents.files and contents.files[-1].file.header.bus != bus:
+            raise FormatMismatch(
+                self.directory, "bus", repr(bus), repr(contents.files[-1].file.header.bus),
+                "a data directory belongs to one bus: give the bus its old name, or another directory",
+            )
+        self.topics = _merge_topics(self.directory, contents, schemas)
+        for item in contents.files:  # what a killed writer left in the system's hands
+            sync_file(item.file.path)
+        for path in self.directory.glob("spare-*"):
+            path.unlink()
+        number, position, used_bytes = contents.end
+        self.epoch = max(epoch, contents.epoch + 1)
+        self.log_id = contents.log_id or secrets.randbits(63) | 1
+        self._first_own_number = number
+        self.recovered = Recovered(
+            record_count=contents.record_count,
+            file_count=len(contents.files),
+            checked_bytes=contents.checked_bytes,
+            torn_bytes=contents.torn_bytes,
+            closed=not contents.files or contents.files[-1].closed,
+            seconds=time.monotonic() - started,
+        )
+        self.appender = _log.LogAppender(
+            self.directory,
+            self._directory_fd,
+            log_id=self.log_id,
+            epoch=self.epoch,
+            bus=bus,
+            next_file_number=number,
+            start_position=position,
+            previous_end=used_bytes,
+            file_bytes=self._file_bytes,
+            sync_files=self._sync_files,
+        )
+        for topic in self.topics:
+            self.appender.add_topic(
+                topic.schema.to_json(), topic.schema.dtype, topic.next_sequence, topic.last_timestamp_ns
+            )
+        if contents.files:
+            free_tail(contents.files[-1].file.path, used_bytes)
+        del contents  # its maps hold the files
+        self._make_spares()
+        if not self.appender.spare_count:
+            raise OSError(errno.ENOSPC, f"no room for a log file of {self._file_bytes} bytes", str(self.directory))
+        self.appender.open_first()
+        self._make_spares()
+
+    def topic(self, name: str) -> LogTopic:
+        """Where a topic stood when this log was opened."""
+        return next(topic for topic in self.topics if topic.schema.name == name)
+
+    def keep(self, timeout_s: float) -> None:
+        """The keeper's turn: wait up to `timeout_s` for the appender to want a file, make spares, give back what has expired."""
+        poll = select.poll()
+        poll.register(self.appender.wants_spare_fd, select.POLLIN)
+        if poll.poll(timeout_s * 1000):
+            os.read(self.appender.wants_spare_fd, 8)
+        self._give_back_expired()
+        self._make_spares()
+
+    def close(self, *, finish: bool = True) -> None:
+        """Write and sync what is left, mark the end, give back spare room, and release the directory.
+
+        finish: False where the journal has done the first part already, or the log has failed.
+        """
+        if self._lock < 0:
+            return
+        try:
+            if finish and self.appender.failure() is None:
+                self.appender.finish()
+            if self.appender.failure() is None:
+                free_tail(file_path(self.directory, self.appender.file_number), self.appender.offset)
+                for path in self.directory.glob("spare-*"):
+                    path.unlink()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self._directory_fd)
+        os.close(self._lock)
+        self._lock = -1
+
+    # --- the keeper -------------------------------------------------------------------------------------------------
+
+    def _make_spares(self) -> None:
+        while self.appender.spare_count < SPARE_COUNT:
+            self._spare_number += 1
+            name = f"spare-{os.getpid()}-{self._spare_number}"
+            try:
+                descriptor = allocate(self.directory / name, self._file_bytes)
+            except OSError as error:
+                self.appender.refuse_spare(error.errno or errno.EIO)
+                return
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self.appender.add_spare(descriptor, name)
+
+    def _give_back_expired(self) -> None:
+        if self._retention_bytes is None and self._retention_age_s is None:
+            return
+        current = self.appender.file_number
+        files = [(number, path) for number, path in list_files(self.directory) if number < current]
+        kept_bytes = sum(path.stat().st_blocks * 512 for _, path in files)
+        removed = False
+        for (number, path), following in zip(files, [*files[1:], (current, file_path(self.directory, current))], strict=True):
+            size_bytes = path.stat().st_blocks * 512
+            too_many = self._retention_bytes is not None and kept_bytes > self._retention_bytes
+            if not too_many and not self._too_old(following[1], following[0]):
+                break
+            kept_bytes -= size_bytes
+            removed = True
+            if not self._recycle(number, path):
+                path.unlink()
+        if removed:
+            sync_directory(self.directory)
+
+    def _too_old(self, following: Path, number: int) -> bool:
+        """Whether everything in the file before `following` is older than the age to keep."""
+        if self._retention_age_s is None:
+            return False
+        try:
+            header = open_file(following, number).header
+        except (Corruption, FileNotFoundError):
+            return False
+        return header.created_ns < time.time_ns() - self._retention_age_s * 1e9
+
+    def _recycle(self, number: int, path: Path) -> bool:
+        """Turn an expired file into a spare, unless somebody has it mapped or it was another writer's (sync LOGFILE)."""
+        if number < self._first_own_number or self.appender.spare_count >= SPARE_COUNT:
+            return False
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._spare_number += 1
+        name = f"spare-{os.getpid()}-{self._spare_number}"
+        path.rename(self.directory / name)
+        self.appender.add_spare(descriptor, name)
+        return True
+
+
+def _merge_topics(directory: Path, contents: Contents, schemas: list[Schema]) -> list[LogTopic]:
+    """The log's topics by number: those it has, then new ones. The schema of an old topic must not have changed."""
+    topics = sorted(contents.topics.values(), key=lambda topic: topic.number)
+    for schema in schemas:
+        known = contents.topics.get(schema.name)
+        if known is None:
+            topics.append(LogTopic(len(topics), schema, 1, 0))
+        elif known.schema.hash != schema.hash:
+            raise FormatMismatch(
+                directory, f"schema of topic {schema.name!r}", "the logged one", "another",
+                f"{known.schema.describe_difference(schema)}; keep the schema, or publish under a new topic name",
+            )
+        else:
+            topics[known.number] = LogTopic(known.number, schema, known.next_sequence, known.last_timestamp_ns)
+    declared_bytes = sum(len(topic.schema.to_json()) + _log.FRAME_HEADER_BYTES + 8 for topic in topics)
+    if len(topics) > _log.TOPIC_COUNT_MAX or declared_bytes > LOG_FILE_BYTES_MIN // 4:
+        raise StorageError(
+            f"{directory}: {len(topics)} topics with {declared_bytes} bytes of schema are too many for one log; at most "
+            f"{_log.TOPIC_COUNT_MAX} and {LOG_FILE_BYTES_MIN // 4} bytes"
+        )
+    return topics

@@ -1,0 +1,116 @@
+"""The files of one log: their names, their headers, and what is in them, each read and checked without changing anything.
+
+A log is a directory of files `0000000001.log`, `0000000002.log`, … without a gap. `spare-*` are files ready for use.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from . import _log
+from .errors import Corruption
+from .files import map_file
+from .schema import Schema
+
+__all__ = ["FileHeader", "Frames", "LogFile", "LogTopic", "file_path", "list_files", "open_file", "read_topics"]
+
+Frames: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+NAME = re.compile(r"(\d{10})\.log")
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What a log file says about itself. See FORMAT.md."""
+
+    log_id: int
+    file_number: int
+    start_position: int
+    previous_end: int
+    epoch: int
+    created_ns: int
+    file_bytes: int
+    bus: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogTopic:
+    """A topic as a log file declares it: where it stood when the file began."""
+
+    number: int
+    schema: Schema
+    next_sequence: int
+    last_timestamp_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A mapped log file with a sound header. `data` keeps the file from being recycled for as long as it is referred to."""
+
+    path: Path
+    header: FileHeader
+    data: mmap.mmap
+
+    def scan(self, offset: int = _log.LOG_HEADER_BYTES, limit: int = 2**63) -> tuple[Frames, int]:
+        """The valid frames from `offset` on, and the offset where the first invalid one would begin."""
+        return _log.scan(
+            self.data,
+            start_position=self.header.start_position,
+            epoch=self.header.epoch,
+            offset=offset,
+            limit=limit,
+        )
+
+    def find_frame(self, offset: int, limit: int = 2**63) -> int | None:
+        """The offset of the first valid frame at or behind `offset`, or None."""
+        return _log.find_frame(
+            self.data,
+            start_position=self.header.start_position,
+            epoch=self.header.epoch,
+            offset=offset,
+            limit=limit,
+        )
+
+
+def file_path(directory: Path, number: int) -> Path:
+    """Where log file `number` lies."""
+    return directory / f"{number:010d}.log"
+
+
+def list_files(directory: Path) -> list[tuple[int, Path]]:
+    """The log files of a directory by number, oldest first. FileNotFoundError where there is no such directory."""
+    found: list[tuple[int, Path]] = []
+    for path in directory.iterdir():
+        match = NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def open_file(path: Path, number: int) -> LogFile:
+    """Map a log file and check its header.
+
+    Raises Corruption for a damaged header, FormatMismatch for another version, FileNotFoundError when it is gone.
+    """
+    data = map_file(path)
+    fields = None if data is None else _log.decode_file_header(memoryview(data)[: _log.LOG_HEADER_BYTES], path)
+    if data is None or fields is None:
+        raise Corruption(path, 0, "a log file's header with a matching checksum", "something else")
+    header = FileHeader(**fields)
+    if header.file_number != number:
+        raise Corruption(path, 24, f"the number in the file's name, {number}", header.file_number)
+    return LogFile(path, header, data)
+
+
+def read_topics(file: LogFile, frames: Frames) -> Iterator[LogTopic]:
+    """The topics that a file declares, from its frames."""
+    for frame in frames[frames["kind"] == _log.FRAME_TOPIC]:
+        start = int(frame["offset"]) + _log.FRAME_HEADER_BYTES
+        schema = Schema.from_json(file.data[start : start + int(frame["payload_bytes"])])
+        yield LogTopic(int(frame["topic"]), schema, int(frame["first_sequence"]), int(frame["first_timestamp_ns"]))

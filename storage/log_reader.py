@@ -1,0 +1,305 @@
+"""Reading a topic's past from the log, while another process may be writing it.
+
+1. Rows come out as views over the mapped file, or, where the writer made many small frames, gathered into one array. Both
+   stay valid for as long as they are kept: a file that is mapped is not recycled.
+2. Every frame's checksum is proven before its rows are handed out.
+3. The reader believes frames, not sizes: what it has not found yet is not there yet. A hole between sequences is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import _log
+from .errors import Corruption, FormatMismatch, StorageError
+from .log_files import Frames, LogFile, LogTopic, file_path, list_files, open_file, read_topics
+from .schema import Schema
+
+__all__ = ["HistoryGone", "LogReader", "Rows"]
+
+Rows = Frames
+VIEW_ROWS_MIN = 256       # frames with fewer rows are gathered, this many rows at least at a time
+BATCH_ROWS_MAX = 65_536
+
+
+class HistoryGone(StorageError):
+    """The records asked for are no longer kept. wanted, oldest: the first sequence asked for, and the first one there is."""
+
+    def __init__(self, directory: str | os.PathLike[str], topic: str, wanted: int, oldest: int) -> None:
+        self.directory, self.topic, self.wanted, self.oldest = os.fspath(directory), topic, wanted, oldest
+        super().__init__(
+            f"{self.directory}: topic {topic!r}: sequence {wanted} is no longer kept; the oldest record is {oldest}. Start there, "
+            "read sooner, or raise the writer's retention"
+        )
+
+    def __reduce__(self) -> tuple[type[HistoryGone], tuple[str, str, int, int]]:
+        return type(self), (self.directory, self.topic, self.wanted, self.oldest)
+
+
+@dataclass(slots=True)
+class _Part:
+    """The topic's frames in one file, as far as they were found, and where to look for more."""
+
+    file: LogFile
+    topic: LogTopic | None
+    frames: Frames
+    lost: Frames
+    end: int
+
+
+class LogReader:
+    """The records of one topic, by sequence. For one thread; any number of processes.
+
+    directory: the log's (a data directory's `log`). Raises FileNotFoundError where there is none, StorageError where the
+    topic is not in it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], topic: str) -> None:
+        self.directory, self.topic = Path(directory), topic
+        self.lost_count = 0  # records passed over because an earlier repair gave them up
+        self._part: _Part | None = None
+        numbers = list_files(self.directory)
+        if not numbers:
+            raise FileNotFoundError(2, "holds no log files", str(self.directory))
+        self.schema = self._find_schema(numbers[-1][0])
+
+    def _find_schema(self, newest: int) -> Schema:
+        part = self._load(newest)
+        if part.topic is None:
+            raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
+        return part.topic.schema
+
+    @property
+    def oldest(self) -> int:
+        """The first sequence that is still kept (or would be, where the topic is empty)."""
+        for number, _ in list_files(self.directory):
+            try:
+                part = self._load(number)
+            except FileNotFoundError:
+                continue
+            if part.topic is not None:
+                return part.topic.next_sequence
+        raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
+
+    def read(self, sequence: int, last: int | None = None, rows_max: int = BATCH_ROWS_MAX) -> Rows | None:
+        """Rows from `sequence` on: consecutive, at least one, at most `rows_max`, none behind `last`; None when not written yet.
+
+        Rows that a repair gave up are passed over and counted in `lost_count`; the first row's sequence tells.
+        Raises HistoryGone when they are no longer kept, Corruption for damage.
+        """
+        if last is not None and sequence > last:
+            return None
+        part = self._seek(sequence)
+        while part is not None:
+            rows = self._read_part(part, sequence, last, rows_max)
+            if rows is not None:
+                return rows
+            behind = self._skip_lost(part, sequence)
+            if part.topic is None or behind >= self._end_of(part):
+                part = self._next_part(part, behind)
+            elif behind == sequence:
+                raise Corruption(part.file.path, part.end, f"sequence {sequence} of topic {self.topic!r}", "a hole")
+            sequence = behind
+            if last is not None and sequence > last:
+                return None
+        return None
+
+    def find_time(self, timestamp_ns: int) -> int:
+        """The sequence of the first record stamped at or after that time; one behind the last where all are earlier."""
+        following = None
+        for number, _ in reversed(list_files(self.directory)):
+            try:
+                part = self._load(number)
+            except FileNotFoundError:
+                break
+            if part.topic is None:
+                break
+            following = self._find_time_in(part, timestamp_ns) or following or part.topic.next_sequence + int(
+                part.frames["row_count"].sum()
+            )
+            if len(part.frames) and int(part.frames["first_timestamp_ns"][0]) < timestamp_ns:
+                break
+        return following if following is not None else 1
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def _load(self, number: int) -> _Part:
+        """Map a file and index the topic's frames in it."""
+        if self._part is not None and self._part.file.header.file_number == number:
+            self._extend(self._part)
+            return self._part
+        file = open_file(file_path(self.directory, number), number)
+        part = _Part(file, None, np.empty(0, _log.FRAME_DTYPE), np.empty(0, _log.LOST_DTYPE), _log.LOG_HEADER_BYTES)
+        self._extend(part)
+        self._part = part
+        return part
+
+    def _extend(self, part: _Part) -> None:
+        """Find what was appended since the last look."""
+        found, end = part.file.scan(part.end)
+        if end == part.end:
+            return
+        part.end = end
+        if part.topic is None:
+            for topic in read_topics(part.file, found):
+                if topic.schema.name == self.topic:
+                    part.topic = topic
+        if part.topic is None:
+            return
+        mine = found[(found["kind"] == _log.FRAME_ROWS) & (found["topic"] == part.topic.number)]
+        if len(mine) and int(mine["row_bytes"][0]) != part.topic.schema.row_bytes:
+            raise FormatMismatch(part.file.path, "bytes of a row", part.topic.schema.row_bytes, int(mine["row_bytes"][0]))
+        part.frames = np.concatenate([part.frames, mine])
+        for gap in found[found["kind"] == _log.FRAME_GAP]:
+            start = int(gap["offset"]) + _log.FRAME_HEADER_BYTES
+            lost = np.frombuffer(part.file.data, _log.LOST_DTYPE, int(gap["row_count"]), start)
+            part.lost = np.concatenate([part.lost, lost[lost["topic"] == part.topic.number]])
+
+    def _seek(self, sequence: int) -> _Part | None:
+        """The file that holds a sequence, or will."""
+        part = self._part
+        if part is not None and part.topic is not None and part.topic.next_sequence <= sequence:
+            self._extend(part)
+            if sequence < self._end_of(part):
+                return part
+        numbers = [number for number, _ in list_files(self.directory)]
+        low, high = 0, len(numbers) - 1
+        while low < high:  # the newest file that begins at or before the sequence
+            middle = (low + high + 1) // 2
+            try:
+                begins = self._begins(numbers[middle])
+            except FileNotFoundError:  # recycled meanwhile: it was too old anyway
+                low = middle
+                continue
+            if begins is not None and begins <= sequence:
+                low = middle
+            elif begins is None:
+                low = middle  # a file from before the topic existed
+            else:
+                high = middle - 1
+        try:
+            part = self._load(numbers[low])
+        except FileNotFoundError:
+            return self._gone(sequence)
+        if part.topic is None:
+            return self._next_part(part, sequence)
+        if part.topic.next_sequence > sequence:
+            return self._gone(sequence)
+        return part
+
+    def _begins(self, number: int) -> int | None:
+        """The topic's next sequence where a file begins; None where the file does not know the topic."""
+        if self._part is not None and self._part.file.header.file_number == number:
+            return self._part.topic.next_sequence if self._part.topic is not None else None
+        file = open_file(file_path(self.directory, number), number)
+        offset = _log.LOG_HEADER_BYTES
+        while True:
+            frames, end = file.scan(offset, min(offset + 4096, len(file.data)))
+            if not len(frames):  # a frame that does not fit into what was looked at: look at all of it
+                frames, end = file.scan(offset)
+            for topic in read_topics(file, frames):
+                if topic.schema.name == self.topic:
+                    return topic.next_sequence
+            if not len(frames) or (frames["kind"] != _log.FRAME_TOPIC).any():
+                return None
+            offset = end
+
+    def _gone(self, sequence: int) -> None:
+        raise HistoryGone(self.directory, self.topic, sequence, self.oldest)
+
+    def _next_part(self, part: _Part, sequence: int) -> _Part | None:
+        """The file behind `part`, once that has ended. Its header says where; frames missing before are damage."""
+        number = part.file.header.file_number + 1
+        if not file_path(self.directory, number).exists():
+            return None
+        following = open_file(file_path(self.directory, number), number)
+        self._extend(part)
+        if part.end < following.header.previous_end:
+            raise Corruption(part.file.path, part.end, "a valid frame", "something else")
+        if part.topic is not None and sequence < self._end_of(part):
+            return part  # appended between the two looks
+        loaded = self._load(number)
+        if loaded.topic is not None and loaded.topic.next_sequence > sequence:
+            raise Corruption(
+                loaded.file.path, _log.LOG_HEADER_BYTES, f"topic {self.topic!r} at sequence {sequence}", loaded.topic.next_sequence
+            )
+        return loaded
+
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _end_of(part: _Part) -> int:
+        """The sequence behind the last one that this file holds or gave up."""
+        assert part.topic is not None
+        end = part.topic.next_sequence
+        if len(part.frames):
+            end = max(end, int(part.frames["first_sequence"][-1]) + int(part.frames["row_count"][-1]))
+        if len(part.lost):
+            end = max(end, int((part.lost["first_sequence"] + part.lost["count"]).max()))
+        return end
+
+    def _read_part(self, part: _Part, sequence: int, last: int | None, rows_max: int) -> Rows | None:
+        if part.topic is None or not len(part.frames):
+            return None
+        starts = part.frames["first_sequence"]
+        at = int(np.searchsorted(starts, sequence, side="right")) - 1
+        if at < 0 or sequence >= int(starts[at]) + int(part.frames["row_count"][at]):
+            return None
+        room = rows_max if last is None else min(rows_max, last - sequence + 1)
+        if int(part.frames["row_count"][at]) < VIEW_ROWS_MIN:
+            rows = self._gather(part, at, part.topic.schema.dtype)
+        else:
+            frame = part.frames[at]
+            rows = np.frombuffer(
+                part.file.data,
+                part.topic.schema.dtype,
+                int(frame["row_count"]),
+                int(frame["offset"]) + _log.FRAME_HEADER_BYTES,
+            )
+        first = sequence - int(starts[at])
+        return rows[first : first + room]
+
+    @staticmethod
+    def _gather(part: _Part, at: int, dtype: np.dtype[np.void]) -> Rows:
+        """Join small frames that follow each other, up to a good view's worth of rows."""
+        frames = part.frames[at : at + 4 * VIEW_ROWS_MIN]
+        counts = frames["row_count"].astype("u8")
+        totals = np.cumsum(counts)
+        joined = (frames["first_sequence"] == frames["first_sequence"][0] + totals - counts) & (counts < VIEW_ROWS_MIN)
+        take = len(frames) if joined.all() else max(1, int(np.argmin(joined)))
+        rows = np.empty(int(totals[take - 1]), dtype)
+        offsets = np.ascontiguousarray(frames["offset"][:take])
+        _log.gather(part.file.data, offsets, np.ascontiguousarray(counts[:take]), dtype.itemsize, rows)
+        rows.flags.writeable = False
+        return rows
+
+    def _skip_lost(self, part: _Part, sequence: int) -> int:
+        for lost in part.lost:
+            first, count = int(lost["first_sequence"]), int(lost["count"])
+            if first <= sequence < first + count:
+                self.lost_count += first + count - sequence
+                sequence = first + count
+        return sequence
+
+    @staticmethod
+    def _find_time_in(part: _Part, timestamp_ns: int) -> int | None:
+        """The first sequence in this file at or after a time, or None where all its records are earlier."""
+        if part.topic is None or not len(part.frames):
+            return None
+        at = int(np.searchsorted(part.frames["first_timestamp_ns"], timestamp_ns, side="left"))
+        if at > 0:  # it may lie inside the frame before
+            frame = part.frames[at - 1]
+            rows = np.frombuffer(
+                part.file.data,
+                part.topic.schema.dtype,
+                int(frame["row_count"]),
+                int(frame["offset"]) + _log.FRAME_HEADER_BYTES,
+            )
+            inside = int(np.searchsorted(rows["timestamp_ns"], timestamp_ns, side="left"))
+            if inside < len(rows):
+                return int(frame["first_sequence"]) + inside
+        return int(part.frames["first_sequence"][at]) if at < len(part.frames) else None

@@ -1,0 +1,351 @@
+// Appending to the log: frames gathered into groups, one pwritev a group, fdatasync when the caller says so.
+//
+// 1. One thread (the owner: the journal, or Python under the interpreter's lock) calls everything but the spare-file calls.
+// 2. A group never spans two files: a file with less than a whole group's room is closed and the next one begun.
+// 3. The first failed write or sync poisons the writer: every later call returns the same error, nothing is retried, and
+//    `durable_position` never moves again. (A failed fsync may have dropped the dirty pages; trying again would lie.)
+// 4. Files come ready-made from a keeper thread (`add_spare`), allocated or recycled, so that no write here has to wait for
+//    the file system to find room. A spare takes its final name only after its header is on the disk.
+#pragma once
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "log_format.hpp"
+
+namespace ringmain {
+
+inline constexpr int GROUP_FRAMES_MAX = 256;
+
+struct LogTopic {
+    std::string schema_json;
+    uint32_t row_bytes;
+    uint64_t next_sequence;     // of the next row to be appended
+    int64_t last_timestamp_ns;
+};
+
+struct LogFailure {
+    int error = 0;              // errno; 0 while all is well
+    const char *doing = "";     // "write", "sync", …
+    uint64_t file_number = 0;
+    uint64_t offset = 0;
+};
+
+struct SpareFile {
+    int fd;
+    std::string name;
+};
+
+class LogWriter {
+  public:
+    LogWriter(int directory_fd, uint64_t log_id, uint32_t epoch, const std::string &bus, uint64_t next_file_number,
+              uint64_t start_position, uint64_t previous_end, uint64_t file_bytes, bool sync_files)
+        : log_id_(log_id), bus_(bus), directory_fd_(directory_fd), file_bytes_(file_bytes), sync_files_(sync_files),
+          epoch_(epoch), file_number_(next_file_number - 1), start_position_(start_position), offset_(previous_end),
+          wants_spare_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+        start_position_ -= previous_end;  // as if the file before were still open and full: the first group rotates
+        durable_position_ = start_position_ + offset_;
+        iovecs_.reserve(2 * GROUP_FRAMES_MAX);
+        headers_.resize(GROUP_FRAMES_MAX);
+    }
+
+    ~LogWriter() {
+        if (fd_ >= 0) close(fd_);
+        if (wants_spare_fd_ >= 0) close(wants_spare_fd_);
+        for (auto &spare : spares_) close(spare.fd);
+    }
+
+    LogWriter(const LogWriter &) = delete;
+    LogWriter &operator=(const LogWriter &) = delete;
+
+    void add_topic(const std::string &schema_json, uint32_t row_bytes, uint64_t next_sequence, int64_t last_timestamp_ns) {
+        topics_.push_back({schema_json, row_bytes, next_sequence, last_timestamp_ns});
+    }
+
+    // --- the owner ---------------------------------------------------------------------------------------------------
+
+    // Begin the first file. 0 or an errno.
+    int open_first() { return rotate(); }
+
+    // How many rows of this topic still fit into the group being gathered; 0 when it must be written first.
+    uint64_t group_room_rows(uint32_t topic) const {
+        if (frame_count_ == GROUP_FRAMES_MAX || group_bytes_ + FRAME_HEADER_BYTES + 8 > GROUP_BYTES_MAX) return 0;
+        return (GROUP_BYTES_MAX - 8 - group_bytes_ - FRAME_HEADER_BYTES) / topics_[topic].row_bytes;
+    }
+
+    // Add `count` contiguous rows to the group. They must stay as they are until `write_group` returns.
+    int add_rows(uint32_t topic, const char *rows, uint64_t count) {
+        LogTopic &to = topics_[topic];
+        int64_t last_timestamp_ns, first_timestamp_ns;
+        std::memcpy(&first_timestamp_ns, rows + 8, 8);
+        std::memcpy(&last_timestamp_ns, rows + (count - 1) * to.row_bytes + 8, 8);
+        const int error = add_frame(FRAME_ROWS, topic, to.next_sequence, static_cast<uint32_t>(count), to.row_bytes,
+                                    first_timestamp_ns, rows, static_cast<uint32_t>(count * to.row_bytes));
+        if (error == 0) {
+            to.next_sequence += count;
+            to.last_timestamp_ns = last_timestamp_ns;
+        }
+        return error;
+    }
+
+    // Write the gathered frames with one call. 0 or an errno.
+    int write_group() {
+        if (failure_.error != 0) return failure_.error;
+        if (frame_count_ == 0) return 0;
+        const uint64_t bytes = group_bytes_;
+        iovec *at = iovecs_.data();
+        int left = static_cast<int>(iovecs_.size());
+        uint64_t offset = offset_ - bytes;
+        while (left > 0) {
+            const ssize_t written = pwritev(fd_, at, left, static_cast<off_t>(offset));
+            if (written < 0 && errno == EINTR) continue;
+            if (written <= 0) return fail(written < 0 ? errno : EIO, "write", offset);
+            offset += static_cast<uint64_t>(written);
+            size_t done = static_cast<size_t>(written);
+            for (; left > 0 && done >= at->iov_len; ++at, --left) done -= at->iov_len;
+            if (left > 0) {
+                at->iov_base = static_cast<char *>(at->iov_base) + done;
+                at->iov_len -= done;
+            }
+        }
+        iovecs_.clear();
+        frame_count_ = 0;
+        group_bytes_ = 0;
+        written_bytes_ += bytes;
+        return 0;
+    }
+
+    // Make everything written so far durable. 0 or an errno.
+    int sync() {
+        if (failure_.error != 0) return failure_.error;
+        if (durable_position_ == position()) return 0;
+        if (fdatasync(fd_) != 0) return fail(errno, "sync", offset_);
+        durable_position_ = position();
+        ++sync_count_;
+        return 0;
+    }
+
+    // Leave word of what is durable, so that later damage below this place can be told from a torn tail.
+    int write_mark() {
+        if (durable_position_ != position() || marked_position_ == position()) return failure_.error;
+        int error = add_frame(FRAME_MARK, 0, 0, 0, 0, 0, nullptr, 0);
+        if (error == 0) error = write_group();
+        marked_position_ = position();
+        return error;
+    }
+
+    // Write what is left, sync, and end the log in good order. 0 or an errno.
+    int finish() {
+        int error = write_group();
+        if (error == 0 && !sync_files_ && syncfs(directory_fd_) != 0) error = fail(errno, "sync", offset_);
+        if (error == 0) error = sync();
+        if (error == 0) error = add_frame(FRAME_CLOSE, 0, 0, 0, 0, 0, nullptr, 0);
+        if (error == 0) error = write_group();
+        if (error == 0) error = sync();
+        return error;
+    }
+
+    uint64_t position() const { return start_position_ + offset_; }
+    uint64_t durable_position() const { return durable_position_; }
+    uint64_t file_number() const { return file_number_; }
+    uint64_t offset() const { return offset_; }
+    uint64_t written_bytes() const { return written_bytes_; }
+    uint64_t sync_count() const { return sync_count_; }
+    const LogFailure &failure() const { return failure_; }
+    const LogTopic &topic(uint32_t index) const { return topics_[index]; }
+    int fail(int error, const char *doing, uint64_t offset) {
+        if (failure_.error == 0) failure_ = {error, doing, file_number_, offset};
+        return failure_.error;
+    }
+
+    // --- the keeper, from any thread ---------------------------------------------------------------------------------
+
+    // Takes ownership of `fd`, which must hold a file of `file_bytes` under `name` in the log's directory.
+    void add_spare(int fd, const std::string &name) {
+        std::lock_guard lock(spares_mutex_);
+        spares_.push_back({fd, name});
+        spare_error_ = 0;
+        spares_changed_.notify_one();
+    }
+
+    // The keeper could not make a file: the owner fails with this errno if it needs one now.
+    void refuse_spare(int error) {
+        std::lock_guard lock(spares_mutex_);
+        spare_error_ = error;
+        spares_changed_.notify_one();
+    }
+
+    size_t spare_count() {
+        std::lock_guard lock(spares_mutex_);
+        return spares_.size();
+    }
+
+    // Readable whenever a spare was taken or is waited for. For poll(2).
+    int wants_spare_fd() const { return wants_spare_fd_; }
+
+  private:
+    int add_frame(FrameKind kind, uint32_t topic, uint64_t first_sequence, uint32_t row_count, uint32_t row_bytes,
+                  int64_t first_timestamp_ns, const void *payload, uint32_t payload_bytes) {
+        if (failure_.error != 0) return failure_.error;
+        if (frame_count_ == 0 && file_bytes_ - offset_ < GROUP_BYTES_MAX)
+            if (const int error = rotate(); error != 0) return error;
+        FrameHeader &header = headers_[static_cast<size_t>(frame_count_++)];
+        header = FrameHeader{};
+        header.magic = FRAME_MAGIC;
+        header.frame_bytes = static_cast<uint32_t>(align8(FRAME_HEADER_BYTES + payload_bytes));
+        header.kind = kind;
+        header.topic = static_cast<uint16_t>(topic);
+        header.position = position();
+        header.first_sequence = first_sequence;
+        header.row_count = row_count;
+        header.epoch = epoch_;
+        header.durable_position = kind == FRAME_CLOSE ? position() : durable_position_;
+        header.first_timestamp_ns = first_timestamp_ns;
+        header.row_bytes = row_bytes;
+        header.payload_bytes = payload_bytes;
+        header.crc = frame_crc(header, payload);
+        iovecs_.push_back({&header, FRAME_HEADER_BYTES});
+        if (payload_bytes != 0) iovecs_.push_back({const_cast<void *>(payload), payload_bytes});
+        static char zeros[8];
+        const size_t padding = header.frame_bytes - FRAME_HEADER_BYTES - payload_bytes;
+        if (padding != 0) iovecs_.push_back({zeros, padding});
+        group_bytes_ += header.frame_bytes;
+        offset_ += header.frame_bytes;
+        return 0;
+    }
+
+    int take_spare(SpareFile &spare) {
+        const uint64_t one = 1;
+        std::unique_lock lock(spares_mutex_);
+        while (spares_.empty()) {
+            if (spare_error_ != 0) return spare_error_;
+            (void)!write(wants_spare_fd_, &one, sizeof one);
+            spares_changed_.wait_for(lock, std::chrono::seconds(1));
+        }
+        spare = std::move(spares_.front());
+        spares_.pop_front();
+        (void)!write(wants_spare_fd_, &one, sizeof one);
+        return 0;
+    }
+
+    // Close the current file and begin the next: header and topics written and synced, then renamed, then the directory synced.
+    int rotate() {
+        if (failure_.error != 0) return failure_.error;
+        if (fd_ >= 0 && sync_files_)
+            if (const int error = sync(); error != 0) return error;
+        SpareFile spare;
+        if (const int error = take_spare(spare); error != 0) return fail(error, "create the next file", 0);
+
+        std::vector<char> start(LOG_HEADER_BYTES);
+        LogFileHeader header{};
+        std::memcpy(header.magic, LOG_MAGIC, 8);
+        header.version = LOG_VERSION;
+        header.byte_order = BYTE_ORDER_MARK;
+        header.log_id = log_id_;
+        header.file_number = file_number_ + 1;
+        header.start_position = position();
+        header.previous_end = offset_;
+        header.epoch = epoch_;
+        header.header_bytes = LOG_HEADER_BYTES;
+        timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        header.created_ns = now.tv_sec * 1'000'000'000 + now.tv_nsec;
+        header.file_bytes = file_bytes_;
+        std::snprintf(header.bus, sizeof header.bus, "%s", bus_.c_str());
+        header.crc = log_header_crc(header);
+        std::memcpy(start.data(), &header, sizeof header);
+        for (size_t index = 0; index < topics_.size(); ++index) append_topic_frame(start, header.start_position, index);
+
+        for (size_t done = 0; done < start.size();) {
+            const ssize_t written = pwrite(spare.fd, start.data() + done, start.size() - done, static_cast<off_t>(done));
+            if (written < 0 && errno == EINTR) continue;
+            if (written <= 0) return close_spare(spare, written < 0 ? errno : EIO, "begin a file");
+            done += static_cast<size_t>(written);
+        }
+        if (sync_files_ && fdatasync(spare.fd) != 0) return close_spare(spare, errno, "sync a new file");
+        char name[32];
+        std::snprintf(name, sizeof name, "%010llu.log", static_cast<unsigned long long>(header.file_number));
+        if (renameat(directory_fd_, spare.name.c_str(), directory_fd_, name) != 0)
+            return close_spare(spare, errno, "name a new file");
+        if (sync_files_ && fsync(directory_fd_) != 0) return close_spare(spare, errno, "sync the directory");
+        flock(spare.fd, LOCK_UN);  // readers may map it from now on (sync LOGFILE: the keeper held it while it was a spare)
+
+        if (fd_ >= 0) close(fd_);
+        fd_ = spare.fd;
+        file_number_ = header.file_number;
+        start_position_ = header.start_position;
+        offset_ = start.size();
+        if (sync_files_) durable_position_ = position();
+        return 0;
+    }
+
+    int close_spare(const SpareFile &spare, int error, const char *doing) {
+        close(spare.fd);
+        return fail(error, doing, 0);
+    }
+
+    void append_topic_frame(std::vector<char> &start, uint64_t start_position, size_t index) {
+        const LogTopic &topic = topics_[index];
+        FrameHeader header{};
+        header.magic = FRAME_MAGIC;
+        header.payload_bytes = static_cast<uint32_t>(topic.schema_json.size());
+        header.frame_bytes = static_cast<uint32_t>(align8(FRAME_HEADER_BYTES + topic.schema_json.size()));
+        header.kind = FRAME_TOPIC;
+        header.topic = static_cast<uint16_t>(index);
+        header.position = start_position + start.size();
+        header.first_sequence = topic.next_sequence;
+        header.epoch = epoch_;
+        header.durable_position = durable_position_;
+        header.first_timestamp_ns = topic.last_timestamp_ns;
+        header.row_bytes = topic.row_bytes;
+        header.crc = frame_crc(header, topic.schema_json.data());
+        const size_t at = start.size();
+        start.resize(at + header.frame_bytes);
+        std::memcpy(start.data() + at, &header, sizeof header);
+        std::memcpy(start.data() + at + sizeof header, topic.schema_json.data(), topic.schema_json.size());
+    }
+
+    const uint64_t log_id_;
+    const std::string bus_;
+    const int directory_fd_;
+    const uint64_t file_bytes_;
+    const bool sync_files_;
+    const uint32_t epoch_;
+    std::vector<LogTopic> topics_;
+
+    int fd_ = -1;
+    uint64_t file_number_;
+    uint64_t start_position_;
+    uint64_t offset_;  // of the next frame in the current file; frames gathered but not yet written included
+    uint64_t durable_position_ = 0;
+    uint64_t marked_position_ = 0;
+    uint64_t written_bytes_ = 0, sync_count_ = 0;
+    LogFailure failure_;
+
+    std::vector<FrameHeader> headers_;
+    std::vector<iovec> iovecs_;
+    int frame_count_ = 0;
+    uint64_t group_bytes_ = 0;
+
+    std::mutex spares_mutex_;
+    std::condition_variable spares_changed_;
+    std::deque<SpareFile> spares_;
+    int spare_error_ = 0;
+    const int wants_spare_fd_;
+};
+
+}  // namespace ringmain

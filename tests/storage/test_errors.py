@@ -1,0 +1,49 @@
+"""Errors say what went wrong, where, and what to do; their fields say the same to a program, in any process."""
+
+import errno
+import pickle
+from pathlib import Path
+
+import pytest
+from ringmain.storage import Corruption, FormatMismatch, LogFailed, LogLocked, SchemaError, StorageError
+
+LOG = Path("/data/000001.log")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "fields"),
+    [
+        (
+            Corruption(LOG, 4096, "crc 1", "crc 2"),
+            ["/data/000001.log", "byte 4096", "expected crc 1, found crc 2", "`ringmain log repair`"],
+            {"path": str(LOG), "offset": 4096, "expected": "crc 1", "found": "crc 2"},
+        ),
+        (
+            FormatMismatch(LOG, "format version", 1, 2),
+            ["/data/000001.log", "format version: expected 1, found 2", "the release that wrote it"],
+            {"path": str(LOG), "what": "format version", "expected": 1, "found": 2},
+        ),
+        (LogLocked("/data", 42), ["/data", "process 42", "data_dir"], {"path": "/data", "pid": 42}),
+        (LogLocked("/data"), ["another process"], {"path": "/data", "pid": None}),
+        (
+            LogFailed(LOG, "fdatasync", FULL),
+            ["/data/000001.log", "fdatasync failed: No space left on device", "open the writer again"],
+            {"path": str(LOG), "operation": "fdatasync", "errno": errno.ENOSPC, "reason": "No space left on device"},
+        ),
+        (LogFailed(LOG, "write", "short write"), ["write failed: short write"], {"errno": None}),
+        (
+            SchemaError("no such type", topic="trades", field="price", source="mine.toml"),
+            ["mine.toml: topic 'trades', field 'price': no such type"],
+            {"topic": "trades", "field": "price", "source": "mine.toml", "reason": "no such type"},
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_names_place_and_remedy_here_and_in_another_process(
+    error: StorageError, words: list[str], fields: dict[str, object]
+) -> None:
+    for received in (error, pickle.loads(pickle.dumps(error))):
+        assert type(received) is type(error)
+        assert [word for word in words if word not in str(received)] == []
+        assert {name: getattr(received, name) for name in fields} == fields
