@@ -972,21 +972,27 @@ cdef class RingCursor:
         self.ring.cursor = first + count - 1
         return batch
 
-    def take(self, double timeout, uint64_t count_max):
-        """Like `poll`, but wait up to `timeout` seconds for rows. None also when `status` has changed. Signals are served."""
-        cdef int64_t deadline, left
+    def wait(self, double timeout):
+        """Wait up to `timeout` seconds for rows behind the cursor, or for `status` to change; True when there are rows.
+
+        Nothing is taken: another thread may wait while this reader's own thread does something else. Signals are served.
+        """
+        cdef int64_t deadline = monotonic_ns() + <int64_t>(min(timeout, 1e9) * 1e9), left
         cdef int result
-        batch = self.poll(count_max)
-        if batch is not None or timeout <= 0:
-            return batch
-        deadline = monotonic_ns() + <int64_t>(min(timeout, 1e9) * 1e9)
         while True:
             left = min(SLICE_NS, deadline - monotonic_ns())
             with nogil:
                 result = wait_for(self.ring.header[0], self.ring.control[0], self.which, self.ring.cursor, left, self.strategy)
             if result == WAIT_MOVED:
-                return self.poll(count_max)
+                return True
             self.beat()
             PyErr_CheckSignals()
             if result == WAIT_STATUS or monotonic_ns() >= deadline:
-                return None
+                return False
+
+    def take(self, double timeout, uint64_t count_max):
+        """Like `poll`, but wait up to `timeout` seconds for rows. None also when `status` has changed."""
+        batch = self.poll(count_max)
+        if batch is None and timeout > 0 and self.wait(timeout):
+            batch = self.poll(count_max)
+        return batch

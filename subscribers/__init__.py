@@ -1,0 +1,8 @@
+"""What a consumer of records runs."""
+
+from ..bus import Batch, Overrun
+from .historical import Historical
+from .real_time import RealTime
+from .reader import Stats
+
+__all__ = ["Batch", "Historical", "Overrun", "RealTime", "Stats"]

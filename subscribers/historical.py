@@ -1,0 +1,89 @@
+"""Reading a topic's past, and on into its present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from ..bus import NotFound, attach
+from ..bus.segments import split_address
+from ..storage import LogReader
+from .reader import Follow, TopicReader, Wait
+
+__all__ = ["Historical"]
+
+
+class Historical(TopicReader):
+    """Reads what a topic has kept: `for batch in Historical("exchange/trades", since=yesterday_ns): …`
+
+    address: "BUS/TOPIC". The bus need not be running where its `data_dir` is given.
+    start: "earliest" or the first sequence wanted; since: or the time of the first record, in ns since the Unix epoch.
+    last: the last sequence wanted; until: or the time before which the last record was stamped.
+    Without `live` it ends behind what there was when it was opened. With `live` it goes on into the ring, without a gap or a
+    repeat, and then behaves as RealTime does (follow, reliable, wait, name, reopen).
+    batch_rows: most rows a batch. Rows are views over the mapped log, valid for as long as they are kept.
+
+    Raises NotFound, AttachError, FileNotFoundError, StorageError (HistoryGone where `start` is no longer kept), ValueError.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        start: Literal["earliest"] | int = "earliest",
+        since: int | None = None,
+        last: int | None = None,
+        until: int | None = None,
+        live: bool = False,
+        follow: Follow = "published",
+        reliable: bool = False,
+        wait: Wait = "futex",
+        name: str = "",
+        batch_rows: int | None = None,
+        reopen: bool = False,
+    ) -> None:
+        if start != "earliest" and (since is not None or not isinstance(start, int) or start < 1):
+            raise ValueError(f'start: "earliest" or a sequence from 1 on is expected, and not with since; got {start!r}')
+        if last is not None and until is not None:
+            raise ValueError("last, until: one of them, not both")
+        _, topic = split_address(address)
+        try:
+            ring = attach(address)
+        except NotFound:
+            if data_dir is None or live:
+                raise
+            ring = None
+        directory = Path(data_dir) / "log" if data_dir is not None else ring.log_directory if ring is not None else None
+        if ring is not None and directory is not None and ring.log_directory is not None:
+            directory = ring.log_directory if data_dir is None else directory
+        log = LogReader(directory, topic) if directory is not None else None
+        if log is None and (since is not None or until is not None):
+            raise ValueError(f"{address}: time can be asked for only where the bus has a data_dir")
+        super().__init__(
+            address,
+            ring=ring,
+            log=log,
+            follow=follow,
+            wait=wait,
+            reliable=reliable,
+            name=name,
+            batch_rows=batch_rows,
+            reopen=reopen,
+        )
+        first = 1 if start == "earliest" else start
+        if log is not None:
+            if since is not None:
+                first = log.find_time(since)
+            elif start == "earliest":
+                first = log.oldest
+            if until is not None:
+                last = log.find_time(until) - 1
+        self._open_at(first - 1)
+        if log is None and self._cursor is not None and start == "earliest":
+            self._begin = self._cursor.cursor = self._cursor.oldest - 1
+        if last is None and not live and self._cursor is not None:
+            last = self._cursor.watermark
+        self._last = last
+        self._from_log = log is not None

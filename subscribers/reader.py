@@ -1,0 +1,377 @@
+"""What every subscriber is made of: one topic's records in order, from the ring where they are there, else from the log.
+
+1. The cursor is the last sequence handed out. The next batch begins right behind it, or says in `lost` how many records
+   it had to pass over. There is never a repeat.
+2. Reading comes from the ring as long as the ring holds the next sequence. When the writer has lapped the reader, or it
+   starts in the past, rows come from the log until the ring holds the next one again, with room to spare.
+3. A reliable reader holds the writer back only once it reads from the ring.
+4. When the ring is fenced, a newer writer has made another under the same name: the reader moves there and goes on behind
+   its cursor. When it is closed, everything is read, and then the reader has ended (or waits for the next writer).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeAlias
+
+from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
+from ..bus._ring import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, RingCursor, log_batch
+from ..storage import HistoryGone, LogReader, Schema
+
+__all__ = ["Follow", "Start", "Stats", "TopicReader", "Wait"]
+
+Follow: TypeAlias = Literal["published", "logged", "durable"]
+Start: TypeAlias = Literal["latest", "earliest"] | int
+Wait: TypeAlias = Literal["futex", "spin", "yield"]
+
+STRATEGIES = ("futex", "spin", "yield")  # by their numbers in wait.hpp
+SLICE_S = 0.5                            # how often a waiting reader looks whether its ring is still the topic's
+REOPEN_POLL_S = 0.02
+BATCH_ROWS_MAX = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How a reader has fared. Counts are of records unless named otherwise."""
+
+    position: int         # the last sequence handed out
+    lag: int              # published (or, without a ring, written) minus position
+    read_count: int
+    overrun_count: int    # times the writer lapped this reader
+    refilled_count: int   # of those read: from the log, since the ring no longer held them
+    lost_count: int       # missed for good: no log, no longer kept, or given up by a repair
+    reopen_count: int     # times it moved to a newer writer's ring
+    epoch: int            # of the writer whose ring it reads; 0 without one
+
+
+class TopicReader:
+    """Reads one topic. Iterate over it (`for` or `async for`), `poll`, `take`, or `run` a callback. One thread at a time.
+
+    Use the subclasses: RealTime and Historical.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        ring: Attached | None,
+        log: LogReader | None,
+        follow: Follow,
+        wait: Wait,
+        reliable: bool,
+        name: str,
+        batch_rows: int | None,
+        reopen: bool,
+    ) -> None:
+        if follow not in WATERMARKS[1:]:
+            raise ValueError(f'follow: "published", "logged" or "durable" is expected, got {follow!r}')
+        if wait not in STRATEGIES:
+            raise ValueError(f'wait: "futex", "spin" or "yield" is expected, got {wait!r}')
+        if ring is not None and follow != "published" and ring.log_directory is None:
+            raise ValueError(f"{address}: nothing is {follow} on a bus without a data_dir; follow published")
+        if batch_rows is not None and batch_rows < 1:
+            raise ValueError(f"batch_rows: at least 1 is expected, got {batch_rows}")
+        self.address, self.name = address, name or Path(sys.argv[0]).name or "python"
+        self._ring, self._log = ring, log
+        self._follow, self._strategy = WATERMARKS.index(follow), STRATEGIES.index(wait)
+        self._reliable, self._reopen = reliable, reopen
+        self._batch_rows = batch_rows
+        self._cursor: RingCursor | None = None
+        self._position = 0             # while there is no ring
+        self._last: int | None = None  # read nothing behind this
+        self._from_log = False
+        self._holds = not reliable     # whether it holds the writer back, if it is to
+        self._ended = False
+        self._begin = 0
+        self._lost = self._refilled = self._overruns = self._reopened = 0
+        self._lost_before = 0          # to be told with the next batch
+        self._executor: ThreadPoolExecutor | None = None
+
+    # --- positions --------------------------------------------------------------------------------------------------
+
+    def _open_at(self, position: int) -> None:
+        """Begin behind `position`."""
+        self._begin = self._position = position
+        if self._ring is not None:
+            self._enter(self._ring, position)
+
+    def _enter(self, ring: Attached, position: int) -> None:
+        cursor = RingCursor(ring.data.memory, ring.control.memory, ring.schema.dtype, self._follow, self._strategy)
+        cursor.register(self.name, position)
+        self._ring, self._cursor = ring, cursor
+        self._rows_max = self._batch_rows or max(1, min(ring.header["slot_count"] // 4, BATCH_ROWS_MAX))
+        self._from_log = self._log is not None and position + 1 < cursor.oldest
+        self._holds = not self._reliable
+
+    @property
+    def schema(self) -> Schema:
+        """The topic's schema."""
+        if self._ring is not None:
+            return self._ring.schema
+        assert self._log is not None
+        return self._log.schema
+
+    @property
+    def position(self) -> int:
+        """The last sequence handed out."""
+        return self._cursor.cursor if self._cursor is not None else self._position
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come: the writer closed in good order and all was read, or the last wanted row was."""
+        return self._ended
+
+    @property
+    def stats(self) -> Stats:
+        position = self.position
+        newest = self._cursor.published if self._cursor is not None else position
+        return Stats(
+            position=position,
+            lag=max(0, newest - position),
+            read_count=position - self._begin - self._lost,
+            overrun_count=self._overruns,
+            refilled_count=self._refilled,
+            lost_count=self._lost,
+            reopen_count=self._reopened,
+            epoch=self._ring.header["epoch"] if self._ring is not None else 0,
+        )
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def poll(self) -> Batch | None:
+        """The next batch, or None when there is nothing new now. Never waits.
+
+        Asking for the next batch says that everything handed out before is done with. Raises HistoryGone where the log no
+        longer keeps what is wanted next; the reader then stands before the oldest record that it does keep.
+        """
+        if self._ended:
+            return None
+        cursor = self._cursor
+        if cursor is None or self._from_log:
+            batch = self._poll_log()
+            if batch is not None or cursor is None or self._from_log:
+                return batch
+        if not self._holds:
+            self._holds = cursor.hold_writer()
+        rows_max = self._rows_max
+        if self._last is not None:
+            rows_max = min(rows_max, self._last - cursor.cursor)
+            if rows_max <= 0:
+                self._ended = True
+                return None
+        try:
+            batch = cursor.poll(rows_max)
+        except Overrun as overrun:
+            return self._lapped(cursor, overrun)
+        if batch is None:
+            if cursor.status:
+                self._look_at_status(cursor)
+        elif self._lost_before:
+            batch.lost, self._lost_before = self._lost_before, 0
+        return batch
+
+    def take(self, timeout: float | None = None) -> Batch | None:
+        """The next batch, waited for up to `timeout` seconds (None: for ever); None when the time is over or all has ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._ended:
+            batch = self.poll()
+            if batch is not None or self._ended:
+                return batch
+            left = SLICE_S if deadline is None else min(SLICE_S, deadline - time.monotonic())
+            if left <= 0:
+                return None
+            self._wait(left)
+        return None
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for something to happen. Takes nothing, and so may be run in another thread."""
+        if self._cursor is None or self._from_log:
+            time.sleep(min(seconds, REOPEN_POLL_S))
+        elif not self._cursor.wait(seconds):
+            status = self._cursor.status
+            if status & (STATUS_FENCED | STATUS_CLOSED):  # the next ring is not there yet
+                time.sleep(min(seconds, REOPEN_POLL_S))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches, for as long as there will be any; waits between them."""
+        while not self._ended:
+            cursor = self._cursor
+            if cursor is not None and not self._from_log and self._holds and self._last is None:
+                try:  # the straight way, most of the time
+                    batch = cursor.take(SLICE_S, self._rows_max)
+                except Overrun as overrun:
+                    batch = self._lapped(cursor, overrun)
+                if batch is not None:
+                    if self._lost_before:
+                        batch.lost, self._lost_before = self._lost_before, 0
+                    yield batch
+                    continue
+                if not cursor.status and not self._still_current():
+                    self._reattach(cursor)
+            batch = self.take(SLICE_S)
+            if batch is not None:
+                yield batch
+
+    async def __aiter__(self) -> AsyncIterator[Batch]:
+        """The same for asyncio: the event loop runs on while this waits, in a thread of its own."""
+        loop = asyncio.get_running_loop()
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="ringmain-wait")
+        while not self._ended:
+            batch = self.poll()
+            if batch is not None:
+                yield batch
+                await asyncio.sleep(0)
+            elif not self._ended:
+                await loop.run_in_executor(self._executor, self._wait, 0.1)
+
+    def run(self, callback: Callable[[Batch], object]) -> None:
+        """Call back with every batch until there will be no more, or the callback raises."""
+        for batch in self:
+            callback(batch)
+
+    # --- the log ----------------------------------------------------------------------------------------------------
+
+    def _poll_log(self) -> Batch | None:
+        """Rows from the log. Back to the ring, with None, once that is as far."""
+        assert self._log is not None
+        cursor = self._cursor
+        wanted, last = self.position + 1, self._last
+        if cursor is not None:
+            followed = cursor.watermark
+            last = followed if last is None else min(last, followed)
+        passed_over = self._log.lost_count
+        try:
+            rows = self._log.read(wanted, last, self._batch_rows or BATCH_ROWS_MAX)
+        except HistoryGone as gone:
+            self._count_lost(gone.oldest - wanted)
+            self._move_to(gone.oldest - 1)
+            raise
+        if rows is None:
+            if cursor is not None:
+                self._from_log = False
+            elif self._last is None or wanted > self._last or not self._ring_expected():
+                self._ended = True
+            return None
+        batch = log_batch(rows)
+        if self._log.lost_count != passed_over:
+            self._count_lost(batch.first - wanted)
+        self._move_to(batch.last)
+        if cursor is not None:
+            self._refilled += len(batch)
+            cursor.count_overrun(0, len(batch), False)
+            margin = (cursor.published - cursor.oldest) // 4
+            self._from_log = batch.last + 1 < cursor.oldest + margin
+        batch.lost, self._lost_before = self._lost_before, 0
+        return batch
+
+    def _ring_expected(self) -> bool:
+        return False
+
+    def _move_to(self, position: int) -> None:
+        self._position = position
+        if self._cursor is not None:
+            self._cursor.cursor = position
+
+    def _count_lost(self, count: int) -> None:
+        self._lost += count
+        self._lost_before += count
+        if self._cursor is not None:
+            self._cursor.count_overrun(count, 0, False)
+
+    def _lapped(self, cursor: RingCursor, overrun: Overrun) -> Batch | None:
+        """The writer came round. Read on in the log, or else at the oldest record that is not about to be overwritten too."""
+        self._overruns += 1
+        cursor.count_overrun(0, 0, True)
+        if self._log is None and self._ring is not None and self._ring.log_directory is not None:
+            self._log = LogReader(self._ring.log_directory, self._ring.topic)
+        if self._log is not None:
+            self._from_log = True
+            return self._poll_log()
+        oldest, published = cursor.oldest, cursor.published
+        resume_at = oldest + (published + 1 - oldest) // 4
+        self._count_lost(resume_at - overrun.wanted)
+        cursor.cursor = resume_at - 1
+        return None
+
+    # --- another ring -----------------------------------------------------------------------------------------------
+
+    def _look_at_status(self, cursor: RingCursor) -> None:
+        if cursor.watermark > cursor.cursor:
+            return
+        status = cursor.status
+        if status & STATUS_CLOSED and not self._reopen:
+            self._ended = True
+        elif status & (STATUS_FENCED | STATUS_CLOSED) or not self._still_current():
+            self._reattach(cursor)
+
+    def _still_current(self) -> bool:
+        return self._ring is not None and self._ring.is_current()
+
+    def _reattach(self, cursor: RingCursor) -> None:
+        """Go on in the ring that a newer writer has made, if it is there by now."""
+        assert self._ring is not None
+        old, position = self._ring, cursor.cursor
+        with contextlib.suppress(NotFound, AttachError):
+            ring = attach(self.address)
+            if ring.data.inode == old.data.inode:
+                return
+            if ring.schema.hash != old.schema.hash:
+                difference = old.schema.describe_difference(ring.schema)
+                raise BusError(f"{self.address}: the new writer publishes another schema: {difference}; subscribe anew")
+            newest = ring.watermarks().published
+            restarted = newest < position
+            if restarted and ring.header["log_id"] and ring.header["log_id"] == old.header["log_id"]:
+                self._enter(ring, newest)
+                cursor.release()
+                raise BusError(
+                    f"{self.address}: this reader had read up to {position}, but after a restart the topic ends at {newest}: "
+                    "the records between were published and never logged. Reading goes on behind what is there"
+                )
+            self._reopened += 1
+            if restarted:  # nothing of the former stream is left: rings only, or another log
+                self._begin -= position
+                position = 0
+                self._log = None
+            cursor.release()
+            self._enter(ring, position)
+
+    # --- end --------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the reader's place back. Batches taken before stay as valid as they were."""
+        self._ended = True
+        if self._cursor is not None:
+            self._position = self._cursor.cursor
+            self._cursor.release()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def wait_for_topic(address: str, timeout: float) -> Attached:
+    """Attach to a topic, waiting up to `timeout` seconds for its writer to open it. Raises NotFound or AttachError then."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return attach(address)
+        except (NotFound, AttachError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(REOPEN_POLL_S)
