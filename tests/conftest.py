@@ -1,0 +1,30 @@
+"""What every test may use: a bus name of its own, cleaned up whatever happens, and the real data where it is there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_COUNTER = itertools.count(1)
+
+
+@pytest.fixture
+def bus_name() -> Iterator[str]:
+    """A bus name that no other test or run uses. Whatever the test leaves of it in shared memory is removed afterwards."""
+    name = f"t{os.getpid()}-{next(_COUNTER)}"
+    yield name
+    for left in Path("/dev/shm").glob(f"ringmain.{name}*"):
+        left.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real exchange data, RINGMAIN_DATA."""
+    root = os.environ.get("RINGMAIN_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("RINGMAIN_DATA names no folder with the real market data; set it to run this test")
+    return Path(root)
