@@ -3,12 +3,13 @@
 import os
 
 import numpy
+from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 # RINGMAIN_CFLAGS adds to every compile and link, for instance -fsanitize=address,undefined.
 EXTRA = os.environ.get("RINGMAIN_CFLAGS", "").split()
-STORAGE_HEADERS = ["storage/crc32c.hpp", "storage/log_format.hpp", "storage/log_scan.hpp", "storage/log_writer.hpp"]
-BUS_HEADERS = ["bus/atomics.hpp", "bus/layout.hpp", "bus/pack.hpp", "bus/readers.hpp", "bus/ring.hpp", "bus/wait.hpp"]
+STORAGE_HEADERS = ["storage/crc32c.hpp", "storage/held_buffer.hpp", "storage/log_format.hpp", "storage/log_scan.hpp", "storage/log_writer.hpp"]
+BUS_HEADERS = ["storage/held_buffer.hpp", "bus/core.pxd", "bus/atomics.hpp", "bus/layout.hpp", "bus/pack.hpp", "bus/readers.hpp", "bus/ring.hpp", "bus/wait.hpp"]
 
 
 def extension(name: str, headers: list[str]) -> Extension:
@@ -25,9 +26,14 @@ def extension(name: str, headers: list[str]) -> Extension:
 
 
 setup(
-    ext_modules=[
-        extension("storage._log", STORAGE_HEADERS),
-        extension("bus._ring", BUS_HEADERS),
-        extension("bus._journal", ["bus/journal.hpp", *BUS_HEADERS, *STORAGE_HEADERS]),
-    ]
+    ext_modules=cythonize(
+        [
+            extension("storage._log", STORAGE_HEADERS),
+            extension("bus._segment", BUS_HEADERS),
+            extension("bus._publish", BUS_HEADERS),
+            extension("bus._read", BUS_HEADERS),
+            extension("bus._journal", ["bus/journal.hpp", *BUS_HEADERS, *STORAGE_HEADERS]),
+        ],
+        include_path=["bus"],  # where core.pxd lies
+    )
 )

@@ -1,6 +1,6 @@
 """The bus moves rows: rings in shared memory, their one writer, and attaching to them from other processes."""
 
-from ._ring import Batch
+from ._read import Batch
 from .attach import Attached, Watermarks, attach
 from .errors import AttachError, BusError, Fenced, NotFound, Overrun, RingFull, WriterAlive, WriterFailed
 from .publisher import Claim, Publisher

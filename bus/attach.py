@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..storage import Schema
-from . import _ring
+from . import _segment
 from .errors import AttachError, NotFound
 from .segments import Segment, data_name, open_control, split_address
 
@@ -44,7 +44,7 @@ class Attached:
         return self.data.is_current()
 
     def watermarks(self) -> Watermarks:
-        state = _ring.read_state(self.data.memory)
+        state = _segment.read_state(self.data.memory)
         return Watermarks(*(state[name] for name in Watermarks._fields))
 
 
@@ -60,7 +60,7 @@ def attach(address: str) -> Attached:
         control = open_control(bus, topic)
     except NotFound:
         raise NotFound(f"no topic {address!r} is open on this machine; start its writer, or see `ringmain ls`") from None
-    header = _ring.read_data(data.memory, name)
+    header = _segment.read_data(data.memory, name)
     if (header["bus"], header["topic"]) != (bus, topic) or data.uid != control.uid:
         raise AttachError(f"segment {name}: made for {header['bus']}/{header['topic']} or by two users; not to be trusted")
     schema = Schema.from_json(header["schema_json"])

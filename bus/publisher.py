@@ -9,7 +9,8 @@ import numpy as np
 
 from ..storage import Schema
 from ._journal import Journal
-from ._ring import WATERMARKS, RingPublisher
+from ._publish import RingPublisher
+from ._segment import WATERMARKS
 from .attach import Watermarks
 from .segments import Segment
 

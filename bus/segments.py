@@ -16,7 +16,7 @@ from pathlib import Path
 
 import posix_ipc
 
-from . import _ring
+from . import _segment
 from .errors import AttachError, NotFound
 
 __all__ = ["MODES", "Segment", "bus_name", "check_bus_name", "control_name", "data_name", "is_locked", "list_names", "open_control", "split_address"]
@@ -165,5 +165,5 @@ def open_control(bus: str, topic: str) -> Segment:
     """Map a topic's control segment, checked."""
     name = control_name(bus, topic)
     control = Segment.open(name, writable=True)
-    _ring.check_control(control.memory, name)
+    _segment.check_control(control.memory, name)
     return control

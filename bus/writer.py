@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from ..storage import Log, Recovered, Schema
 from ..storage.log import LOG_FILE_BYTES
-from . import _ring
+from . import _segment
 from ._journal import Journal
 from .errors import AttachError, NotFound, WriterAlive
 from .publisher import Publisher
@@ -146,7 +146,7 @@ class Writer:
         epoch = 0
         while True:
             try:
-                segment = Segment.create(name, _ring.BUS_BYTES, self._modes[0])
+                segment = Segment.create(name, _segment.BUS_BYTES, self._modes[0])
             except FileExistsError:
                 try:
                     segment = Segment.open(name, writable=True)
@@ -158,7 +158,7 @@ class Writer:
             except BlockingIOError:
                 os.close(descriptor)
                 with contextlib.suppress(AttachError):
-                    owner = _ring.read_bus(segment.memory, name)
+                    owner = _segment.read_bus(segment.memory, name)
                     if not take_over:
                         raise WriterAlive(self.bus, owner["pid"]) from None
                     epoch = max(epoch, owner["epoch"])
@@ -171,7 +171,7 @@ class Writer:
             os.close(descriptor)
         parts.lock_fd, parts.bus_segment = descriptor, segment
         with contextlib.suppress(AttachError):
-            epoch = max(epoch, _ring.read_bus(segment.memory, name)["epoch"])
+            epoch = max(epoch, _segment.read_bus(segment.memory, name)["epoch"])
         self._fence_old_rings()
         return epoch + 1
 
@@ -182,9 +182,9 @@ class Writer:
             with contextlib.suppress(NotFound, AttachError):
                 data = Segment.open(data_name(self.bus, topic), writable=True)
                 control = Segment.open(control_name(self.bus, topic), writable=True)
-                _ring.read_data(data.memory, data.name)
-                _ring.check_control(control.memory, control.name)
-                _ring.add_status(data.memory, control.memory, _ring.STATUS_FENCED)
+                _segment.read_data(data.memory, data.name)
+                _segment.check_control(control.memory, control.name)
+                _segment.add_status(data.memory, control.memory, _segment.STATUS_FENCED)
 
     def _open_topics(self) -> None:
         parts = self._parts
@@ -208,7 +208,7 @@ class Writer:
             {name: count for name, count in from_rings.items() if count},
         )
         assert parts.bus_segment is not None
-        _ring.format_bus(
+        _segment.format_bus(
             parts.bus_segment.memory,
             bus=self.bus,
             data_dir=str(self.data_dir or ""),
@@ -223,7 +223,7 @@ class Writer:
         control = self._open_control(topic)
         slot_count = self._slots[topic]
         schema_json = schema.to_json()
-        _, size_bytes = _ring.data_segment_bytes(len(schema_json), schema.row_bytes, slot_count)
+        _, size_bytes = _segment.data_segment_bytes(len(schema_json), schema.row_bytes, slot_count)
         name = data_name(self.bus, topic)
         old = _old_ring(name, schema, log_id)
         first, last = _readable(old, logged)
@@ -234,7 +234,7 @@ class Writer:
         Segment.unlink(name)
         data = Segment.create(name, size_bytes, self._modes[0])
         parts.data[topic], parts.control[topic] = data, control
-        _ring.format_data(
+        _segment.format_data(
             data.memory,
             schema_json=schema_json,
             schema_hash=schema.hash,
@@ -248,11 +248,11 @@ class Writer:
         )
         if old is not None and last >= first:
             first = max(first, last - slot_count + 1)
-            _ring.copy_slots(old.memory, data.memory, first, last)
+            _segment.copy_slots(old.memory, data.memory, first, last)
         # Slots below `first` hold nothing: announcing them as claimed over keeps readers from taking them for records.
         claimed = last if first == 1 else max(last, first - 1 + slot_count)
         known = last if logged is None else logged
-        _ring.set_watermarks(
+        _segment.set_watermarks(
             data.memory, claimed=claimed, published=last, logged=known if logged is not None else 0, durable=known if logged is not None else 0
         )
         publisher = Publisher(
@@ -263,7 +263,7 @@ class Writer:
         parts.publishers[topic] = publisher
         if parts.journal is not None:
             parts.journal.add_ring(data.memory, control.memory)
-        _ring.publish_ready(data.memory)
+        _segment.publish_ready(data.memory)
         return last - logged if logged is not None else 0
 
     def _open_control(self, topic: str) -> Segment:
@@ -271,14 +271,14 @@ class Writer:
         name = control_name(self.bus, topic)
         try:
             control = Segment.open(name, writable=True)
-            _ring.check_control(control.memory, name)
+            _segment.check_control(control.memory, name)
         except (NotFound, AttachError):
             Segment.unlink(name)
-            control = Segment.create(name, _ring.CONTROL_BYTES, self._modes[1])
-            _ring.format_control(control.memory)
+            control = Segment.create(name, _segment.CONTROL_BYTES, self._modes[1])
+            _segment.format_control(control.memory)
         else:
             os.chmod(Path("/dev/shm") / name[1:], self._modes[1])
-            _ring.free_dead(control.memory)
+            _segment.free_dead(control.memory)
         return control
 
     def _start(self, parts: _Parts) -> None:
@@ -329,7 +329,7 @@ def _old_ring(name: str, schema: Schema, log_id: int) -> Segment | None:
     """The ring that an earlier writer left under this name, if it holds records of this very topic and log."""
     try:
         old = Segment.open(name, writable=False)
-        header = _ring.read_data(old.memory, name)
+        header = _segment.read_data(old.memory, name)
     except (NotFound, AttachError):
         return None
     fits = header["schema_hash"] == schema.hash and header["row_bytes"] == schema.row_bytes and header["log_id"] == log_id
@@ -344,7 +344,7 @@ def _readable(old: Segment | None, logged: int | None) -> tuple[int, int]:
     if old is None:
         last = logged or 0
         return last + 1, last
-    state, header = _ring.read_state(old.memory), _ring.read_data(old.memory, old.name)
+    state, header = _segment.read_state(old.memory), _segment.read_data(old.memory, old.name)
     first, last = max(1, state["claimed"] - header["slot_count"] + 1), state["published"]
     if logged is not None and (last < logged or first > logged + 1):
         return logged + 1, logged
@@ -363,7 +363,7 @@ def _keep(parts: _Parts) -> None:
     """Beat, and keep the log's files coming."""
     while not parts.stop.is_set():
         for segment in parts.data.values():
-            _ring.beat(segment.memory)
+            _segment.beat(segment.memory)
         if parts.log is not None:
             with contextlib.suppress(OSError):
                 parts.log.keep(HEARTBEAT_S)
@@ -393,7 +393,7 @@ def _close(parts: _Parts) -> None:
     for topic, segment in parts.data.items():
         current = segment.is_current()
         if clean:
-            _ring.add_status(segment.memory, parts.control[topic].memory, _ring.STATUS_CLOSED)
+            _segment.add_status(segment.memory, parts.control[topic].memory, _segment.STATUS_CLOSED)
         # With the log gone, the ring still holds what was published but not logged: the next writer saves it.
         if current and clean:
             Segment.unlink(segment.name)

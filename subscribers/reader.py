@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
-from ..bus._ring import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, RingCursor, log_batch
+from ..bus._read import RingCursor, log_batch
+from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS
 from ..storage import HistoryGone, LogReader, Schema
 
 __all__ = ["Follow", "Start", "Stats", "TopicReader", "Wait"]

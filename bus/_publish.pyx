@@ -1,0 +1,373 @@
+"""Publishing into a ring: the compiled half of publisher.py. The protocol is ring.hpp's."""
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport PyObject
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from libcpp.vector cimport vector
+
+from core cimport *
+
+import numpy as np
+
+from .errors import Fenced, RingFull, WriterFailed
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    ctypedef PyObject *(*PyCFunction)(PyObject *, PyObject *)
+    ctypedef struct PyMethodDef:
+        const char *ml_name
+        PyCFunction ml_meth
+        int ml_flags
+        const char *ml_doc
+    int METH_FASTCALL, METH_KEYWORDS
+    object PyCFunction_New(PyMethodDef *method, object self)
+    PyObject *PyLong_FromUnsignedLongLong(unsigned long long)
+    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *)
+
+
+cdef str reader_name(const ReaderEntry &entry):
+    return (<bytes>entry.name[:48]).split(b"\0")[0].decode("utf-8", "replace")
+
+
+cdef FieldKind _kind(dtype) except *:
+    if dtype.shape:
+        return FIELD_ARRAY
+    return {"i": FIELD_SIGNED, "u": FIELD_UNSIGNED, "f": FIELD_FLOAT, "b": FIELD_BOOL, "S": FIELD_BYTES}[dtype.kind]
+
+
+cdef class RingPublisher:
+    """The writing end of one topic's ring. One thread at a time; the writer process is the only one.
+
+    publish(*fields, **fields) -> sequence packs one record and makes it visible.
+    """
+
+    cdef RingWriter ring
+    cdef vector[FieldStep] steps
+    cdef Py_ssize_t step_count
+    cdef bint busy, closed, padded
+    cdef HeldBuffer data, control_data
+    cdef object segment, control
+    cdef readonly object publish
+    cdef readonly str topic
+    cdef readonly object dtype, payload_dtype
+    cdef tuple names
+    cdef object journal
+    cdef str full
+    cdef int64_t full_timeout_ns
+    cdef uint64_t chunk_rows
+
+    def __cinit__(self, segment, control, schema, *, str full, full_timeout, journal=None, asleep=None):
+        """segment, control: the two mapped segments, writable. full: what to do when reliable readers leave no room.
+
+        journal: has `kick()` and `failure()`; asleep: its capsule. None for rings only.
+        """
+        cdef FieldStep step
+        self.data.hold(segment, True)
+        self.control_data.hold(control, True)
+        self.segment, self.control = segment, control
+        barrier_register()
+        self.ring.open(self.data.data(), <ControlHeader *>self.control_data.data(), journal is not None)
+        if asleep is not None:
+            self.ring.journal_asleep = <const uint32_t *>PyCapsule_GetPointer(asleep, "ringmain.asleep")
+        self.journal, self.topic = journal, schema.name
+        self.dtype, self.payload_dtype = schema.dtype, schema.payload_dtype
+        self.names = schema.payload_dtype.names
+        self.full = full
+        self.full_timeout_ns = INT64_MAX // 2 if full_timeout is None else int(full_timeout * 1e9)
+        self.chunk_rows = max(1, self.ring.slot_count // 4)
+        filled = 0
+        for name in self.names:
+            field, offset = schema.payload_dtype.fields[name][:2]
+            step.kind = _kind(field)
+            step.item_bytes = field.base.itemsize if field.base.kind != "S" else 0
+            step.offset, step.bytes = offset, field.itemsize
+            filled += field.itemsize
+            self.steps.push_back(step)
+        self.padded = filled != schema.payload_dtype.itemsize
+        self.step_count = self.steps.size()
+        self.publish = PyCFunction_New(&PUBLISH, self)
+
+    def close(self):
+        """Refuse every later call. The segments stay mapped while anything refers to them."""
+        self.closed = True
+        self.ring.limit = 0  # the fast path ends in _make_room, which says that the topic is closed
+        self.ring.published = self.ring.published if self.ring.published else 0
+
+    @property
+    def watermarks(self):
+        """(claimed, published, logged, durable), each read once."""
+        return tuple([load_acquire_u64(self.ring.header.watermarks[which].sequence) for which in range(4)])
+
+    @property
+    def slot_count(self):
+        return self.ring.slot_count
+
+    def last_timestamp(self, int64_t timestamp_ns):
+        """Stamp no record earlier than this."""
+        self.ring.last_timestamp_ns = max(self.ring.last_timestamp_ns, timestamp_ns)
+
+    cdef int _refuse(self) except -1:
+        """Raise what stands in the way of publishing, if anything does."""
+        cdef uint32_t status = load_relaxed_u32(self.ring.header.status)
+        if self.closed:
+            raise ValueError(f"topic {self.topic!r}: the writer is closed")
+        if status & C_STATUS_FENCED:
+            raise Fenced(f"topic {self.topic!r}: a newer writer has taken over this bus; close this one")
+        if status & C_STATUS_LOG_FAILED:
+            raise WriterFailed(f"topic {self.topic!r}: {self.journal.failure()}") from self.journal.failure()
+        return 0
+
+    cdef str _holders(self, uint64_t last):
+        names = [f"reader {reader_name(self.ring.control.readers[index])!r} (pid {owner_pid(self.ring.control.readers[index].owner)})"
+                 for index in self.ring.reliable if self.ring.consumed(index) + self.ring.slot_count < last]
+        if self.ring.journal_allows() < last:
+            names.append("the log")
+        return " and ".join(names[:5]) or "nobody any more"
+
+    cdef int _make_room(self, uint64_t count, uint64_t done) except -1:
+        """Return once `count` records may be published, by the policy for a full ring."""
+        cdef uint64_t last
+        cdef int64_t deadline, slice_ns
+        if self.busy:
+            raise RuntimeError(f"topic {self.topic!r}: another publish, batch or claim is still under way; one at a time")
+        self._refuse()
+        if load_relaxed_u32(self.ring.control.attention.wake[1]):
+            self.ring.rescan()
+        if self.ring.may_publish(count):
+            return 0
+        last = self.ring.published + count
+        self.ring.update_limit()
+        if last <= self.ring.limit:
+            return 0
+        if self.full != "block" and self.ring.journal_allows() >= last:
+            free_dead_readers(self.ring.control[0])
+            self.ring.rescan()
+            if last > self.ring.limit and self.full == "raise":
+                raise RingFull(self.topic, self._holders(last), done)
+            if last > self.ring.limit:
+                self.ring.drop_slow_readers(last)
+        deadline = monotonic_ns() + self.full_timeout_ns
+        self.busy = True
+        try:
+            while True:
+                slice_ns = min(100_000_000, max(0, deadline - monotonic_ns()))
+                with nogil:
+                    room = self.ring.wait_for_room(count, slice_ns)
+                if room:
+                    return 0
+                PyErr_CheckSignals()
+                self._refuse()
+                if free_dead_readers(self.ring.control[0]):
+                    self.ring.rescan()
+                    continue
+                if self.full == "drop" and self.ring.journal_allows() >= last:
+                    self.ring.drop_slow_readers(last)
+                if monotonic_ns() >= deadline:
+                    raise RingFull(self.topic, self._holders(last), done)
+        finally:
+            self.busy = False
+
+    cdef int _wake(self) except -1:
+        if self.ring.someone_sleeps():
+            self.ring.wake_readers()
+        if self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]):
+            self.journal.kick()
+        return 0
+
+    cdef bint _must_wake(self) noexcept:
+        return self.ring.someone_sleeps() or (self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]))
+
+    cdef int _pack_array(self, Py_ssize_t index, char *payload, value) except -1:
+        field = self.payload_dtype.fields[self.names[index]][0]
+        given = np.asarray(value)
+        if given.shape != field.shape:
+            raise ValueError(f"shape {field.shape} is needed, got {given.shape}")
+        if field.base.kind in "iu" and given.dtype.kind not in "iub":
+            raise TypeError(f"whole numbers are needed, got {given.dtype}")
+        if field.base.kind in "iu" and given.size:
+            bounds = np.iinfo(field.base)
+            if int(given.min()) < bounds.min or int(given.max()) > bounds.max:
+                raise OverflowError(f"values from {given.min()} to {given.max()} do not fit into {field.base}")
+        item = np.ascontiguousarray(given, dtype=field.base)
+        memcpy(payload + self.steps[index].offset, cnp.PyArray_DATA(<cnp.ndarray>item), self.steps[index].bytes)
+        return 0
+
+    cdef int _pack(self, Py_ssize_t index, char *payload, PyObject *value) except -1:
+        """Pack one field; an error names it."""
+        try:
+            if self.steps[index].kind == FIELD_ARRAY:
+                self._pack_array(index, payload, <object>value)
+            elif not pack_field(self.steps[index], payload, value):
+                pass
+        except (TypeError, ValueError, OverflowError) as error:
+            field = self.payload_dtype.fields[self.names[index]][0]
+            raise type(error)(f"topic {self.topic!r}, field {self.names[index]!r} ({field.str if not field.shape else field}): {error}") from None
+        return 0
+
+    cdef object _arrange(self, PyObject *const *args, Py_ssize_t positional, PyObject *kwnames):
+        """The values in the order of the fields, from positional and keyword arguments."""
+        values = [<object>args[i] for i in range(positional)]
+        given = {<object>PyTuple_GET_ITEM(kwnames, i): <object>args[positional + i] for i in range(PyTuple_GET_SIZE(kwnames))}
+        if positional > self.step_count:
+            raise TypeError(f"topic {self.topic!r} has {self.step_count} fields {self.names}, got {positional} values")
+        for name in self.names[positional:]:
+            if name not in given:
+                raise TypeError(f"topic {self.topic!r}: field {name!r} is missing")
+            values.append(given.pop(name))
+        for name in given:
+            if name in self.names:
+                raise TypeError(f"topic {self.topic!r}: field {name!r} is given twice, by position and by name")
+            raise TypeError(f"topic {self.topic!r} has no field {name!r}; its fields are {', '.join(self.names)}")
+        return values
+
+    def publish_batch(self, rows):
+        """Publish rows in order: an array of the schema's payload_dtype, or of its dtype (whose stamps are then replaced).
+
+        Returns the last one's sequence (of an empty array: the last published so far). All rows become visible together where
+        the array is no longer than a quarter of the ring, otherwise in steps of that size. The array is copied once.
+        Raises RingFull, with published_count, when there is no room in time; TypeError for another dtype.
+        """
+        cdef cnp.ndarray array
+        cdef const char *source
+        cdef int64_t stride, stamp
+        cdef uint64_t count, done = 0, take, first, until_end
+        if not isinstance(rows, np.ndarray):
+            raise TypeError(f"topic {self.topic!r}: a numpy array is needed, got {type(rows).__name__}")
+        array = <cnp.ndarray>rows
+        if cnp.PyArray_NDIM(array) != 1:
+            raise TypeError(f"topic {self.topic!r}: a one-dimensional array is needed, got {array.ndim} dimensions")
+        source = <const char *>cnp.PyArray_DATA(array)
+        dtype = array.dtype
+        if dtype is not self.payload_dtype and dtype != self.payload_dtype:
+            if dtype != self.dtype:
+                raise TypeError(f"topic {self.topic!r}: rows of {self.payload_dtype} are needed, got {dtype}")
+            source += 16
+        count = cnp.PyArray_DIM(array, 0)
+        stride = cnp.PyArray_STRIDE(array, 0)
+        while done < count:
+            take = min(count - done, self.chunk_rows)
+            if self.busy or not self.ring.may_publish(take):
+                self._make_room(take, done)
+            first = self.ring.published + 1
+            self.ring.claim(self.ring.published + take)
+            stamp = self.ring.stamp_ns()
+            until_end = min(take, self.ring.slot_count - (first & self.ring.mask))
+            copy_rows(self.ring.slot(first), self.ring.row_bytes, source, stride, until_end, first, stamp)
+            if until_end < take:
+                copy_rows(self.ring.slot(first + until_end), self.ring.row_bytes, source + <int64_t>until_end * stride, stride,
+                          take - until_end, first + until_end, stamp)
+            self.ring.publish(self.ring.published + take)
+            if self._must_wake():
+                self._wake()
+            done += take
+            source += <int64_t>take * stride
+        return self.ring.published
+
+    def begin(self, uint64_t count):
+        """Claim `count` slots and return a zeroed writable array over their payloads, for `commit` or `abort`.
+
+        Where the slots run over the end of the ring the array is memory of its own, copied at commit.
+        """
+        cdef uint64_t first
+        cdef cnp.npy_intp dims[1]
+        if count < 1 or count > max(<uint64_t>1, self.ring.slot_count // 2):
+            raise ValueError(f"topic {self.topic!r}: between 1 and {max(1, self.ring.slot_count // 2)} records can be claimed, got {count}")
+        if self.busy or not self.ring.may_publish(count):
+            self._make_room(count, 0)
+        first = self.ring.published + 1
+        self.ring.claim(self.ring.published + count)
+        self.busy = True
+        if count > self.ring.slot_count - (first & self.ring.mask):
+            return np.zeros(count, self.payload_dtype)
+        offset = self.ring.header.slots_offset + (first & self.ring.mask) * self.ring.row_bytes
+        rows = np.ndarray(count, self.payload_dtype, self.segment, offset + 16, self.ring.row_bytes)
+        for i in range(count):
+            memset(self.ring.slot(first + i), 0, self.ring.row_bytes)
+        return rows
+
+    def commit(self, cnp.ndarray rows, uint64_t count):
+        """Stamp the first `count` rows of the claim and make them visible; returns the last one's sequence."""
+        cdef uint64_t first = self.ring.published + 1, i
+        cdef int64_t stamp
+        self.busy = False
+        self._refuse()
+        stamp = self.ring.stamp_ns()
+        if cnp.PyArray_DATA(rows) != self.ring.slot(first) + 16:
+            for i in range(count):
+                copy_rows(self.ring.slot(first + i), self.ring.row_bytes,
+                          <const char *>cnp.PyArray_DATA(rows) + i * cnp.PyArray_STRIDE(rows, 0), 0, 1, first + i, stamp)
+        for i in range(count):
+            put_u64(self.ring.slot(first + i), first + i)
+            put_i64(self.ring.slot(first + i) + 8, stamp)
+        self.ring.publish(self.ring.published + count)
+        self._wake()
+        return self.ring.published
+
+    def abort(self):
+        """Give the claim up: nothing becomes visible, and the next record takes the same sequence."""
+        self.busy = False
+
+    def wait(self, uint64_t sequence, uint32_t which, timeout):
+        """Wait until watermark number `which` reaches `sequence`; False when `timeout` seconds (None: for ever) passed first."""
+        cdef int64_t deadline = INT64_MAX if timeout is None else monotonic_ns() + <int64_t>(timeout * 1e9)
+        cdef int64_t left
+        cdef int result
+        while True:
+            left = min(SLICE_NS, deadline - monotonic_ns())
+            with nogil:
+                result = wait_for(self.ring.header[0], self.ring.control[0], <Watermark>which, sequence - 1, left, WAIT_FUTEX)
+            if result == WAIT_MOVED:
+                return True
+            PyErr_CheckSignals()
+            if not self.closed or load_relaxed_u32(self.ring.header.status) & ~<uint32_t>C_STATUS_CLOSED:
+                self._refuse()
+            elif result == WAIT_STATUS:
+                return False
+            if monotonic_ns() >= deadline:
+                return False
+
+
+cdef PyObject *_publish(PyObject *self, PyObject *const *args, Py_ssize_t positional, PyObject *kwnames) except NULL:
+    cdef RingPublisher topic = <RingPublisher>self
+    cdef uint64_t sequence
+    cdef char *slot
+    cdef Py_ssize_t index
+    cdef list values = None
+    if kwnames != NULL:
+        values = topic._arrange(args, positional, kwnames)
+    elif positional != topic.step_count:
+        raise TypeError(f"topic {topic.topic!r} has {topic.step_count} fields ({', '.join(topic.names)}), got {positional} values")
+    if topic.busy or not topic.ring.may_publish(1):
+        topic._make_room(1, 0)
+    sequence = topic.ring.published + 1
+    topic.ring.claim(sequence)
+    slot = topic.ring.slot(sequence)
+    topic.busy = True  # packing may run Python code, and that may come back here
+    try:
+        if topic.padded:
+            memset(slot + 16, 0, topic.ring.row_bytes - 16)
+        for index in range(topic.step_count):
+            topic._pack(index, slot + 16, args[index] if values is None else <PyObject *>values[index])
+    finally:
+        topic.busy = False
+    put_u64(slot, sequence)
+    put_i64(slot + 8, topic.ring.stamp_ns())
+    topic.ring.publish(sequence)
+    if topic._must_wake():
+        topic._wake()
+    return PyLong_FromUnsignedLongLong(sequence)
+
+
+cdef PyMethodDef PUBLISH
+PUBLISH.ml_name = "publish"
+PUBLISH.ml_meth = <PyCFunction><void *>_publish
+PUBLISH.ml_flags = METH_FASTCALL | METH_KEYWORDS
+PUBLISH.ml_doc = (
+    b"publish(*fields, **fields)\n\nPack one record, make it visible, and return its sequence. Values stand in the schema's order, or by name.\n"
+    b"Raises TypeError, ValueError or OverflowError naming the field where a value does not fit (nothing is published then),\n"
+    b"RingFull when there is no room in time, Fenced when a newer writer took over, WriterFailed when the log has stopped."
+)

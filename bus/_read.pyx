@@ -1,0 +1,248 @@
+"""Reading from a ring: the compiled half of every subscriber. The protocol is ring.hpp's.
+
+A cursor holds the segments it points into for as long as it lives, and so do the arrays it hands out: nothing is unmapped
+under a view.
+"""
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from core cimport *
+
+import os
+
+import numpy as np
+
+from .errors import AttachError, Overrun
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        pass
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArray_Descr:
+        pass
+    object PyArray_NewFromDescr(PyTypeObject *, PyArray_Descr *, int, const cnp.npy_intp *, const cnp.npy_intp *, void *, int,
+                                PyObject *)
+
+
+cdef class Batch:
+    """Some consecutive records of a topic.
+
+    rows: a read-only numpy array of the schema's dtype. In a ring it is the writer's own memory: valid until the writer comes
+    round again, which `validate` tells; from the log it stays valid for as long as you keep it.
+    lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
+    """
+
+    cdef readonly object rows
+    cdef readonly uint64_t first, last
+    cdef public uint64_t lost
+    cdef RingCursor cursor
+
+    def __len__(self):
+        return self.last - self.first + 1
+
+    def validate(self):
+        """Raise Overrun if the writer has overwritten any of these rows meanwhile; what was computed from them is then void.
+
+        The subscriber steps back to before this batch, and delivers its records again from the log if there is one.
+        """
+        cdef RingCursor cursor = self.cursor
+        if cursor is not None and not cursor.ring.intact(self.first):
+            if cursor.ring.cursor >= self.first:
+                cursor.ring.cursor = self.first - 1
+            raise Overrun(self.first, cursor.ring.oldest())
+
+    @property
+    def valid(self):
+        """Whether the rows were whole until now."""
+        return self.cursor is None or self.cursor.ring.intact(self.first)
+
+    def copy(self):
+        """The rows as an array of your own, proven whole. Raises Overrun like `validate`."""
+        cdef cnp.ndarray source = self.rows
+        cdef cnp.ndarray mine = np.empty(len(source), source.dtype)
+        memcpy(cnp.PyArray_DATA(mine), cnp.PyArray_DATA(source), cnp.PyArray_NBYTES(source))
+        self.validate()
+        return mine
+
+    def __repr__(self):
+        return f"Batch({self.first}..{self.last}, {self.rows.dtype.names[2:]}{f', lost={self.lost}' if self.lost else ''})"
+
+
+def log_batch(rows):
+    """A Batch over rows that nobody overwrites, such as those of the mapped log."""
+    cdef Batch batch = Batch.__new__(Batch)
+    batch.rows = rows
+    batch.first, batch.last = rows["sequence"][0], rows["sequence"][-1]
+    return batch
+
+
+cdef class RingCursor:
+    """The reading end of one topic's ring, in this process: a cursor and an entry in the reader table. One thread at a time.
+
+    segment: the data segment, mapped read-only. control: writable.
+    """
+
+    cdef RingReader ring
+    cdef HeldBuffer data, control_data
+    cdef object dtype, owner  # owner: what the views handed out hold on to
+    cdef int slot
+    cdef uint32_t pid, polls
+    cdef WaitStrategy strategy
+    cdef Watermark which
+
+    def __cinit__(self, segment, control, dtype, uint32_t follow, uint32_t strategy):
+        self.data.hold(segment, False)
+        self.control_data.hold(control, True)
+        self.owner = memoryview(segment)
+        self.dtype, self.which, self.strategy, self.slot = dtype, <Watermark>follow, <WaitStrategy>strategy, -1
+        self.ring.open(self.data.data(), <ControlHeader *>self.control_data.data(), self.which)
+
+    def __dealloc__(self):
+        self.release()
+
+    def register(self, str name, uint64_t cursor):
+        """Take an entry in the reader table, lossy to begin with. Raises AttachError when all are taken."""
+        cdef ReaderEntry *entry
+        cdef bytes encoded
+        self.pid = os.getpid()
+        self.slot = take_reader(self.ring.control[0], self.pid)
+        if self.slot < 0:
+            raise AttachError(f"all {C_READERS_MAX} entries of the reader table are taken by living readers")
+        entry = &self.ring.control.readers[self.slot]
+        entry.process_start = c_process_start(self.pid)
+        encoded = name.encode()[:47]
+        memset(entry.name, 0, 48)
+        memcpy(entry.name, <char *>encoded, len(encoded))
+        entry.policy, entry.follow, entry.attached_ns = LOSSY, self.which, wall_ns()
+        entry.acknowledged = entry.overrun_count = entry.lost_count = entry.refilled_count = 0
+        self.ring.cursor = cursor
+        store_relaxed_u64(entry.consumed, cursor)
+        store_relaxed_i64(entry.heartbeat_ns, wall_ns())
+        self.ring.entry = entry
+        store_release_u64(entry.owner, owner_word(self.pid, READER_ACTIVE))
+
+    def release(self):
+        """Give the entry back. The segments stay mapped while views of them live."""
+        if self.slot >= 0 and self.pid == <uint32_t>os.getpid():
+            free_reader(self.ring.control[0], self.slot, self.pid)
+        self.slot = -1
+        self.ring.entry = NULL
+
+    def hold_writer(self):
+        """Become reliable: from now on the writer does not pass this cursor. False when it is too far behind for that yet.
+
+        A writer that looked at the table just before may still have one claim under way, of up to half the ring and what
+        it claims ahead; within a quarter of the ring that cannot reach this cursor (sync REGISTER).
+        """
+        cdef ReaderEntry *entry = self.ring.entry
+        store_release_u64(entry.consumed, self.ring.cursor)
+        entry.policy = RELIABLE
+        announce_readers(self.ring.control[0])
+        if (self.ring.cursor + self.ring.slot_count // 4 >= load_acquire_u64(self.ring.header.watermarks[<int>W_PUBLISHED].sequence)
+                and self.ring.intact(self.ring.cursor + 1)):
+            return True
+        entry.policy = LOSSY
+        announce_readers(self.ring.control[0])
+        return False
+
+    @property
+    def dropped(self):
+        """Whether the writer has dropped this reader because it was too slow; it is lossy since."""
+        return self.slot >= 0 and owner_state(load_acquire_u64(self.ring.entry.owner)) == READER_DROPPED
+
+    @property
+    def cursor(self):
+        """The last sequence handed out."""
+        return self.ring.cursor
+
+    @cursor.setter
+    def cursor(self, uint64_t sequence):
+        self.ring.cursor = sequence
+
+    @property
+    def oldest(self):
+        """The oldest sequence still whole in the ring."""
+        return self.ring.oldest()
+
+    @property
+    def watermark(self):
+        """The followed watermark, now."""
+        return load_acquire_u64(self.ring.header.watermarks[<int>self.which].sequence)
+
+    @property
+    def published(self):
+        return load_acquire_u64(self.ring.header.watermarks[<int>W_PUBLISHED].sequence)
+
+    @property
+    def status(self):
+        return load_relaxed_u32(self.ring.header.status)
+
+    def count_overrun(self, uint64_t lost, uint64_t refilled, bint lapped):
+        """Add to the counters in the reader table, which inspect and top show."""
+        if self.ring.entry != NULL:
+            self.ring.entry.overrun_count += lapped
+            self.ring.entry.lost_count += lost
+            self.ring.entry.refilled_count += refilled
+
+    def beat(self):
+        """Say that this reader lives, and how far it has come."""
+        if self.ring.entry != NULL:
+            store_relaxed_i64(self.ring.entry.heartbeat_ns, wall_ns())
+            store_release_u64(self.ring.entry.consumed, self.ring.cursor)
+
+    cpdef poll(self, uint64_t count_max):
+        """The next rows as a Batch, at most `count_max`; None when caught up. Never waits.
+
+        Everything handed out before counts as consumed. Raises Overrun, the cursor unmoved, when the writer has lapped it.
+        """
+        cdef uint64_t first = 0, count = 0
+        cdef cnp.npy_intp dims[1]
+        cdef Batch batch
+        cdef int result = self.ring.poll(count_max, first, count)
+        self.polls += 1
+        if self.polls & 255 == 0:
+            self.beat()
+        if result == POLL_NOTHING:
+            return None
+        if result == POLL_LAPPED:
+            raise Overrun(first, self.ring.oldest())
+        dims[0] = count
+        Py_INCREF(self.dtype)
+        rows = PyArray_NewFromDescr(<PyTypeObject *>cnp.ndarray, <PyArray_Descr *>self.dtype, 1, dims, NULL,
+                                    <void *>self.ring.slot(first), cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED, NULL)
+        cnp.set_array_base(<cnp.ndarray>rows, self.owner)
+        batch = Batch.__new__(Batch)
+        batch.rows, batch.first, batch.last, batch.cursor = rows, first, first + count - 1, self
+        self.ring.cursor = first + count - 1
+        return batch
+
+    def wait(self, double timeout):
+        """Wait up to `timeout` seconds for rows behind the cursor, or for `status` to change; True when there are rows.
+
+        Nothing is taken: another thread may wait while this reader's own thread does something else. Signals are served.
+        """
+        cdef int64_t deadline = monotonic_ns() + <int64_t>(min(timeout, 1e9) * 1e9), left
+        cdef int result
+        while True:
+            left = min(SLICE_NS, deadline - monotonic_ns())
+            with nogil:
+                result = wait_for(self.ring.header[0], self.ring.control[0], self.which, self.ring.cursor, left, self.strategy)
+            if result == WAIT_MOVED:
+                return True
+            self.beat()
+            PyErr_CheckSignals()
+            if result == WAIT_STATUS or monotonic_ns() >= deadline:
+                return False
+
+    def take(self, double timeout, uint64_t count_max):
+        """Like `poll`, but wait up to `timeout` seconds for rows. None also when `status` has changed."""
+        batch = self.poll(count_max)
+        if batch is None and timeout > 0 and self.wait(timeout):
+            batch = self.poll(count_max)
+        return batch
