@@ -25,8 +25,17 @@ cdef extern from "Python.h":
     int METH_FASTCALL, METH_KEYWORDS
     object PyCFunction_New(PyMethodDef *method, object self)
     PyObject *PyLong_FromUnsignedLongLong(unsigned long long)
+    PyObject **PySequence_Fast_ITEMS(object)
+    PyObject *PyErr_Occurred()
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
+
+
+cdef int raise_pending() except -1:
+    """Raise the error that compiled code has set, if it has."""
+    if PyErr_Occurred() != NULL:
+        return -1
+    return 0
 
 
 cdef str reader_name(const ReaderEntry &entry):
@@ -196,16 +205,19 @@ cdef class RingPublisher:
         memcpy(payload + self.steps[index].offset, cnp.PyArray_DATA(<cnp.ndarray>item), self.steps[index].bytes)
         return 0
 
-    cdef int _pack(self, Py_ssize_t index, char *payload, PyObject *value) except -1:
-        """Pack one field; an error names it."""
+    cdef int _pack_rest(self, Py_ssize_t index, char *payload, PyObject *const *values) except -1:
+        """Go on packing at `index`, where the compiled way has stopped: an array, or an error, which is raised naming the field."""
+        cdef Py_ssize_t failed = index
         try:
-            if self.steps[index].kind == FIELD_ARRAY:
-                self._pack_array(index, payload, <object>value)
-            elif not pack_field(self.steps[index], payload, value):
-                pass
+            raise_pending()
+            while failed < self.step_count:
+                self._pack_array(failed, payload, <object>values[failed])
+                failed = pack_fields(self.steps.data(), failed + 1, self.step_count, payload, values)
+                raise_pending()
         except (TypeError, ValueError, OverflowError) as error:
-            field = self.payload_dtype.fields[self.names[index]][0]
-            raise type(error)(f"topic {self.topic!r}, field {self.names[index]!r} ({field.str if not field.shape else field}): {error}") from None
+            field = self.payload_dtype.fields[self.names[failed]][0]
+            kind = field.str if not field.shape else f"{field.shape}{field.base.str}"
+            raise type(error)(f"topic {self.topic!r}, field {self.names[failed]!r} ({kind}): {error}") from None
         return 0
 
     cdef object _arrange(self, PyObject *const *args, Py_ssize_t positional, PyObject *kwnames):
@@ -346,14 +358,18 @@ cdef PyObject *_publish(PyObject *self, PyObject *const *args, Py_ssize_t positi
     sequence = topic.ring.published + 1
     topic.ring.claim(sequence)
     slot = topic.ring.slot(sequence)
+    if topic.padded:
+        memset(slot + 16, 0, topic.ring.row_bytes - 16)
+    if values is not None:
+        args = PySequence_Fast_ITEMS(values)
     topic.busy = True  # packing may run Python code, and that may come back here
-    try:
-        if topic.padded:
-            memset(slot + 16, 0, topic.ring.row_bytes - 16)
-        for index in range(topic.step_count):
-            topic._pack(index, slot + 16, args[index] if values is None else <PyObject *>values[index])
-    finally:
-        topic.busy = False
+    index = pack_fields(topic.steps.data(), 0, topic.step_count, slot + 16, args)
+    if index < topic.step_count:
+        try:
+            topic._pack_rest(index, slot + 16, args)
+        finally:
+            topic.busy = False
+    topic.busy = False
     put_u64(slot, sequence)
     put_i64(slot + 8, topic.ring.stamp_ns())
     topic.ring.publish(sequence)

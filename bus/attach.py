@@ -59,10 +59,14 @@ def attach(address: str) -> Attached:
         data = Segment.open(name, writable=False)
         control = open_control(bus, topic)
     except NotFound:
-        raise NotFound(f"no topic {address!r} is open on this machine; start its writer, or see `ringmain ls`") from None
+        raise NotFound(
+            f"no topic {address!r} is open on this machine; start its writer, or see `ringmain ls`"
+        ) from None
     header = _segment.read_data(data.memory, name)
     if (header["bus"], header["topic"]) != (bus, topic) or data.uid != control.uid:
-        raise AttachError(f"segment {name}: made for {header['bus']}/{header['topic']} or by two users; not to be trusted")
+        raise AttachError(
+            f"segment {name}: made for {header['bus']}/{header['topic']} or by two users; not to be trusted"
+        )
     schema = Schema.from_json(header["schema_json"])
     if schema.hash != header["schema_hash"] or schema.row_bytes != header["row_bytes"]:
         raise AttachError(f"segment {name}: its schema does not match its header; damaged, or of another release")

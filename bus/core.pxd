@@ -153,7 +153,7 @@ cdef extern from "pack.hpp" namespace "ringmain":
         FieldKind kind
         uint8_t item_bytes
         uint32_t offset, bytes
-    cbool pack_field(const FieldStep &, char *, PyObject *)
+    Py_ssize_t pack_fields(const FieldStep *, Py_ssize_t, Py_ssize_t, char *, PyObject *const *)
     void put_u64 "ringmain::put<uint64_t>"(char *, uint64_t) nogil
     void put_i64 "ringmain::put<int64_t>"(char *, int64_t) nogil
     void copy_rows(char *, uint32_t, const char *, int64_t, uint64_t, uint64_t, int64_t) nogil

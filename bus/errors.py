@@ -35,7 +35,9 @@ class RingFull(BusError):
 
     def __init__(self, topic: str, held_by: str, published_count: int = 0) -> None:
         self.topic, self.held_by, self.published_count = topic, held_by, published_count
-        super().__init__(f"topic {topic!r}: the ring is full, held back by {held_by}; {published_count} records of this call were published")
+        super().__init__(
+            f"topic {topic!r}: the ring is full, held back by {held_by}; {published_count} records of this call were published"
+        )
 
     def __reduce__(self) -> tuple[type[RingFull], tuple[str, str, int]]:
         return type(self), (self.topic, self.held_by, self.published_count)

@@ -97,10 +97,18 @@ inline bool pack_field(const FieldStep &step, char *payload, PyObject *value) {
         std::memset(at + length, 0, step.bytes - static_cast<size_t>(length));
         return true;
     }
-    case FIELD_ARRAY: break;  // numpy's business: the caller does it
+    case FIELD_ARRAY: break;
     }
     PyErr_SetString(PyExc_SystemError, "no packing for this kind of field");
     return false;
+}
+
+// Store values from `from` on until one needs the caller: returns its index, or `count` when all are stored. A Python error is
+// set where the value does not fit; none for a FIELD_ARRAY, which is numpy's business.
+inline Py_ssize_t pack_fields(const FieldStep *steps, Py_ssize_t from, Py_ssize_t count, char *payload, PyObject *const *values) {
+    for (; from < count; ++from)
+        if (steps[from].kind == FIELD_ARRAY || !pack_field(steps[from], payload, values[from])) break;
+    return from;
 }
 
 // Copy payloads of `payload_bytes` from `source` (one each `stride` bytes) behind fresh stamps into consecutive slots.

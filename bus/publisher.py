@@ -61,7 +61,10 @@ class Publisher:
         return Watermarks(*self._ring.watermarks)
 
     def wait(
-        self, sequence: int, watermark: Literal["published", "logged", "durable"] = "durable", timeout: float | None = None
+        self,
+        sequence: int,
+        watermark: Literal["published", "logged", "durable"] = "durable",
+        timeout: float | None = None,
     ) -> None:
         """Return once the watermark has reached `sequence`. Any thread may.
 

@@ -19,19 +19,35 @@ import posix_ipc
 from . import _segment
 from .errors import AttachError, NotFound
 
-__all__ = ["MODES", "Segment", "bus_name", "check_bus_name", "control_name", "data_name", "is_locked", "list_names", "open_control", "split_address"]
+__all__ = [
+    "MODES",
+    "Segment",
+    "bus_name",
+    "check_bus_name",
+    "control_name",
+    "data_name",
+    "is_locked",
+    "list_names",
+    "open_control",
+    "split_address",
+]
 
 PREFIX = "ringmain."
 DIRECTORY = Path("/dev/shm")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 TOPIC = re.compile(r"[a-z_][a-z0-9_]{0,31}")
-MODES = {False: (0o600, 0o600), True: (0o640, 0o660)}  # group_readable -> (data, control): readers enter themselves in control
+MODES = {
+    False: (0o600, 0o600),
+    True: (0o640, 0o660),
+}  # group_readable -> (data, control): readers enter themselves in control
 
 
 def check_bus_name(name: str) -> str:
     """The name itself. ValueError unless it is one."""
     if not NAME.fullmatch(name):
-        raise ValueError(f"bus name {name!r}: lower-case letters, digits, - and _, a letter first, at most 32 characters")
+        raise ValueError(
+            f"bus name {name!r}: lower-case letters, digits, - and _, a letter first, at most 32 characters"
+        )
     return name
 
 
@@ -158,7 +174,9 @@ class Segment:
         except posix_ipc.ExistentialError:
             pass
         except (posix_ipc.PermissionsError, PermissionError):
-            raise AttachError(f"segment {name}: belongs to another user and is in the way; choose another bus name") from None
+            raise AttachError(
+                f"segment {name}: belongs to another user and is in the way; choose another bus name"
+            ) from None
 
 
 def open_control(bus: str, topic: str) -> Segment:

@@ -13,13 +13,12 @@ import contextlib
 import fcntl
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from ..storage import Log, Recovered, Schema
 from ..storage.log import LOG_FILE_BYTES
@@ -108,7 +107,8 @@ class Writer:
         if sync_interval <= 0:
             raise ValueError(f"sync_interval: a positive number of seconds is expected, got {sync_interval}")
         self._slots = {name: _slots_of(slots, name) for name in self.schemas}
-        self._full, self._full_timeout = full, full_timeout
+        self._full: Literal["block", "raise", "drop"] = full
+        self._full_timeout = full_timeout
         self._modes = MODES[group_readable]
         self.data_dir = None if data_dir is None else Path(data_dir).absolute()
         self._parts = parts = _Parts(self.bus)
@@ -253,7 +253,11 @@ class Writer:
         claimed = last if first == 1 else max(last, first - 1 + slot_count)
         known = last if logged is None else logged
         _segment.set_watermarks(
-            data.memory, claimed=claimed, published=last, logged=known if logged is not None else 0, durable=known if logged is not None else 0
+            data.memory,
+            claimed=claimed,
+            published=last,
+            logged=known if logged is not None else 0,
+            durable=known if logged is not None else 0,
         )
         publisher = Publisher(
             data, control, schema, full=self._full, full_timeout=self._full_timeout, journal=parts.journal
@@ -283,7 +287,9 @@ class Writer:
 
     def _start(self, parts: _Parts) -> None:
         if parts.journal is not None:
-            parts.threads.append(threading.Thread(target=_run_journal, args=(parts,), name="ringmain-journal", daemon=True))
+            parts.threads.append(
+                threading.Thread(target=_run_journal, args=(parts,), name="ringmain-journal", daemon=True)
+            )
         parts.threads.append(threading.Thread(target=_keep, args=(parts,), name="ringmain-keeper", daemon=True))
         for thread in parts.threads:
             thread.start()
@@ -332,7 +338,9 @@ def _old_ring(name: str, schema: Schema, log_id: int) -> Segment | None:
         header = _segment.read_data(old.memory, name)
     except (NotFound, AttachError):
         return None
-    fits = header["schema_hash"] == schema.hash and header["row_bytes"] == schema.row_bytes and header["log_id"] == log_id
+    fits = (
+        header["schema_hash"] == schema.hash and header["row_bytes"] == schema.row_bytes and header["log_id"] == log_id
+    )
     return old if fits else None
 
 

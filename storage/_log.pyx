@@ -37,6 +37,7 @@ cdef extern from "log_format.hpp" namespace "ringmain" nogil:
         int64_t created_ns
         uint64_t file_bytes
         char bus[64]
+        uint64_t start_bytes
         uint32_t crc
     cdef struct FrameHeader:
         uint32_t magic, crc, frame_bytes
@@ -77,6 +78,7 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
         int add_rows(uint32_t, const char *, uint64_t)
         int write_group()
         int sync()
+        int write_mark()
         int finish()
         uint64_t position()
         uint64_t durable_position()
@@ -150,12 +152,13 @@ def decode_file_header(data, path):
     return {
         "log_id": header.log_id, "file_number": header.file_number, "start_position": header.start_position,
         "previous_end": header.previous_end, "epoch": header.epoch, "created_ns": header.created_ns,
-        "file_bytes": header.file_bytes, "bus": (<bytes>header.bus[:64]).split(b"\0")[0].decode("utf-8", "replace"),
+        "file_bytes": header.file_bytes, "start_bytes": header.start_bytes,
+        "bus": (<bytes>header.bus[:64]).split(b"\0")[0].decode("utf-8", "replace"),
     }
 
 
 def encode_file_header(*, uint64_t log_id, uint64_t file_number, uint64_t start_position, uint64_t previous_end,
-                       uint32_t epoch, int64_t created_ns, uint64_t file_bytes, str bus):
+                       uint32_t epoch, int64_t created_ns, uint64_t file_bytes, uint64_t start_bytes, str bus):
     """The 4,096 bytes of a log file's header."""
     cdef LogFileHeader header
     cdef bytes name = bus.encode()
@@ -166,6 +169,7 @@ def encode_file_header(*, uint64_t log_id, uint64_t file_number, uint64_t start_
     header.version, header.byte_order, header.header_bytes = LOG_VERSION, BYTE_ORDER_MARK, <uint32_t>C_LOG_HEADER_BYTES
     header.log_id, header.file_number, header.start_position = log_id, file_number, start_position
     header.previous_end, header.epoch, header.created_ns, header.file_bytes = previous_end, epoch, created_ns, file_bytes
+    header.start_bytes = start_bytes
     if len(name) > 63:
         raise ValueError(f"bus: at most 63 bytes fit into a log file's header, got {len(name)}")
     memcpy(header.bus, <char *>name, len(name))
@@ -177,7 +181,7 @@ def encode_file_header(*, uint64_t log_id, uint64_t file_number, uint64_t start_
 def encode_frame(uint8_t kind, payload, *, uint64_t position, uint32_t epoch, uint32_t frame_bytes, uint32_t row_count=0,
                  uint16_t topic=0, uint64_t first_sequence=0, uint64_t durable_position=0, int64_t first_timestamp_ns=0,
                  uint32_t row_bytes=0):
-    """One frame, padded with zeros inside its payload to exactly `frame_bytes` (a multiple of 8, at most 1 MiB)."""
+    """One frame of `frame_bytes`: a multiple of 8, at most 1 MiB. A gap's payload is filled up with zeros; any other's is padded."""
     cdef bytes body = bytes(payload)
     cdef FrameHeader header
     cdef bytearray out
@@ -186,6 +190,8 @@ def encode_frame(uint8_t kind, payload, *, uint64_t position, uint32_t epoch, ui
         raise ValueError(f"frame_bytes: {frame_bytes} cannot hold a header of {C_FRAME_HEADER_BYTES} and {len(body)} bytes")
     if kind == C_FRAME_GAP:
         body = body.ljust(frame_bytes - C_FRAME_HEADER_BYTES, b"\0")
+    elif frame_bytes - C_FRAME_HEADER_BYTES - len(body) >= 8:
+        raise ValueError(f"frame_bytes: {frame_bytes} is more than a frame with {len(body)} bytes of payload takes")
     out = bytearray(frame_bytes)
     at = out
     memcpy(&header, at, sizeof(FrameHeader))
@@ -300,7 +306,7 @@ cdef class LogAppender:
         if failure.error == 0:
             return None
         place = os.path.join(self.path, f"{failure.file_number:010d}.log")
-        return LogFailed(place, f"{failure.doing.decode()} at byte {failure.offset}",
+        return LogFailed(place, failure.doing.decode() + (f" at byte {failure.offset}" if failure.offset else ""),
                          OSError(failure.error, os.strerror(failure.error)))
 
     def open_first(self):
@@ -339,6 +345,13 @@ cdef class LogAppender:
         cdef int error
         with nogil:
             error = self.writer.sync()
+        self._check(error)
+
+    def mark(self):
+        """Leave word in the log that everything so far is on the disk, unless the newest frame says so. Not yet synced itself."""
+        cdef int error
+        with nogil:
+            error = self.writer.write_mark()
         self._check(error)
 
     def finish(self):

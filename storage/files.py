@@ -15,7 +15,16 @@ from pathlib import Path
 
 from .errors import LogLocked
 
-__all__ = ["allocate", "free_tail", "lock_directory", "map_file", "sync_directory", "sync_file", "write_whole"]
+__all__ = [
+    "allocate",
+    "free_tail",
+    "holds_lock",
+    "lock_directory",
+    "map_file",
+    "sync_directory",
+    "sync_file",
+    "write_whole",
+]
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -132,3 +141,11 @@ def lock_directory(directory: Path, *, take_over: bool) -> int:
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return descriptor
         os.close(descriptor)  # somebody replaced the file between open and lock
+
+
+def holds_lock(directory: Path, descriptor: int) -> bool:
+    """Whether a lock from `lock_directory` still counts: nobody has put another in its place."""
+    try:
+        return os.fstat(descriptor).st_ino == os.stat(directory / "LOCK").st_ino
+    except FileNotFoundError:
+        return False

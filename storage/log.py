@@ -2,6 +2,7 @@
 
 1. One living process writes to a directory (LOCK). It begins a new file and a new epoch, and never touches an older file's
    content; what a process that lost the lock still writes lies behind the end that the new file's header names.
+   Such a process finds its spares gone and its next file's name taken, and its keeper does nothing more.
 2. `keep` is the keeper's work: called by one thread, it makes spare files and gives back expired ones. The appender never
    waits for it unless it has used up every spare.
 3. A file is recycled only if this writer wrote it and no reader has it mapped; otherwise it is unlinked.
@@ -17,11 +18,12 @@ import select
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
-from .files import allocate, free_tail, lock_directory, sync_directory, sync_file
+from .files import allocate, free_tail, holds_lock, lock_directory, sync_directory, sync_file
 from .log_files import LogTopic, file_path, list_files, open_file
 from .recovery import Contents, examine
 from .schema import Schema
@@ -31,6 +33,7 @@ __all__ = ["LOG_FILE_BYTES", "Log", "Recovered"]
 LOG_FILE_BYTES = 64 << 20
 LOG_FILE_BYTES_MIN = 4 << 20
 SPARE_COUNT = 2
+BUS_BYTES_MAX = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Recovered:
     file_count: int
     checked_bytes: int
     torn_bytes: int
-    closed: bool            # the writer before ended in good order (or there was none)
+    closed: bool  # the writer before ended in good order (or there was none)
     seconds: float
 
 
@@ -72,34 +75,39 @@ class Log:
     ) -> None:
         if file_bytes < LOG_FILE_BYTES_MIN:
             raise ValueError(f"file_bytes: at least {LOG_FILE_BYTES_MIN} are needed, got {file_bytes}")
+        if len(bus.encode()) > BUS_BYTES_MAX:
+            raise ValueError(f"bus: a name of at most {BUS_BYTES_MAX} bytes is needed, got {len(bus.encode())}")
         self.directory = Path(directory)
         self._file_bytes, self._sync_files = file_bytes, sync_files
         self._retention_bytes, self._retention_age_s = retention_bytes, retention_age_s
         self._spare_number = 0
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.epoch = 0
         self._lock = lock_directory(self.directory, take_over=take_over)
         self._directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._open(list(schemas), bus, epoch, progress)
         except BaseException:
+            self._drop_spares()
             self._release()
             raise
 
-    def _open(
-        self, schemas: list[Schema], bus: str, epoch: int, progress: Callable[[int, int], None] | None
-    ) -> None:
+    def _open(self, schemas: list[Schema], bus: str, epoch: int, progress: Callable[[int, int], None] | None) -> None:
         started = time.monotonic()
         contents = examine(self.directory, progress)
         for problem in contents.problems:
             raise problem
-        if contents.files and contents.files[-1].file.header.bus != bus:
+        if contents.files and contents.files[-1].header.bus != bus:
             raise FormatMismatch(
-                self.directory, "bus", repr(bus), repr(contents.files[-1].file.header.bus),
+                self.directory,
+                "bus",
+                repr(bus),
+                repr(contents.files[-1].header.bus),
                 "a data directory belongs to one bus: give the bus its old name, or another directory",
             )
         self.topics = _merge_topics(self.directory, contents, schemas)
         for item in contents.files:  # what a killed writer left in the system's hands
-            sync_file(item.file.path)
+            sync_file(item.path)
         for path in self.directory.glob("spare-*"):
             path.unlink()
         number, position, used_bytes = contents.end
@@ -131,11 +139,10 @@ class Log:
                 topic.schema.to_json(), topic.schema.dtype, topic.next_sequence, topic.last_timestamp_ns
             )
         if contents.files:
-            free_tail(contents.files[-1].file.path, used_bytes)
-        del contents  # its maps hold the files
-        self._make_spares()
-        if not self.appender.spare_count:
-            raise OSError(errno.ENOSPC, f"no room for a log file of {self._file_bytes} bytes", str(self.directory))
+            free_tail(contents.files[-1].path, used_bytes)
+        refused = self._make_spares()
+        if refused is not None and not self.appender.spare_count:
+            raise refused
         self.appender.open_first()
         self._make_spares()
 
@@ -149,6 +156,9 @@ class Log:
         poll.register(self.appender.wants_spare_fd, select.POLLIN)
         if poll.poll(timeout_s * 1000):
             os.read(self.appender.wants_spare_fd, 8)
+        if not holds_lock(self.directory, self._lock):
+            self.appender.refuse_spare(errno.ESTALE)
+            return
         self._give_back_expired()
         self._make_spares()
 
@@ -164,9 +174,8 @@ class Log:
                 self.appender.finish()
             if self.appender.failure() is None:
                 free_tail(file_path(self.directory, self.appender.file_number), self.appender.offset)
-                for path in self.directory.glob("spare-*"):
-                    path.unlink()
         finally:
+            self._drop_spares()
             self._release()
 
     def _release(self) -> None:
@@ -176,17 +185,27 @@ class Log:
 
     # --- the keeper -------------------------------------------------------------------------------------------------
 
-    def _make_spares(self) -> None:
+    def _make_spares(self) -> OSError | None:
+        """Allocate what is missing. Returns what the system said where it refused."""
         while self.appender.spare_count < SPARE_COUNT:
-            self._spare_number += 1
-            name = f"spare-{os.getpid()}-{self._spare_number}"
+            name = self._spare_name()
             try:
                 descriptor = allocate(self.directory / name, self._file_bytes)
             except OSError as error:
                 self.appender.refuse_spare(error.errno or errno.EIO)
-                return
+                return error
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             self.appender.add_spare(descriptor, name)
+        return None
+
+    def _spare_name(self) -> str:
+        self._spare_number += 1
+        return f"spare-{self.epoch}-{self._spare_number}"
+
+    def _drop_spares(self) -> None:
+        """Remove the spares of this epoch; a writer that took over has its own."""
+        for path in self.directory.glob(f"spare-{self.epoch}-*"):
+            path.unlink(missing_ok=True)
 
     def _give_back_expired(self) -> None:
         if self._retention_bytes is None and self._retention_age_s is None:
@@ -194,10 +213,11 @@ class Log:
         current = self.appender.file_number
         files = [(number, path) for number, path in list_files(self.directory) if number < current]
         kept_bytes = sum(path.stat().st_blocks * 512 for _, path in files)
-        removed = False
-        for (number, path), following in zip(files, [*files[1:], (current, file_path(self.directory, current))], strict=True):
+        removed = False  # the oldest first, so that a crash leaves no hole
+        files.append((current, file_path(self.directory, current)))
+        for (number, path), following in pairwise(files):
             size_bytes = path.stat().st_blocks * 512
-            too_many = self._retention_bytes is not None and kept_bytes > self._retention_bytes
+            too_many = self._retention_bytes is not None and kept_bytes - size_bytes >= self._retention_bytes
             if not too_many and not self._too_old(following[1], following[0]):
                 break
             kept_bytes -= size_bytes
@@ -227,9 +247,9 @@ class Log:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        self._spare_number += 1
-        name = f"spare-{os.getpid()}-{self._spare_number}"
+        name = self._spare_name()
         path.rename(self.directory / name)
+        sync_directory(self.directory)  # before a new header is written into it: its old name must not come back then
         self.appender.add_spare(descriptor, name)
         return True
 
@@ -243,7 +263,10 @@ def _merge_topics(directory: Path, contents: Contents, schemas: list[Schema]) ->
             topics.append(LogTopic(len(topics), schema, 1, 0))
         elif known.schema.hash != schema.hash:
             raise FormatMismatch(
-                directory, f"schema of topic {schema.name!r}", "the logged one", "another",
+                directory,
+                f"schema of topic {schema.name!r}",
+                "the logged one",
+                "another",
                 f"{known.schema.describe_difference(schema)}; keep the schema, or publish under a new topic name",
             )
         else:

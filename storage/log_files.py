@@ -19,7 +19,18 @@ from .errors import Corruption
 from .files import map_file
 from .schema import Schema
 
-__all__ = ["FileHeader", "Frames", "LogFile", "LogTopic", "file_path", "list_files", "open_file", "read_topics"]
+__all__ = [
+    "FileHeader",
+    "Frames",
+    "LogFile",
+    "LogTopic",
+    "file_path",
+    "last_timestamp",
+    "list_files",
+    "lost_ranges",
+    "open_file",
+    "read_topics",
+]
 
 Frames: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 NAME = re.compile(r"(\d{10})\.log")
@@ -36,6 +47,7 @@ class FileHeader:
     epoch: int
     created_ns: int
     file_bytes: int
+    start_bytes: int
     bus: str
 
 
@@ -114,3 +126,20 @@ def read_topics(file: LogFile, frames: Frames) -> Iterator[LogTopic]:
         start = int(frame["offset"]) + _log.FRAME_HEADER_BYTES
         schema = Schema.from_json(file.data[start : start + int(frame["payload_bytes"])])
         yield LogTopic(int(frame["topic"]), schema, int(frame["first_sequence"]), int(frame["first_timestamp_ns"]))
+
+
+def lost_ranges(file: LogFile, frames: Frames) -> Frames:
+    """What the gaps among these frames say was given up: an array of LOST_DTYPE."""
+    parts = [np.empty(0, _log.LOST_DTYPE)]
+    for frame in frames[frames["kind"] == _log.FRAME_GAP]:
+        start = int(frame["offset"]) + _log.FRAME_HEADER_BYTES
+        parts.append(np.frombuffer(file.data, _log.LOST_DTYPE, int(frame["row_count"]), start))
+    return np.concatenate(parts)
+
+
+def last_timestamp(file: LogFile, topic: LogTopic, frame: np.void) -> int:
+    """The time stamp of a frame's last row."""
+    rows = np.frombuffer(
+        file.data, topic.schema.dtype, int(frame["row_count"]), int(frame["offset"]) + _log.FRAME_HEADER_BYTES
+    )
+    return int(rows["timestamp_ns"][-1])

@@ -5,7 +5,7 @@
 // 2. A file belongs to one epoch (one life of a writer). A new writer begins a new file, and its header says where the
 //    file before ends: whatever a paused writer still writes behind that place does not exist.
 // 3. A frame carries the position known to be on the disk when it was written. An invalid place below such a position is
-//    damage; an invalid place above every one of them is a torn tail.
+//    damage; an invalid place above every one of them is a torn tail. The header says the same of the file's start.
 #pragma once
 
 #include <cstddef>
@@ -46,10 +46,12 @@ struct LogFileHeader {
     int64_t created_ns;       // 56
     uint64_t file_bytes;      // 64
     char bus[64];             // 72
-    char unused[4096 - 136 - 4];
+    uint64_t start_bytes;     // 136  header and topics: on the disk before the file got its name
+    char unused[4096 - 144 - 4];
     uint32_t crc;             // 4092  CRC-32C of everything before it
 };
-static_assert(sizeof(LogFileHeader) == LOG_HEADER_BYTES && offsetof(LogFileHeader, crc) == 4092);
+static_assert(sizeof(LogFileHeader) == LOG_HEADER_BYTES && offsetof(LogFileHeader, start_bytes) == 136 &&
+              offsetof(LogFileHeader, crc) == 4092);
 
 struct FrameHeader {
     uint32_t magic;               //  0

@@ -22,7 +22,7 @@ from .schema import Schema
 __all__ = ["HistoryGone", "LogReader", "Rows"]
 
 Rows = Frames
-VIEW_ROWS_MIN = 256       # frames with fewer rows are gathered, this many rows at least at a time
+VIEW_ROWS_MIN = 256  # frames with fewer rows are gathered, this many rows at least at a time
 BATCH_ROWS_MAX = 65_536
 
 
@@ -118,8 +118,10 @@ class LogReader:
                 break
             if part.topic is None:
                 break
-            following = self._find_time_in(part, timestamp_ns) or following or part.topic.next_sequence + int(
-                part.frames["row_count"].sum()
+            following = (
+                self._find_time_in(part, timestamp_ns)
+                or following
+                or part.topic.next_sequence + int(part.frames["row_count"].sum())
             )
             if len(part.frames) and int(part.frames["first_timestamp_ns"][0]) < timestamp_ns:
                 break
@@ -152,7 +154,9 @@ class LogReader:
             return
         mine = found[(found["kind"] == _log.FRAME_ROWS) & (found["topic"] == part.topic.number)]
         if len(mine) and int(mine["row_bytes"][0]) != part.topic.schema.row_bytes:
-            raise FormatMismatch(part.file.path, "bytes of a row", part.topic.schema.row_bytes, int(mine["row_bytes"][0]))
+            raise FormatMismatch(
+                part.file.path, "bytes of a row", part.topic.schema.row_bytes, int(mine["row_bytes"][0])
+            )
         part.frames = np.concatenate([part.frames, mine])
         for gap in found[found["kind"] == _log.FRAME_GAP]:
             start = int(gap["offset"]) + _log.FRAME_HEADER_BYTES
@@ -225,7 +229,10 @@ class LogReader:
         loaded = self._load(number)
         if loaded.topic is not None and loaded.topic.next_sequence > sequence:
             raise Corruption(
-                loaded.file.path, _log.LOG_HEADER_BYTES, f"topic {self.topic!r} at sequence {sequence}", loaded.topic.next_sequence
+                loaded.file.path,
+                _log.LOG_HEADER_BYTES,
+                f"topic {self.topic!r} at sequence {sequence}",
+                loaded.topic.next_sequence,
             )
         return loaded
 

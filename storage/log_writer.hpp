@@ -5,7 +5,8 @@
 // 3. The first failed write or sync poisons the writer: every later call returns the same error, nothing is retried, and
 //    `durable_position` never moves again. (A failed fsync may have dropped the dirty pages; trying again would lie.)
 // 4. Files come ready-made from a keeper thread (`add_spare`), allocated or recycled, so that no write here has to wait for
-//    the file system to find room. A spare takes its final name only after its header is on the disk.
+//    the file system to find room. A spare takes its final name only after its header is on the disk, and never that of a
+//    file which is there: a paused writer that wakes after another took over must not replace the other's file.
 #pragma once
 
 #include <fcntl.h>
@@ -133,7 +134,8 @@ class LogWriter {
     int sync() {
         if (failure_.error != 0) return failure_.error;
         if (durable_position_ == position()) return 0;
-        if (fdatasync(fd_) != 0) return fail(errno, "sync", offset_);
+        if ((earlier_unsynced_ ? syncfs(directory_fd_) : fdatasync(fd_)) != 0) return fail(errno, "sync", offset_);
+        earlier_unsynced_ = false;
         durable_position_ = position();
         ++sync_count_;
         return 0;
@@ -151,7 +153,6 @@ class LogWriter {
     // Write what is left, sync, and end the log in good order. 0 or an errno.
     int finish() {
         int error = write_group();
-        if (error == 0 && !sync_files_ && syncfs(directory_fd_) != 0) error = fail(errno, "sync", offset_);
         if (error == 0) error = sync();
         if (error == 0) error = add_frame(FRAME_CLOSE, 0, 0, 0, 0, 0, nullptr, 0);
         if (error == 0) error = write_group();
@@ -167,8 +168,9 @@ class LogWriter {
     uint64_t sync_count() const { return sync_count_; }
     const LogFailure &failure() const { return failure_; }
     const LogTopic &topic(uint32_t index) const { return topics_[index]; }
-    int fail(int error, const char *doing, uint64_t offset) {
-        if (failure_.error == 0) failure_ = {error, doing, file_number_, offset};
+    int fail(int error, const char *doing, uint64_t offset) { return fail(error, doing, offset, file_number_); }
+    int fail(int error, const char *doing, uint64_t offset, uint64_t file_number) {
+        if (failure_.error == 0) failure_ = {error, doing, file_number, offset};
         return failure_.error;
     }
 
@@ -248,7 +250,7 @@ class LogWriter {
         if (fd_ >= 0 && sync_files_)
             if (const int error = sync(); error != 0) return error;
         SpareFile spare;
-        if (const int error = take_spare(spare); error != 0) return fail(error, "create the next file", 0);
+        if (const int error = take_spare(spare); error != 0) return fail(error, "create", 0, file_number_ + 1);
 
         std::vector<char> start(LOG_HEADER_BYTES);
         LogFileHeader header{};
@@ -266,36 +268,47 @@ class LogWriter {
         header.created_ns = now.tv_sec * 1'000'000'000 + now.tv_nsec;
         header.file_bytes = file_bytes_;
         std::snprintf(header.bus, sizeof header.bus, "%s", bus_.c_str());
+        for (size_t index = 0; index < topics_.size(); ++index) append_topic_frame(start, header.start_position, index);
+        header.start_bytes = start.size();
         header.crc = log_header_crc(header);
         std::memcpy(start.data(), &header, sizeof header);
-        for (size_t index = 0; index < topics_.size(); ++index) append_topic_frame(start, header.start_position, index);
 
         for (size_t done = 0; done < start.size();) {
             const ssize_t written = pwrite(spare.fd, start.data() + done, start.size() - done, static_cast<off_t>(done));
             if (written < 0 && errno == EINTR) continue;
-            if (written <= 0) return close_spare(spare, written < 0 ? errno : EIO, "begin a file");
+            if (written <= 0) return close_spare(spare, written < 0 ? errno : EIO, "write");
             done += static_cast<size_t>(written);
         }
-        if (sync_files_ && fdatasync(spare.fd) != 0) return close_spare(spare, errno, "sync a new file");
+        if (sync_files_ && fdatasync(spare.fd) != 0) return close_spare(spare, errno, "sync");
+        flock(spare.fd, LOCK_UN);  // readers may map it from now on (sync LOGFILE: the keeper locked it while it was a spare)
         char name[32];
         std::snprintf(name, sizeof name, "%010llu.log", static_cast<unsigned long long>(header.file_number));
-        if (renameat(directory_fd_, spare.name.c_str(), directory_fd_, name) != 0)
-            return close_spare(spare, errno, "name a new file");
-        if (sync_files_ && fsync(directory_fd_) != 0) return close_spare(spare, errno, "sync the directory");
-        flock(spare.fd, LOCK_UN);  // readers may map it from now on (sync LOGFILE: the keeper held it while it was a spare)
+        if (rename_new(spare.name.c_str(), name) != 0) return close_spare(spare, errno, "rename");
+        if (sync_files_ && fsync(directory_fd_) != 0) return close_spare(spare, errno, "sync of the directory");
 
         if (fd_ >= 0) close(fd_);
         fd_ = spare.fd;
         file_number_ = header.file_number;
         start_position_ = header.start_position;
         offset_ = start.size();
-        if (sync_files_) durable_position_ = position();
+        if (sync_files_)
+            durable_position_ = position();
+        else
+            earlier_unsynced_ = true;
         return 0;
+    }
+
+    // Give a spare its name; EEXIST where that is taken. File systems without RENAME_NOREPLACE get a link instead.
+    int rename_new(const char *from, const char *to) const {
+        if (renameat2(directory_fd_, from, directory_fd_, to, RENAME_NOREPLACE) == 0) return 0;
+        if (errno != EINVAL && errno != ENOSYS) return -1;
+        if (linkat(directory_fd_, from, directory_fd_, to, 0) != 0) return -1;
+        return unlinkat(directory_fd_, from, 0);
     }
 
     int close_spare(const SpareFile &spare, int error, const char *doing) {
         close(spare.fd);
-        return fail(error, doing, 0);
+        return fail(error, doing, 0, file_number_ + 1);
     }
 
     void append_topic_frame(std::vector<char> &start, uint64_t start_position, size_t index) {
@@ -334,6 +347,7 @@ class LogWriter {
     uint64_t durable_position_ = 0;
     uint64_t marked_position_ = 0;
     uint64_t written_bytes_ = 0, sync_count_ = 0;
+    bool earlier_unsynced_ = false;  // files before this one, or their names, may not be on the disk
     LogFailure failure_;
 
     std::vector<FrameHeader> headers_;

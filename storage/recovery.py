@@ -3,31 +3,48 @@
 The rule (FORMAT.md, "Torn or damaged"): frames end at the first invalid place. In a file that has a successor that place
 must be the one which the successor's header names. In the last file it is a torn tail, unless something valid behind it, or
 anywhere in the log, says that it was on the disk already: then it is damage.
+
+One file at a time is mapped, and its successor: a log may have more files than a process may map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from . import _log
 from .errors import Corruption, StorageError
-from .log_files import Frames, LogFile, LogTopic, file_path, list_files, open_file, read_topics
+from .log_files import (
+    FileHeader,
+    Frames,
+    LogFile,
+    LogTopic,
+    file_path,
+    last_timestamp,
+    list_files,
+    lost_ranges,
+    open_file,
+    read_topics,
+)
 
-__all__ = ["Contents", "FileContents", "examine"]
+__all__ = ["Contents", "FileContents", "describe", "examine", "newest_durable"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class FileContents:
-    """One file: its frames, where they end, and what is wrong with it."""
+    """One file: where its frames end, and what they hold. Sizes in bytes."""
 
-    file: LogFile
-    frames: Frames
-    end: int
-    closed: bool
+    path: Path
+    header: FileHeader
+    end: int                # behind the last frame that counts
+    closed: bool            # that frame says that the writer closed in good order
+    frame_count: int
+    record_count: int
+    durable_position: int   # the newest one that this file knows
 
 
 @dataclass(slots=True)
@@ -49,64 +66,121 @@ class Contents:
         if not self.files:
             return 1, 0, 0
         last = self.files[-1]
-        return last.file.header.file_number + 1, last.file.header.start_position + last.end, last.end
+        return last.header.file_number + 1, last.header.start_position + last.end, last.end
 
     @property
     def epoch(self) -> int:
-        return max((item.file.header.epoch for item in self.files), default=0)
+        return max((item.header.epoch for item in self.files), default=0)
 
     @property
     def log_id(self) -> int:
-        return self.files[-1].file.header.log_id if self.files else 0
+        return self.files[-1].header.log_id if self.files else 0
 
 
 def examine(directory: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
-    """Read a log from beginning to end. Findings are collected in `problems`, worst first met first; nothing is raised for them.
+    """Read a log from beginning to end. Findings are collected in `problems`, as met; nothing is raised for them.
 
-    progress: called with (bytes checked, bytes in all) after each file.
+    progress: called with (bytes looked at, bytes in all) after each file. A living writer may go on meanwhile.
     Raises FileNotFoundError where there is no directory, FormatMismatch for files of another version.
     """
     contents = Contents(directory)
     paths = list_files(directory)
-    total_bytes = sum(path.stat().st_size for _, path in paths)
-    if paths:
-        missing = sorted(set(range(paths[0][0], paths[-1][0])) - {number for number, _ in paths})
-        contents.problems += [
-            Corruption(file_path(directory, number), 0, "a file between its neighbours", "no file") for number in missing
-        ]
-    opened: list[LogFile] = []
-    for number, path in paths:
-        try:
-            opened.append(open_file(path, number))
-        except Corruption as error:
-            contents.problems.append(error)
-    for index, file in enumerate(opened):
-        successor = opened[index + 1] if index + 1 < len(opened) else None
-        if successor is not None and successor.header.file_number != file.header.file_number + 1:
-            successor = None
-        _examine_file(contents, file, successor)
-        contents.checked_bytes += contents.files[-1].end
+    for (before, _), (after, _) in pairwise(paths):
+        if after != before + 1:
+            found = "no file" if after == before + 2 else f"no file, nor any other before {after:010d}.log"
+            contents.problems.append(
+                Corruption(file_path(directory, before + 1), 0, "a file between its neighbours", found)
+            )
+    sizes_bytes = {number: _size_bytes(path) for number, path in paths}
+    total_bytes, done_bytes = sum(sizes_bytes.values()), 0
+    for file, successor in _open_in_turn(contents, paths):
+        number = file.header.file_number
+        _examine_file(contents, file, successor, last=number == paths[-1][0])
+        done_bytes += sizes_bytes[number]
         if progress is not None:
-            progress(sum(len(item.data) for item in opened[: index + 1]), total_bytes)
+            progress(done_bytes, total_bytes)
     return contents
 
 
-def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None) -> None:
+def newest_durable(file: LogFile, frames: Frames) -> int:
+    """The newest position that a file knows to be on the disk."""
+    newest = int(frames["durable_position"].max()) if len(frames) else 0
+    return max(newest, file.header.start_position + file.header.start_bytes)
+
+
+def describe(file: LogFile, offset: int) -> str:
+    """What stands where a frame should be, in words."""
+    head = bytes(file.data[offset : offset + _log.FRAME_HEADER_BYTES])
+    if len(head) < _log.FRAME_HEADER_BYTES:
+        return "the end of the file"
+    if not head.strip(b"\0"):
+        return "zeros"
+    if head[:4] != b"RMF1":
+        return f"bytes {head[:8].hex(' ')} …"
+    position = int.from_bytes(head[16:24], "little")
+    if position != file.header.start_position + offset:
+        return f"a frame for position {position}"
+    return "a frame whose checksum does not match"
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _open_in_turn(contents: Contents, paths: list[tuple[int, Path]]) -> Iterator[tuple[LogFile, LogFile | None]]:
+    """Each file with a sound header, and the one right behind it where there is one."""
+    waiting: LogFile | None = None
+    for number, path in paths:
+        try:
+            file = open_file(path, number)
+        except FileNotFoundError:
+            if waiting is not None:
+                raise
+            continue  # the oldest files expire while we look
+        except Corruption as error:
+            contents.problems.append(error)
+            continue
+        if waiting is not None:
+            yield waiting, file if number == waiting.header.file_number + 1 else None
+        waiting = file
+    if waiting is not None:
+        yield waiting, None
+
+
+def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None, *, last: bool) -> None:
     if contents.files:
         _check_chain(contents, contents.files[-1], file)
     limit = successor.header.previous_end if successor is not None else len(file.data)
     frames, end = file.scan(limit=limit)
-    closed = bool(len(frames)) and int(frames["kind"][-1]) == _log.FRAME_CLOSE
-    contents.files.append(FileContents(file, frames, end, closed))
     if successor is not None and end != limit:
-        contents.problems.append(Corruption(file.path, end, "a valid frame", _describe(file, end)))
+        contents.problems.append(Corruption(file.path, end, "a valid frame", describe(file, end)))
     elif successor is None:
-        _judge_tail(contents, file, end, closed)
+        frames, end = _judge_tail(contents, file, frames, end, last=last)
+    rows = frames[frames["kind"] == _log.FRAME_ROWS]
+    item = FileContents(
+        path=file.path,
+        header=file.header,
+        end=end,
+        closed=_closed(frames),
+        frame_count=len(frames),
+        record_count=int(rows["row_count"].sum()),
+        durable_position=newest_durable(file, frames),
+    )
     _follow_topics(contents, file, frames)
+    contents.files.append(item)
+    contents.record_count += item.record_count
+    contents.checked_bytes += end
+
+
+def _closed(frames: Frames) -> bool:
+    return bool(len(frames)) and int(frames["kind"][-1]) == _log.FRAME_CLOSE
 
 
 def _check_chain(contents: Contents, before: FileContents, file: LogFile) -> None:
-    header, previous = file.header, before.file.header
+    header, previous = file.header, before.header
     if header.log_id != previous.log_id:
         contents.problems.append(Corruption(file.path, 16, f"log {previous.log_id:#x}", f"log {header.log_id:#x}"))
     expected = previous.start_position + header.previous_end
@@ -114,26 +188,31 @@ def _check_chain(contents: Contents, before: FileContents, file: LogFile) -> Non
         contents.problems.append(Corruption(file.path, 32, f"position {expected}", header.start_position))
 
 
-def _judge_tail(contents: Contents, file: LogFile, end: int, closed: bool) -> None:
-    """The last file's end: nothing, a torn tail, or damage."""
-    known_durable = _known_durable(contents)
-    last_valid, search = end, end
-    while (found := file.find_frame(search)) is not None:
-        later, stop = file.scan(found)
-        known_durable = max(known_durable, int(later["durable_position"].max()))
-        last_valid = search = max(stop, found + 8)
-    if known_durable > file.header.start_position + end and not closed:
-        contents.problems.append(Corruption(file.path, end, "a valid frame, since it was on the disk", _describe(file, end)))
-    else:
+def _judge_tail(contents: Contents, file: LogFile, frames: Frames, end: int, *, last: bool) -> tuple[Frames, int]:
+    """The end of a file that has no sound successor: nothing, a torn tail, or damage. Returns its frames and their end.
+
+    Where a successor was there once (not `last`), everything in the file was on the disk before that began.
+    """
+    while True:
+        known_durable = max(newest_durable(file, frames), *(item.durable_position for item in contents.files), 0)
+        last_valid = search = end
+        while (found := file.find_frame(search)) is not None:
+            later, stop = file.scan(found)
+            known_durable = max(known_durable, newest_durable(file, later))
+            last_valid = search = stop
+        more, end_now = file.scan(end)
+        if end_now == end:
+            break
+        frames, end = np.concatenate([frames, more]), end_now  # its writer lives and has gone on meanwhile
+    if _closed(frames):
+        return frames, end  # what lies behind does not exist
+    if known_durable > file.header.start_position + end or (not last and last_valid > end):
+        contents.problems.append(
+            Corruption(file.path, end, "a valid frame, since it was on the disk", describe(file, end))
+        )
+    elif last:
         contents.torn_bytes = max(last_valid - end, _unfinished_bytes(file, end))
-
-
-def _known_durable(contents: Contents) -> int:
-    newest = 0
-    for item in contents.files:
-        if len(item.frames):
-            newest = max(newest, int(item.frames["durable_position"].max()))
-    return newest
+    return frames, end
 
 
 def _unfinished_bytes(file: LogFile, offset: int) -> int:
@@ -141,74 +220,64 @@ def _unfinished_bytes(file: LogFile, offset: int) -> int:
     head = bytes(file.data[offset : offset + _log.FRAME_HEADER_BYTES])
     if len(file.data) < file.header.file_bytes and head.strip(b"\0"):
         return len(file.data) - offset  # the file itself is cut off
-    right_magic, right_position = head[:4] == b"RMF1", head[16:24] == (file.header.start_position + offset).to_bytes(8, "little")
-    stale = right_magic and int.from_bytes(head[16:24], "little") < file.header.start_position
-    if stale or not (right_magic or right_position):
+    right_magic, position = head[:4] == b"RMF1", int.from_bytes(head[16:24], "little")
+    stale = right_magic and position < file.header.start_position
+    if stale or not (right_magic or position == file.header.start_position + offset):
         return 0
     frame_bytes = int.from_bytes(head[8:12], "little")
     return max(_log.FRAME_HEADER_BYTES, min(frame_bytes, _log.GROUP_BYTES_MAX, len(file.data) - offset))
 
 
-def _describe(file: LogFile, offset: int) -> str:
-    head = bytes(file.data[offset : offset + _log.FRAME_HEADER_BYTES])
-    if len(head) < _log.FRAME_HEADER_BYTES:
-        return "the end of the file"
-    if not head.strip(b"\0"):
-        return "zeros"
-    return "a frame whose checksum does not match" if head[:4] == b"RMF1" else f"bytes {head[:8].hex(' ')} …"
-
-
 def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> None:
     """Check that every topic's records run on without a gap, and note where each stands now."""
+    lost = lost_ranges(file, frames)
+    contents.lost_count += int(lost["count"].sum())
     try:
         declared = {topic.number: topic for topic in read_topics(file, frames)}
     except StorageError as error:
         contents.problems.append(error)
         return
-    lost = _lost_ranges(file, frames)
-    contents.lost_count += int(lost["count"].sum())
+    explained = bool(contents.problems)  # a problem already found explains a step between two files
+    for name in set() if explained else contents.topics.keys() - {topic.schema.name for topic in declared.values()}:
+        contents.problems.append(
+            Corruption(file.path, _log.LOG_HEADER_BYTES, f"a declaration of topic {name!r}", "none in this file")
+        )
+    rows = frames[frames["kind"] == _log.FRAME_ROWS]
+    if stray := set(rows["topic"].tolist()) - declared.keys():
+        place = int(rows["offset"][np.isin(rows["topic"], list(stray))][0])
+        contents.problems.append(Corruption(file.path, place, "rows of a declared topic", f"topic number {min(stray)}"))
     for number, topic in declared.items():
         before = contents.topics.get(topic.schema.name)
-        if before is not None and before.next_sequence != topic.next_sequence and not _excused(contents, file):
+        began = before.next_sequence if before else 1 if contents.files or file.header.file_number == 1 else None
+        if began not in (None, topic.next_sequence) and not explained:
             contents.problems.append(
-                Corruption(file.path, _log.LOG_HEADER_BYTES, f"topic {topic.schema.name!r} at sequence {before.next_sequence}",
+                Corruption(file.path, _log.LOG_HEADER_BYTES, f"topic {topic.schema.name!r} at sequence {began}",
                            topic.next_sequence)
             )
-        mine = frames[(frames["kind"] == _log.FRAME_ROWS) & (frames["topic"] == number)]
-        contents.record_count += int(mine["row_count"].sum())
-        gone = lost[lost["topic"] == number]
-        starts = np.concatenate([mine["first_sequence"], gone["first_sequence"]])
-        counts = np.concatenate([mine["row_count"].astype("u8"), gone["count"]])
-        order = np.argsort(starts, kind="stable")
-        expected = topic.next_sequence + np.concatenate([[0], np.cumsum(counts[order])]).astype("u8")
-        wrong = np.flatnonzero(starts[order] != expected[:-1])
-        if len(wrong):
-            place = int(order[wrong[0]])
-            offset = int(mine["offset"][place]) if place < len(mine) else _log.LOG_HEADER_BYTES
+        mine = rows[rows["topic"] == number]
+        if (wrong := mine[mine["row_bytes"] != topic.schema.row_bytes]).size:
             contents.problems.append(
-                Corruption(file.path, offset, f"sequence {expected[wrong[0]]} of topic {topic.schema.name!r}",
-                           int(starts[place]))
+                Corruption(file.path, int(wrong["offset"][0]), f"rows of {topic.schema.row_bytes} bytes",
+                           int(wrong["row_bytes"][0]))
             )
-        last_ns = _last_timestamp(file, topic, mine) if len(mine) else topic.last_timestamp_ns
-        contents.topics[topic.schema.name] = LogTopic(number, topic.schema, int(expected[-1]), last_ns)
+            continue
+        gone = lost[lost["topic"] == number]
+        next_sequence = _check_sequences(contents, file, topic, mine, gone)
+        last_ns = last_timestamp(file, topic, mine[-1]) if len(mine) else topic.last_timestamp_ns
+        contents.topics[topic.schema.name] = LogTopic(number, topic.schema, next_sequence, last_ns)
 
 
-def _excused(contents: Contents, file: LogFile) -> bool:
-    """Whether a problem already found explains a step between this file and the one before."""
-    return bool(contents.problems)
-
-
-def _lost_ranges(file: LogFile, frames: Frames) -> Frames:
-    parts = [np.empty(0, _log.LOST_DTYPE)]
-    for frame in frames[frames["kind"] == _log.FRAME_GAP]:
-        start = int(frame["offset"]) + _log.FRAME_HEADER_BYTES
-        parts.append(np.frombuffer(file.data, _log.LOST_DTYPE, int(frame["row_count"]), start))
-    return np.concatenate(parts)
-
-
-def _last_timestamp(file: LogFile, topic: LogTopic, mine: Frames) -> int:
-    frame = mine[-1]
-    rows = np.frombuffer(
-        file.data, topic.schema.dtype, int(frame["row_count"]), int(frame["offset"]) + _log.FRAME_HEADER_BYTES
-    )
-    return int(rows["timestamp_ns"][-1])
+def _check_sequences(contents: Contents, file: LogFile, topic: LogTopic, mine: Frames, gone: Frames) -> int:
+    """Whether rows, and records given up, follow each other. Returns the sequence behind the last of them."""
+    starts = np.concatenate([mine["first_sequence"], gone["first_sequence"]])
+    counts = np.concatenate([mine["row_count"].astype("u8"), gone["count"]])
+    order = np.argsort(starts, kind="stable")
+    expected = np.uint64(topic.next_sequence) + np.concatenate([[0], np.cumsum(counts[order])]).astype("u8")
+    wrong = np.flatnonzero(starts[order] != expected[:-1])
+    if len(wrong):
+        place = int(order[wrong[0]])
+        offset = int(mine["offset"][place]) if place < len(mine) else _log.LOG_HEADER_BYTES
+        contents.problems.append(
+            Corruption(file.path, offset, f"sequence {expected[wrong[0]]} of topic {topic.schema.name!r}", int(starts[place]))
+        )
+    return int(expected[-1])

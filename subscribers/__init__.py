@@ -2,7 +2,7 @@
 
 from ..bus import Batch, Overrun
 from .historical import Historical
-from .real_time import RealTime
 from .reader import Stats
+from .real_time import RealTime
 
 __all__ = ["Batch", "Historical", "Overrun", "RealTime", "Stats"]

@@ -44,8 +44,10 @@ class Historical(TopicReader):
         batch_rows: int | None = None,
         reopen: bool = False,
     ) -> None:
-        if start != "earliest" and (since is not None or not isinstance(start, int) or start < 1):
-            raise ValueError(f'start: "earliest" or a sequence from 1 on is expected, and not with since; got {start!r}')
+        if start != "earliest" and (since is not None or isinstance(start, str) or start < 1):
+            raise ValueError(
+                f'start: "earliest" or a sequence from 1 on is expected, and not with since; got {start!r}'
+            )
         if last is not None and until is not None:
             raise ValueError("last, until: one of them, not both")
         _, topic = split_address(address)

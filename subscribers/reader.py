@@ -34,7 +34,7 @@ Start: TypeAlias = Literal["latest", "earliest"] | int
 Wait: TypeAlias = Literal["futex", "spin", "yield"]
 
 STRATEGIES = ("futex", "spin", "yield")  # by their numbers in wait.hpp
-SLICE_S = 0.5                            # how often a waiting reader looks whether its ring is still the topic's
+SLICE_S = 0.5  # how often a waiting reader looks whether its ring is still the topic's
 REOPEN_POLL_S = 0.02
 BATCH_ROWS_MAX = 65_536
 
@@ -43,14 +43,14 @@ BATCH_ROWS_MAX = 65_536
 class Stats:
     """How a reader has fared. Counts are of records unless named otherwise."""
 
-    position: int         # the last sequence handed out
-    lag: int              # published (or, without a ring, written) minus position
+    position: int  # the last sequence handed out
+    lag: int  # published (or, without a ring, written) minus position
     read_count: int
-    overrun_count: int    # times the writer lapped this reader
-    refilled_count: int   # of those read: from the log, since the ring no longer held them
-    lost_count: int       # missed for good: no log, no longer kept, or given up by a repair
-    reopen_count: int     # times it moved to a newer writer's ring
-    epoch: int            # of the writer whose ring it reads; 0 without one
+    overrun_count: int  # times the writer lapped this reader
+    refilled_count: int  # of those read: from the log, since the ring no longer held them
+    lost_count: int  # missed for good: no log, no longer kept, or given up by a repair
+    reopen_count: int  # times it moved to a newer writer's ring
+    epoch: int  # of the writer whose ring it reads; 0 without one
 
 
 class TopicReader:
@@ -86,14 +86,14 @@ class TopicReader:
         self._reliable, self._reopen = reliable, reopen
         self._batch_rows = batch_rows
         self._cursor: RingCursor | None = None
-        self._position = 0             # while there is no ring
+        self._position = 0  # while there is no ring
         self._last: int | None = None  # read nothing behind this
         self._from_log = False
-        self._holds = not reliable     # whether it holds the writer back, if it is to
+        self._holds = not reliable  # whether it holds the writer back, if it is to
         self._ended = False
         self._begin = 0
         self._lost = self._refilled = self._overruns = self._reopened = 0
-        self._lost_before = 0          # to be told with the next batch
+        self._lost_before = 0  # to be told with the next batch
         self._executor: ThreadPoolExecutor | None = None
 
     # --- positions --------------------------------------------------------------------------------------------------

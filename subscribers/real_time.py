@@ -37,11 +37,13 @@ class RealTime(TopicReader):
         reopen: bool = False,
         open_timeout: float = 0.0,
     ) -> None:
-        if start not in ("latest", "earliest") and (not isinstance(start, int) or start < 1):
+        if start not in ("latest", "earliest") and (isinstance(start, str) or start < 1):
             raise ValueError(f'start: "latest", "earliest" or a sequence from 1 on is expected, got {start!r}')
         ring = wait_for_topic(address, open_timeout)
         has_log = ring.log_directory is not None
-        log = LogReader(ring.log_directory, ring.topic) if ring.log_directory is not None and start != "latest" else None
+        log = (
+            LogReader(ring.log_directory, ring.topic) if ring.log_directory is not None and start != "latest" else None
+        )
         super().__init__(
             address,
             ring=ring,

@@ -1,0 +1,56 @@
+# make demo: environment, build, and the main job on view.   make test: environment, build, the whole suite.
+# Everything lives in .venv and build/; PYTHON chooses the interpreter (3.11 or newer).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard bus/*.pyx bus/*.pxd bus/*.hpp storage/*.pyx storage/*.hpp)
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+
+.PHONY: demo test lint bench format clean system
+
+demo: build/installed
+	$(BIN)/ringmain demo
+
+test: build/installed system
+	$(BIN)/python -m pytest
+
+lint: build/installed build/face
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint --max-line-length 140 bus/*.pyx storage/*.pyx
+	$(BIN)/pyright
+
+bench: build/bench
+	$(BIN)/ringmain bench all
+
+format: build/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build *.egg-info bus/*.cpp storage/*.cpp bus/*.so storage/*.so
+
+# What the suite needs beyond Python: spin checks the models in tests/model. Tests skip, and say so, where it cannot be had.
+system:
+	@command -v spin >/dev/null || { echo "installing spin"; \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq spin; } >/dev/null 2>&1 || \
+	  echo "spin could not be installed: the model tests will be skipped"; }
+
+$(BIN)/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ringmain needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+build/installed: $(SOURCES) | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@mkdir -p build && touch $@
+
+build/bench: build/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+# The packages under their importable names, for the type checker.
+build/face:
+	@mkdir -p build/face/ringmain
+	@for room in bus storage subscribers tools; do ln -sfn ../../../$$room build/face/ringmain/$$room; done
