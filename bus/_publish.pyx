@@ -104,7 +104,6 @@ cdef class RingPublisher:
         """Refuse every later call. The segments stay mapped while anything refers to them."""
         self.closed = True
         self.ring.limit = 0  # the fast path ends in _make_room, which says that the topic is closed
-        self.ring.published = self.ring.published if self.ring.published else 0
 
     @property
     def watermarks(self):

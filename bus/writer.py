@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -197,7 +198,6 @@ class Writer:
             if schema is None:  # logged by an earlier writer, not published now; the journal still counts it
                 assert topics is not None
                 schema = next(topic.schema for topic in topics if topic.schema.name == name)
-                self._slots[name] = 1
             from_rings[name] = self._open_topic(schema, log_id)
         for name in list_names().get(self.bus, []):
             if name not in names:  # an earlier writer's topic that is no more
@@ -221,11 +221,11 @@ class Writer:
         parts, topic = self._parts, schema.name
         logged = parts.log.topic(topic).next_sequence - 1 if parts.log is not None else None
         control = self._open_control(topic)
-        slot_count = self._slots[topic]
         schema_json = schema.to_json()
-        _, size_bytes = _segment.data_segment_bytes(len(schema_json), schema.row_bytes, slot_count)
         name = data_name(self.bus, topic)
         old = _old_ring(name, schema, log_id)
+        slot_count = self._slots.get(topic) or _slot_count(old)
+        _, size_bytes = _segment.data_segment_bytes(len(schema_json), schema.row_bytes, slot_count)
         first, last = _readable(old, logged)
         if logged is not None and last - logged > slot_count:
             raise ValueError(
@@ -344,6 +344,11 @@ def _old_ring(name: str, schema: Schema, log_id: int) -> Segment | None:
     return old if fits else None
 
 
+def _slot_count(old: Segment | None) -> int:
+    """Room for a topic that is not published any more: what its last ring had."""
+    return 1 if old is None else int(_segment.read_data(old.memory, old.name)["slot_count"])
+
+
 def _readable(old: Segment | None, logged: int | None) -> tuple[int, int]:
     """(first, last) sequence that can be carried over from an old ring; (next, last) with nothing between where there is none.
 
@@ -373,10 +378,17 @@ def _keep(parts: _Parts) -> None:
         for segment in parts.data.values():
             _segment.beat(segment.memory)
         if parts.log is not None:
-            with contextlib.suppress(OSError):
+            try:
                 parts.log.keep(HEARTBEAT_S)
+            except OSError as error:  # the log goes on as long as it has files, then fails with this
+                parts.log.appender.refuse_spare(error.errno or errno.EIO)
         else:
             parts.stop.wait(HEARTBEAT_S)
+
+
+def _holds_more_than_log(segment: Segment) -> bool:
+    state = _segment.read_state(segment.memory)
+    return state["published"] > state["logged"]
 
 
 def _close(parts: _Parts) -> None:
@@ -399,14 +411,15 @@ def _close(parts: _Parts) -> None:
         parts.log.close(finish=not started)
     clean = failure is None and (not parts.journal_result or parts.journal_result[0] == 0)
     for topic, segment in parts.data.items():
-        current = segment.is_current()
-        if clean:
-            _segment.add_status(segment.memory, parts.control[topic].memory, _segment.STATUS_CLOSED)
-        # With the log gone, the ring still holds what was published but not logged: the next writer saves it.
-        if current and clean:
+        # A ring may hold what no log does: after a failed log, or one that was carried over by an opening that then failed.
+        # It stays then, and the next writer saves it.
+        if not clean or (not started and _holds_more_than_log(segment)):
+            continue
+        _segment.add_status(segment.memory, parts.control[topic].memory, _segment.STATUS_CLOSED)
+        if segment.is_current():
             Segment.unlink(segment.name)
             Segment.unlink(control_name(parts.bus, topic))
-    if parts.bus_segment is not None and parts.bus_segment.is_current() and clean and started:
+    if parts.bus_segment is not None and parts.bus_segment.is_current() and not list_names().get(parts.bus):
         Segment.unlink(parts.bus_segment.name)
     if parts.lock_fd >= 0:
         os.close(parts.lock_fd)

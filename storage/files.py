@@ -20,6 +20,7 @@ __all__ = [
     "free_tail",
     "holds_lock",
     "lock_directory",
+    "make_directory",
     "map_file",
     "sync_directory",
     "sync_file",
@@ -40,10 +41,10 @@ def allocate(path: Path, size_bytes: int) -> int:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             os.ftruncate(descriptor, size_bytes)  # a file system without reservation: sparse, as good as it gets
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
         path.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return descriptor
 
 
@@ -72,6 +73,15 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents where they are missing, and their names durable."""
+    if path.is_dir():
+        return
+    make_directory(path.absolute().parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.absolute().parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -137,8 +147,9 @@ def lock_directory(directory: Path, *, take_over: bool) -> int:
             continue
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return descriptor
         os.close(descriptor)  # somebody replaced the file between open and lock
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
-from .files import allocate, free_tail, holds_lock, lock_directory, sync_directory, sync_file
+from .files import allocate, free_tail, holds_lock, lock_directory, make_directory, sync_directory, sync_file
 from .log_files import LogTopic, file_path, list_files, open_file
 from .recovery import Contents, examine
 from .schema import Schema
@@ -81,7 +81,7 @@ class Log:
         self._file_bytes, self._sync_files = file_bytes, sync_files
         self._retention_bytes, self._retention_age_s = retention_bytes, retention_age_s
         self._spare_number = 0
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         self.epoch = 0
         self._lock = lock_directory(self.directory, take_over=take_over)
         self._directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -97,7 +97,7 @@ class Log:
         contents = examine(self.directory, progress)
         for problem in contents.problems:
             raise problem
-        if contents.files and contents.files[-1].header.bus != bus:
+        if contents.files and contents.files[-1].header.bus not in ("", bus):  # unnamed: nobody's yet
             raise FormatMismatch(
                 self.directory,
                 "bus",

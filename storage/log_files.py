@@ -63,11 +63,14 @@ class LogTopic:
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A mapped log file with a sound header. `data` keeps the file from being recycled for as long as it is referred to."""
+    """A log file with a sound header, mapped: `data` keeps it from being recycled for as long as that is referred to.
+
+    Repair holds files in memory instead.
+    """
 
     path: Path
     header: FileHeader
-    data: mmap.mmap
+    data: mmap.mmap | bytearray
 
     def scan(self, offset: int = _log.LOG_HEADER_BYTES, limit: int = 2**63) -> tuple[Frames, int]:
         """The valid frames from `offset` on, and the offset where the first invalid one would begin."""

@@ -40,11 +40,11 @@ class FileContents:
 
     path: Path
     header: FileHeader
-    end: int                # behind the last frame that counts
-    closed: bool            # that frame says that the writer closed in good order
+    end: int  # behind the last frame that counts
+    closed: bool  # that frame says that the writer closed in good order
     frame_count: int
     record_count: int
-    durable_position: int   # the newest one that this file knows
+    durable_position: int  # the newest one that this file knows
 
 
 @dataclass(slots=True)
@@ -55,9 +55,9 @@ class Contents:
     files: list[FileContents] = field(default_factory=list[FileContents])
     topics: dict[str, LogTopic] = field(default_factory=dict[str, LogTopic])
     problems: list[StorageError] = field(default_factory=list[StorageError])
-    torn_bytes: int = 0       # behind the last valid frame, part of one that was never finished
+    torn_bytes: int = 0  # behind the last valid frame, part of one that was never finished
     record_count: int = 0
-    lost_count: int = 0       # records given up by an earlier repair
+    lost_count: int = 0  # records given up by an earlier repair
     checked_bytes: int = 0
 
     @property
@@ -218,11 +218,12 @@ def _judge_tail(contents: Contents, file: LogFile, frames: Frames, end: int, *, 
 def _unfinished_bytes(file: LogFile, offset: int) -> int:
     """How much of a frame was begun at `offset` but never finished. What a recycled file held before does not count."""
     head = bytes(file.data[offset : offset + _log.FRAME_HEADER_BYTES])
+    right_magic, position = head[:4] == b"RMF1", int.from_bytes(head[16:24], "little")
+    if right_magic and position < file.header.start_position and len(head) == _log.FRAME_HEADER_BYTES:
+        return 0
     if len(file.data) < file.header.file_bytes and head.strip(b"\0"):
         return len(file.data) - offset  # the file itself is cut off
-    right_magic, position = head[:4] == b"RMF1", int.from_bytes(head[16:24], "little")
-    stale = right_magic and position < file.header.start_position
-    if stale or not (right_magic or position == file.header.start_position + offset):
+    if not right_magic and position != file.header.start_position + offset:
         return 0
     frame_bytes = int.from_bytes(head[8:12], "little")
     return max(_log.FRAME_HEADER_BYTES, min(frame_bytes, _log.GROUP_BYTES_MAX, len(file.data) - offset))
@@ -238,7 +239,8 @@ def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> None:
         contents.problems.append(error)
         return
     explained = bool(contents.problems)  # a problem already found explains a step between two files
-    for name in set() if explained else contents.topics.keys() - {topic.schema.name for topic in declared.values()}:
+    undeclared = contents.topics.keys() - {topic.schema.name for topic in declared.values()}
+    for name in [] if explained else sorted(undeclared):
         contents.problems.append(
             Corruption(file.path, _log.LOG_HEADER_BYTES, f"a declaration of topic {name!r}", "none in this file")
         )
@@ -251,14 +253,22 @@ def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> None:
         began = before.next_sequence if before else 1 if contents.files or file.header.file_number == 1 else None
         if began not in (None, topic.next_sequence) and not explained:
             contents.problems.append(
-                Corruption(file.path, _log.LOG_HEADER_BYTES, f"topic {topic.schema.name!r} at sequence {began}",
-                           topic.next_sequence)
+                Corruption(
+                    file.path,
+                    _log.LOG_HEADER_BYTES,
+                    f"topic {topic.schema.name!r} at sequence {began}",
+                    topic.next_sequence,
+                )
             )
         mine = rows[rows["topic"] == number]
         if (wrong := mine[mine["row_bytes"] != topic.schema.row_bytes]).size:
             contents.problems.append(
-                Corruption(file.path, int(wrong["offset"][0]), f"rows of {topic.schema.row_bytes} bytes",
-                           int(wrong["row_bytes"][0]))
+                Corruption(
+                    file.path,
+                    int(wrong["offset"][0]),
+                    f"rows of {topic.schema.row_bytes} bytes",
+                    int(wrong["row_bytes"][0]),
+                )
             )
             continue
         gone = lost[lost["topic"] == number]
@@ -278,6 +288,8 @@ def _check_sequences(contents: Contents, file: LogFile, topic: LogTopic, mine: F
         place = int(order[wrong[0]])
         offset = int(mine["offset"][place]) if place < len(mine) else _log.LOG_HEADER_BYTES
         contents.problems.append(
-            Corruption(file.path, offset, f"sequence {expected[wrong[0]]} of topic {topic.schema.name!r}", int(starts[place]))
+            Corruption(
+                file.path, offset, f"sequence {expected[wrong[0]]} of topic {topic.schema.name!r}", int(starts[place])
+            )
         )
     return int(expected[-1])

@@ -342,8 +342,10 @@ class TopicReader:
                 self._begin -= position
                 position = 0
                 self._log = None
-            cursor.release()
             self._enter(ring, position)
+            if self._reliable and self._cursor is not None and not self._from_log:
+                self._holds = self._cursor.hold_writer()  # before the former entry stops holding it
+            cursor.release()
 
     # --- end --------------------------------------------------------------------------------------------------------
 

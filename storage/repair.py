@@ -1,0 +1,266 @@
+"""Making a damaged log usable again: what is valid stays readable, what is not is given up and written down as lost.
+
+1. Nothing is destroyed: a damaged file goes to `lost+found` beside the log, whole, before another takes its name.
+2. A file is replaced at once, by a rename. Killed at any instant, repair leaves a log that repair can finish.
+3. A torn tail is not damage, and stays for the next writer to cut off.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import _log
+from .damage import plan
+from .drafts import Draft, Lost, read_header
+from .errors import StorageError
+from .files import lock_directory, sync_directory
+from .log_files import file_path, list_files
+from .recovery import examine
+
+__all__ = ["LostRecords", "RepairReport", "RepairedFile", "repair"]
+
+LOST_AND_FOUND = "lost+found"
+TEMPORARY = "spare-repair"  # a name that the next writer clears away
+MOVED = re.compile(r"moved-(\d{10})\.log")
+
+
+@dataclass(frozen=True, slots=True)
+class RepairedFile:
+    """A file that was replaced. copy: the damaged one, whole; None where the file was missing.
+
+    damaged: the bytes given up, as (first, one behind the last) in the file.
+    """
+
+    path: Path
+    copy: Path | None
+    what: str
+    damaged: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LostRecords:
+    """Consecutive records of one topic that are gone: `first` is the first one's sequence.
+
+    at_most: nothing tells how many there were at the log's end; so many sequences will not be used again.
+    """
+
+    topic: str
+    first: int
+    count: int
+    path: Path
+    at_most: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What a repair did. `str()` of it is for people. set_aside: files in lost+found that were no part of the log."""
+
+    directory: Path
+    files: tuple[RepairedFile, ...] = ()
+    lost: tuple[LostRecords, ...] = ()
+    set_aside: tuple[Path, ...] = ()
+    renamed: tuple[Path, ...] = ()
+
+    @property
+    def lost_count(self) -> int:
+        return sum(item.count for item in self.lost)
+
+    def __str__(self) -> str:
+        if not (self.files or self.set_aside or self.renamed):
+            return f"{self.directory}: nothing is damaged, and nothing was changed"
+        lines = [f"{self.directory}: repaired; {self.lost_count} records are lost"]
+        lines += [f"  {path.name}: got its right name back" for path in self.renamed]
+        for file in self.files:
+            places = ", ".join(f"{first} to {behind - 1}" for first, behind in file.damaged)
+            given_up = f"; bytes {places} were given up" if places else ""
+            kept = f"; the damaged file is {file.copy.parent.name}/{file.copy.name}" if file.copy is not None else ""
+            lines.append(f"  {file.path.name}: {file.what}{given_up}{kept}")
+        for item in self.lost:
+            count = f"at most {item.count} records" if item.at_most else f"{item.count} records"
+            lines.append(
+                f"  {item.path.name}: topic {item.topic!r} lost {count}, {item.first} to {item.first + item.count - 1}"
+            )
+        lines += [
+            f"  {path.parent.name}/{path.name}: set aside, nothing in it belongs to the log" for path in self.set_aside
+        ]
+        return "\n".join(lines)
+
+
+def repair(directory: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> RepairReport:
+    """Give up what is damaged in a log, so that it opens again. Does nothing to a sound one.
+
+    progress: called with (bytes looked at, bytes in all) while the log is read.
+    Raises LogLocked while a writer lives; StorageError where the log, or a part of it, cannot be repaired;
+    FormatMismatch for files of another version; OSError.
+    """
+    directory = Path(directory)
+    lock = lock_directory(directory, take_over=False)
+    try:
+        (directory / TEMPORARY).unlink(missing_ok=True)
+        renamed, set_aside = _give_names_back(directory)
+        if not examine(directory, progress).problems:
+            return RepairReport(directory, renamed=renamed, set_aside=set_aside)
+        drafts, strangers, names = plan(directory)
+        files: list[RepairedFile] = []
+        lost: list[LostRecords] = []
+        for draft in drafts:
+            if draft.changed:
+                files.append(_replace(directory, draft))
+                lost += _records(files[-1].path, draft, names)
+        set_aside += tuple(_set_aside(directory, path) for path in strangers)
+        for problem in examine(directory).problems:
+            raise StorageError(
+                f"{directory}: not all of the damage could be repaired; the damaged files are in {LOST_AND_FOUND}. {problem}"
+            ) from problem
+        return RepairReport(directory, tuple(files), tuple(lost), set_aside, renamed)
+    finally:
+        os.close(lock)
+
+
+def _records(path: Path, draft: Draft, names: Mapping[int, str]) -> list[LostRecords]:
+    entries = [lost for region in draft.regions for lost in region.lost] + draft.reserved
+    return [LostRecords(names[lost.topic], lost.first, lost.count, path, lost.at_most) for lost in entries]
+
+
+# --- replacing a file --------------------------------------------------------------------------------------------------
+
+
+def _replace(directory: Path, draft: Draft) -> RepairedFile:
+    path = file_path(directory, draft.header.file_number)
+    temporary = directory / TEMPORARY
+    with temporary.open("wb") as file:
+        file.write(_content(draft))
+        file.truncate(max(file.tell(), draft.size_bytes))
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o600)
+    copy = _keep_copy(directory, path) if path.exists() else None
+    temporary.rename(path)
+    sync_directory(directory)
+    what = [draft.header_wrong] if draft.header_wrong else []
+    if draft.patches:
+        what.append("a wrong byte in the declaration of a topic was put right")
+    if any(region.slots for region in draft.regions):
+        what.append("declarations of topics were written again")
+    if draft.regions and draft.path is not None:
+        what.append("frames were damaged")
+    if any(region.end - region.room < draft.header.start_bytes for region in draft.regions):
+        what.append("the declaration of a topic without records is gone")
+    places = tuple((region.start, region.end) for region in draft.regions)
+    return RepairedFile(path, copy, ", ".join(what), places)
+
+
+def _content(draft: Draft) -> bytes:
+    """The file's bytes: what is valid at its old place, declarations and gaps in the places between."""
+    data = bytearray(draft.load().data[: draft.end])
+    data.extend(bytes(draft.end - len(data)))
+    start_position, epoch = draft.header.start_position, draft.header.epoch
+    for region in draft.regions:
+        at = region.start
+        for slot in region.slots:
+            data[at : at + slot.frame_bytes] = _log.encode_frame(
+                _log.FRAME_TOPIC,
+                slot.json,
+                position=start_position + at,
+                epoch=epoch,
+                frame_bytes=slot.frame_bytes,
+                topic=slot.topic.number,
+                first_sequence=slot.topic.next_sequence,
+                first_timestamp_ns=slot.topic.last_timestamp_ns,
+                row_bytes=slot.topic.schema.row_bytes,
+            )
+            at += slot.frame_bytes
+        data[at : region.end] = _gaps(start_position + at, epoch, region.end - at, region.lost)
+    if draft.reserved:
+        needed = _log.FRAME_HEADER_BYTES + len(draft.reserved) * _log.LOST_DTYPE.itemsize
+        data += _gaps(start_position + draft.end, epoch, needed, draft.reserved)
+    return bytes(data)
+
+
+def _gaps(position: int, epoch: int, size_bytes: int, lost: list[Lost]) -> bytes:
+    """Gap frames that fill exactly so many bytes; the first one names what is lost."""
+    out: list[bytes] = []
+    entries = np.array([(item.first, item.count, item.topic, 0) for item in lost], _log.LOST_DTYPE)
+    while size_bytes:
+        frame_bytes = min(size_bytes, _log.GROUP_BYTES_MAX)
+        if 0 < size_bytes - frame_bytes < _log.FRAME_HEADER_BYTES:
+            frame_bytes -= _log.FRAME_HEADER_BYTES
+        frame = _log.encode_frame(
+            _log.FRAME_GAP,
+            entries.tobytes(),
+            position=position,
+            epoch=epoch,
+            frame_bytes=frame_bytes,
+            row_count=len(entries),
+        )
+        out.append(frame)
+        position, size_bytes, entries = position + frame_bytes, size_bytes - frame_bytes, entries[:0]
+    return b"".join(out)
+
+
+# --- names -------------------------------------------------------------------------------------------------------------
+
+
+def _give_names_back(directory: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Undo renames: a file's header says which it is. Returns the files renamed, and those that turned out to be copies."""
+    set_aside: list[Path] = []
+    for number, path in list_files(directory):
+        header, _ = read_header(path)
+        if header is not None and header.file_number != number:
+            waiting = directory / f"moved-{header.file_number:010d}.log"
+            if waiting.exists():
+                set_aside.append(_set_aside(directory, waiting))
+            path.rename(waiting)
+    renamed: list[Path] = []
+    for waiting in sorted(directory.iterdir()):
+        match = MOVED.fullmatch(waiting.name)
+        if not match:
+            continue
+        path = file_path(directory, int(match[1]))
+        if path.exists() and read_header(path)[0] is not None:
+            set_aside.append(_set_aside(directory, waiting))
+            continue
+        if path.exists():
+            set_aside.append(_set_aside(directory, path))
+        waiting.rename(path)
+        renamed.append(path)
+    if renamed or set_aside:
+        sync_directory(directory)
+    return tuple(renamed), tuple(set_aside)
+
+
+def _set_aside(directory: Path, path: Path) -> Path:
+    copy = _keep_copy(directory, path)
+    path.unlink()
+    sync_directory(directory)
+    return copy
+
+
+def _keep_copy(directory: Path, path: Path) -> Path:
+    """Put the whole file into lost+found, once, and return where. A link is enough, since files are only ever replaced."""
+    folder = directory / LOST_AND_FOUND
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(directory)
+    copy, count = folder / path.name, 0
+    while copy.exists():
+        if copy.samefile(path):
+            return copy
+        count += 1
+        copy = folder / f"{path.name}.{count}"
+    try:
+        os.link(path, copy)
+    except OSError:  # a file system without links
+        partial = folder / "partial"
+        shutil.copyfile(path, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(copy)
+    sync_directory(folder)
+    return copy

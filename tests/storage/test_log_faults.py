@@ -1,0 +1,311 @@
+"""A disk that is full or failing: the log stops, says why and where, and loses nothing that it acknowledged."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from ringmain.storage import Log, LogFailed
+from ringmain.storage.recovery import examine
+from support.logs import FILE_BYTES, POINTS, append, check_rows, read_rows
+
+SUPPORT = Path(__file__).parents[1] / "support"
+ROWS = 5000  # a step's worth: 200 kB, so that a file takes some fifteen steps
+
+
+class Outcome(msgspec.Struct):
+    """What the child saw: how far it got, what stopped it, and what happened when it tried again."""
+
+    durable: int = 0
+    appended: int = 0
+    error: str = ""
+    path: str = ""
+    operation: str = ""
+    errno: int = 0
+    again: list[str] = []
+    trace_at_failure: int = 0
+    durable_position_moved: bool = False
+
+
+CHILD = """if True:
+    import json, sys
+    from ringmain.storage import Log, LogFailed
+    from support.logs import FILE_BYTES, POINTS, append
+    directory, steps, rows, trace = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    seen = {"durable": 0, "appended": 0, "again": []}
+    log = None
+    try:
+        log = Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+        for _ in range(steps):
+            seen["appended"] = append(log, POINTS, rows)
+            log.appender.sync()
+            seen["durable"] = seen["appended"]
+    except (LogFailed, OSError) as error:
+        seen["error"] = str(error)
+        seen["path"] = error.path if isinstance(error, LogFailed) else error.filename
+        seen["operation"] = getattr(error, "operation", "")
+        seen["errno"] = error.errno
+        if log is not None:
+            with open(trace) as lines:
+                seen["trace_at_failure"] = len(lines.readlines())
+            durable = log.appender.durable_position
+            for again in (log.appender.sync, lambda: append(log, POINTS, 1), log.appender.mark, log.appender.finish):
+                try:
+                    again()
+                    seen["again"].append("")
+                except LogFailed as repeated:
+                    seen["again"].append(str(repeated))
+            seen["durable_position_moved"] = log.appender.durable_position != durable
+    if log is not None:
+        log.close()
+    print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def faulty_disk(tmp_path_factory) -> Path:
+    """The library that makes calls fail, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler, cc, to build the library that makes calls fail")
+    library = tmp_path_factory.mktemp("faulty") / "faulty_disk.so"
+    source = SUPPORT / "faulty_disk.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+class Run:
+    """A child that writes to a log on a disk that fails."""
+
+    def __init__(self, library: Path, directory: Path) -> None:
+        self.library, self.directory = library, directory / "the-log"
+        self.trace_path = directory / "trace"
+
+    def __call__(self, call: str, path: str, nth: int, error: int, steps: int = 40, rows: int = ROWS) -> Outcome:
+        self.trace_path.write_text("")
+        environment = {
+            **os.environ, "LD_PRELOAD": str(self.library), "FAULTY_CALL": call, "FAULTY_PATH": path, "FAULTY_NTH": str(nth),
+            "FAULTY_ERRNO": str(error), "FAULTY_TRACE": str(self.trace_path), "PYTHONPATH": str(SUPPORT.parent),
+        }  # fmt: skip
+        arguments = [sys.executable, "-c", CHILD, str(self.directory), str(steps), str(rows), str(self.trace_path)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return msgspec.json.decode(done.stdout, type=Outcome)
+
+    @property
+    def trace(self) -> list[str]:
+        return self.trace_path.read_text().splitlines()
+
+    def reopen(self, outcome: Outcome) -> int:
+        """Open the log on a sound disk: all that was durable is there, nothing is invented. Returns the last sequence."""
+        contents = examine(self.directory)
+        assert contents.problems == []
+        rows = read_rows(self.directory, POINTS)
+        check_rows(POINTS, rows, 1)
+        assert outcome.durable <= len(rows)
+        log = Log(self.directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+        assert log.topic("points").next_sequence == len(rows) + 1
+        assert append(log, POINTS, 3) == len(rows) + 3
+        log.close()
+        check_rows(POINTS, read_rows(self.directory, POINTS), 1)
+        assert not list(self.directory.glob("spare-*"))
+        return len(rows)
+
+
+@pytest.fixture
+def run(faulty_disk, tmp_path) -> Run:
+    return Run(faulty_disk, tmp_path)
+
+
+def assert_stopped(run: Run, outcome: Outcome, operation: str, name: str, error: int) -> None:
+    assert outcome.error
+    assert os.path.basename(outcome.path) == name
+    assert outcome.operation.startswith(operation)
+    assert outcome.errno == error
+    assert os.strerror(error) in outcome.error
+    assert name in outcome.error
+    assert "stays readable" in outcome.error
+    assert outcome.again == [outcome.error] * 4  # the same answer for ever
+    assert not outcome.durable_position_moved
+    tried = [
+        line for line in run.trace[outcome.trace_at_failure :] if line.split()[0] in ("pwritev", "fdatasync", "rename")
+    ]
+    assert tried == []  # and nothing is tried again
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("nth", [1, 7, 30])
+def test_a_failed_write_stops_the_log(run, nth, error):
+    outcome = run("pwritev", ".log", nth, error)
+    number = 1 if nth < 17 else 2
+    assert_stopped(run, outcome, "write", f"{number:010d}.log", error)
+    assert outcome.durable == (nth - 1) * ROWS
+    assert run.reopen(outcome) == outcome.durable
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("nth", [1, 7, 30])
+def test_a_failed_sync_stops_the_log_and_is_never_tried_again(run, nth):
+    outcome = run("fdatasync", ".log", nth, errno.EIO)
+    assert_stopped(run, outcome, "sync", f"{1 if nth < 17 else 2:010d}.log", errno.EIO)
+    assert outcome.durable < outcome.appended
+    assert [line.split()[0] for line in run.trace].count("fdatasync") == nth
+    run.reopen(outcome)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("nth", [1, 7])
+def test_a_short_write_is_carried_on_where_it_stopped(run, nth):
+    outcome = run("pwritev", ".log", nth, 0)
+    assert outcome.error == ""
+    assert outcome.durable == 40 * ROWS
+    assert run.reopen(outcome) == 40 * ROWS
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("rows", [1, 60_000])
+def test_a_short_write_of_small_and_of_many_groups(run, rows):
+    outcome = run("pwritev", ".log", 2, 0, steps=3, rows=rows)
+    assert outcome.error == ""
+    assert run.reopen(outcome) == 3 * rows
+
+
+@pytest.mark.process
+def test_a_short_write_of_a_new_files_header_is_carried_on(run):
+    outcome = run("pwrite", "spare-", 2, 0)
+    assert outcome.error == ""
+    assert run.reopen(outcome) == 40 * ROWS
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("call", "path", "operation"),
+    [
+        ("pwrite", "spare-", "write"),
+        ("fdatasync", "spare-", "sync"),
+        ("rename", "0000000002.log", "rename"),
+        ("fsync", "the-log", "sync of the directory"),
+    ],
+)
+def test_a_file_that_cannot_be_begun_stops_the_log(run, call, path, operation):
+    nth = 1 if call == "rename" else 2
+    outcome = run(call, path, nth, errno.EIO)
+    assert_stopped(run, outcome, operation, "0000000002.log", errno.EIO)
+    assert outcome.durable > 0
+    run.reopen(outcome)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "rename", "fsync"])
+def test_a_first_file_that_cannot_be_begun_is_an_error_at_opening(run, call):
+    outcome = run(call, {"rename": ".log", "fsync": "the-log"}.get(call, "spare-"), 1, errno.EIO, steps=1)
+    assert outcome.errno == errno.EIO
+    assert outcome.durable == outcome.appended == 0
+    assert not list(run.directory.glob("spare-*"))
+    run.reopen(outcome)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_no_room_at_opening_is_an_error_that_says_so_and_leaves_nothing(run, error):
+    outcome = run("fallocate", "spare-", 1, error, steps=1)
+    assert outcome.errno == error
+    assert os.strerror(error) in outcome.error
+    assert [path.name for path in run.directory.iterdir()] == ["LOCK"]
+    run.reopen(outcome)
+
+
+@pytest.mark.process
+def test_a_passing_lack_of_room_is_survived_as_long_as_a_spare_is_left(run):
+    outcome = run("fallocate", "spare-", 4, errno.ENOSPC)
+    assert outcome.error == ""
+    assert run.reopen(outcome) == 40 * ROWS
+
+
+# --- a disk that is really full -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 18 MiB."""
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if os.geteuid() != 0 or mount is None or unmount is None:
+        pytest.skip("only root can mount the small tmpfs that this test fills")
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=18m", "none", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run([unmount, "-l", str(place)], check=True)
+
+
+def fill(log: Log) -> tuple[int, LogFailed]:
+    """Append and sync until the disk is full; returns the last durable sequence and the error."""
+    durable = 0
+    try:
+        for _ in range(1000):
+            last = append(log, POINTS, ROWS)
+            log.appender.sync()
+            durable = last
+    except LogFailed as error:
+        return durable, error
+    raise AssertionError("the disk never filled up")
+
+
+def test_a_full_disk_stops_the_log_and_room_lets_it_go_on(small_disk):
+    directory = small_disk / "log"
+    log = Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+    durable, error = fill(log)
+    assert error.errno == errno.ENOSPC
+    assert "No space left on device" in str(error)
+    assert error.path == str(directory / "0000000005.log")
+    assert error.operation == "create"
+    assert durable > 12 * FILE_BYTES // 4 // POINTS.row_bytes
+    rows = read_rows(directory, POINTS)  # beside the stopped writer
+    assert len(rows) == durable
+    log.close()
+    check_rows(POINTS, rows, 1)
+    del rows
+
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    log = Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+    assert log.recovered.record_count == durable
+    assert append(log, POINTS, 1) == durable + 1
+    log.close()
+    assert examine(directory).problems == []
+
+
+def test_a_disk_that_is_full_already_is_an_error_at_opening(small_disk):
+    (small_disk / "ballast").write_bytes(bytes(15 << 20))
+    directory = small_disk / "log"
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in directory.iterdir()] == ["LOCK"]
+    (small_disk / "ballast").unlink()
+    log = Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+    append(log, POINTS, 1)
+    log.close()
+
+
+def test_retention_keeps_a_small_disk_going(small_disk):
+    log = Log(small_disk / "log", [POINTS], bus="test", file_bytes=FILE_BYTES, retention_bytes=1)
+    last = 0
+    for _ in range(150):  # 30 MB through 18
+        last = append(log, POINTS, ROWS)
+    log.appender.sync()
+    log.close()
+    contents = examine(small_disk / "log")
+    assert contents.problems == []
+    assert contents.topics["points"].next_sequence == last + 1

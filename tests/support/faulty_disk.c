@@ -1,0 +1,128 @@
+/* A disk that fails, for LD_PRELOAD: the nth call of one kind, on paths with a given text in them, returns an error, or
+ * writes only half. Every such call is noted in a trace, "name path" a line, so that a test can see what was tried.
+ *
+ * FAULTY_CALL   pwritev, pwrite, fdatasync, fsync, rename or fallocate
+ * FAULTY_PATH   text that the file's path must contain
+ * FAULTY_NTH    which call fails, from 1; that one only
+ * FAULTY_ERRNO  with what; 0: a write is cut in half and reported so
+ * FAULTY_TRACE  the trace's path
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static int count;
+
+static void path_of(int fd, char *path, size_t size) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t length = readlink(link, path, size - 1);
+    path[length < 0 ? 0 : length] = 0;
+}
+
+/* Whether this call is the one to fail. */
+static int hit(const char *call, const char *path) {
+    const char *wanted = getenv("FAULTY_CALL"), *text = getenv("FAULTY_PATH"), *trace = getenv("FAULTY_TRACE");
+    if (!wanted || !text || !trace || !strstr(path, text)) return 0;
+    FILE *out = fopen(trace, "a");
+    if (out) {
+        fprintf(out, "%s %s\n", call, path);
+        fclose(out);
+    }
+    if (strcmp(wanted, call) != 0) return 0;
+    return __sync_add_and_fetch(&count, 1) == atoi(getenv("FAULTY_NTH"));
+}
+
+static int hit_fd(const char *call, int fd) {
+    char path[4096];
+    path_of(fd, path, sizeof path);
+    return hit(call, path);
+}
+
+static int error(void) { return atoi(getenv("FAULTY_ERRNO")); }
+
+static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
+
+static ssize_t write_parts(const char *name, int fd, const struct iovec *parts, int part_count, off_t offset) {
+    ssize_t (*next)(int, const struct iovec *, int, off_t) = real(name);
+    if (hit_fd("pwritev", fd)) {
+        if (error() != 0) {
+            errno = error();
+            return -1;
+        }
+        struct iovec some[1024]; /* IOV_MAX */
+        size_t left = 1;
+        int some_count = 0;
+        for (int i = 0; i < part_count; ++i) left += parts[i].iov_len / 2;
+        for (; left > 0 && some_count < part_count; ++some_count) {
+            some[some_count] = parts[some_count];
+            if (some[some_count].iov_len > left) some[some_count].iov_len = left;
+            left -= some[some_count].iov_len;
+        }
+        return next(fd, some, some_count, offset);
+    }
+    return next(fd, parts, part_count, offset);
+}
+
+ssize_t pwritev(int fd, const struct iovec *parts, int part_count, off_t offset) {
+    return write_parts("pwritev", fd, parts, part_count, offset);
+}
+
+ssize_t pwritev64(int fd, const struct iovec *parts, int part_count, off_t offset) {
+    return write_parts("pwritev64", fd, parts, part_count, offset);
+}
+
+static ssize_t write_at(const char *name, int fd, const void *data, size_t size, off_t offset) {
+    ssize_t (*next)(int, const void *, size_t, off_t) = real(name);
+    if (hit_fd("pwrite", fd)) {
+        if (error() != 0) {
+            errno = error();
+            return -1;
+        }
+        size = (size + 1) / 2;
+    }
+    return next(fd, data, size, offset);
+}
+
+ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) { return write_at("pwrite", fd, data, size, offset); }
+ssize_t pwrite64(int fd, const void *data, size_t size, off_t offset) { return write_at("pwrite64", fd, data, size, offset); }
+
+static int sync_it(const char *name, int fd) {
+    int (*next)(int) = real(name);
+    if (hit_fd(name, fd)) {
+        errno = error();
+        return -1;
+    }
+    return next(fd);
+}
+
+int fdatasync(int fd) { return sync_it("fdatasync", fd); }
+int fsync(int fd) { return sync_it("fsync", fd); }
+
+int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned flags) {
+    int (*next)(int, const char *, int, const char *, unsigned) = real("renameat2");
+    char path[4096];
+    path_of(to_fd, path, sizeof path);
+    strncat(path, "/", sizeof path - strlen(path) - 1);
+    strncat(path, to, sizeof path - strlen(path) - 1);
+    if (hit("rename", path)) {
+        errno = error();
+        return -1;
+    }
+    return next(from_fd, from, to_fd, to, flags);
+}
+
+static int allocate(const char *name, int fd, off_t offset, off_t size) {
+    int (*next)(int, off_t, off_t) = real(name);
+    return hit_fd("fallocate", fd) ? error() : next(fd, offset, size);
+}
+
+int posix_fallocate(int fd, off_t offset, off_t size) { return allocate("posix_fallocate", fd, offset, size); }
+int posix_fallocate64(int fd, off_t offset, off_t size) { return allocate("posix_fallocate64", fd, offset, size); }

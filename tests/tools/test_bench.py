@@ -1,0 +1,74 @@
+"""Every bench at a tiny size: that it runs, loses nothing, and prints what it promises. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ringmain.tools.bench.measuring import Bar
+
+pytestmark = pytest.mark.process
+
+FIGURES = {
+    "publish": {"publish_ns"},
+    "latency": {"p50_us", "p99_us", "p999_us"},
+    "throughput": {"one_per_s", "batch64_per_s", "batch64_sum_per_s"},
+    "fanout": {"one4_per_s", "batch4_per_s"},
+    "log": {
+        "logged_per_s",
+        "durable_per_s",
+        "logged_new_files_per_s",
+        "durable_new_files_per_s",
+        "logged_never_synced_per_s",
+        "durable_one_p50_us",
+        "durable_one_p99_us",
+    },
+    "append": {"append_p50_us", "append_p99_us", "append_p999_us", "append_flat_out_p50_us", "append_flat_out_p99_us"},
+    "recover": {"recover_gb_per_s", "recover_seconds"},
+    "wake": {"wake_p50_us", "wake_p99_us", "idle_cpu_percent", "idle_with_log_cpu_percent"},
+}
+
+
+def run_bench(name: str, directory: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "ringmain.tools", "bench", name, "--no-peers", "--runs", "1", "--seconds", "0.05"]
+    done = subprocess.run(
+        [*command, "--directory", directory, *options], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_bench_prints_its_figures_and_what_they_were_measured_with(name: str, tmp_path: Path) -> None:
+    report = json.loads(run_bench(name, tmp_path, "--json"))
+    assert report["bench"] == name
+    assert report["figures"].keys() == FIGURES[name]
+    assert all(isinstance(value, int | float) and value > 0 for value in report["figures"].values())
+    assert {"seconds", "runs", "cpu_count", "python", "numpy", "foreign_cpu_percent_max"} <= report["settings"].keys()
+    assert report["peers"] == {}
+    assert report["ratios"] == {}
+    assert list(tmp_path.iterdir()) == []  # it takes its logs away
+
+
+def test_a_bench_leaves_no_shared_memory_behind(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    run_bench("recover", tmp_path, "--json")  # the one whose writer is killed
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("ringmain.bench-")}
+
+
+def test_people_get_a_table_with_the_bar(tmp_path: Path) -> None:
+    text = run_bench("publish", tmp_path)
+    assert "publish_ns" in text
+    assert "≤ 150" in text
+
+
+def test_a_rate_has_to_reach_its_bar_and_a_time_to_stay_below_it() -> None:
+    assert Bar(10).is_met("one_per_s", 11)
+    assert not Bar(10).is_met("one_per_s", 9)
+    assert Bar(10).is_met("p50_us", 9)
+    assert not Bar(10).is_met("p50_us", 11)
+    assert Bar(0, slack=0.05).is_met("idle_cpu_percent", 0.04)

@@ -1,0 +1,72 @@
+"""`ringmain bench`: the command around the benches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..exit_codes import FAILED
+from ..printing import note, print_json, stderr
+from . import append, fanout, latency, logged, publish, recover, throughput, wake
+from .measuring import Bench, Plan, measure
+from .peer import Peer
+from .peer_iceoryx2 import Iceoryx2
+from .peer_kickmsg import Kickmsg
+from .peer_mmbus import Mmbus
+from .peer_pyzmq import Pyzmq
+from .tables import print_report
+from .workers import BenchFailed
+
+__all__ = ["bench_app"]
+
+BENCHES: tuple[Bench, ...] = (
+    publish.BENCH,
+    latency.BENCH,
+    throughput.BENCH,
+    fanout.BENCH,
+    logged.BENCH,
+    append.BENCH,
+    recover.BENCH,
+    wake.BENCH,
+)
+PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
+
+DIRECTORY = Path("/var/tmp")
+
+bench_app = typer.Typer(
+    help="Measure the bus on this machine, beside what could be picked instead (the extra `bench` installs those).",
+    no_args_is_help=True,
+)
+
+
+def _command(benches: tuple[Bench, ...]) -> Callable[..., None]:
+    def run(
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        seconds: Annotated[float, typer.Option(metavar="S", help="Length of each timed stretch.", min=0.01)] = 3.0,
+        runs: Annotated[int, typer.Option(metavar="N", help="How often; medians are printed.", min=1)] = 3,
+        peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure the other libraries too.")] = True,
+        directory: Annotated[
+            Path, typer.Option(metavar="DIR", help="Where logs are written; use a real disk.")
+        ] = DIRECTORY,
+    ) -> None:
+        plan = Plan(seconds, runs, directory, PEERS if peers else ())
+        try:
+            with stderr().status("") as status:
+                report = measure(list(benches), plan, lambda what: status.update(f"measuring {what} …"))
+        except BenchFailed as error:
+            note(f"ringmain: {error}")
+            raise typer.Exit(FAILED) from None
+        if as_json:
+            print_json(report)
+        else:
+            print_report(report, [bench.bars for bench in benches])
+
+    return run
+
+
+for _bench in BENCHES:
+    bench_app.command(_bench.name, help=_bench.about)(_command((_bench,)))
+bench_app.command("all", help="Everything, one after the other.")(_command(BENCHES))

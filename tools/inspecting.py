@@ -1,0 +1,185 @@
+"""`ringmain inspect`: everything that a bus, or one topic of it, shows to the outside."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..bus import NotFound
+from ..bus.segments import check_bus_name, split_address
+from .observing import Observer
+from .printing import age, count, mebibytes, new_table, pairs, plain, print_json, rate, state_text, stdout
+from .snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
+
+__all__ = ["inspect", "reader_state"]
+
+
+def inspect(
+    address: Annotated[str, typer.Argument(metavar="BUS[/TOPIC]", help="A bus, or one topic of it.")],
+    interval: Annotated[float, typer.Option(help="Seconds over which rates are measured; 0: no rates.", min=0.0)] = 0.5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with everything in it.")] = False,
+) -> None:
+    """Look inside a bus, or one topic of it: header, schema, watermarks, rates, and each reader.
+
+    Works beside a writer that hangs, is stopped or is dead, and writes to nothing.
+
+    Example: ringmain inspect exchange/trades
+    """
+    bus_name, _, topic_name = address.partition("/")
+    if "/" in address:
+        split_address(address)
+    check_bus_name(bus_name)
+    bus = _look(bus_name, topic_name or None, interval)
+    if as_json:
+        print_json(bus)
+    elif topic_name:
+        print_topic(stdout(), bus, bus.topics[0])
+    else:
+        print_bus(stdout(), bus)
+
+
+def _look(bus: str, topic: str | None, interval: float) -> BusFacts:
+    observer = Observer()
+    snapshot = _found(observer.look(bus, topic), bus, topic)
+    if interval > 0:
+        time.sleep(interval)
+        snapshot = with_rates(snapshot, _found(observer.look(bus, topic), bus, topic))
+    return snapshot.buses[0]
+
+
+def _found(snapshot: Snapshot, bus: str, topic: str | None) -> Snapshot:
+    if not snapshot.buses:
+        raise NotFound(f"no bus {bus!r} is open on this machine; start its writer, or see `ringmain ls`")
+    if topic is not None and not snapshot.buses[0].topics:
+        raise NotFound(f"bus {bus!r} has no topic {topic!r}; `ringmain inspect {bus}` lists those it has")
+    return snapshot
+
+
+# --- a bus ----------------------------------------------------------------------------------------------------------
+
+
+def print_bus(console: Console, bus: BusFacts) -> None:
+    console.print(_title(bus, bus.bus))
+    console.print(pairs(("log", _directory(bus)), *_problem_rows(bus.problem)))
+    table = new_table(
+        "topic", ">published\nper second", ">logged\nbehind", ">durable\nbehind", ">slots\nMiB", ">row bytes", ">readers\nworst lag"
+    )
+    for topic in bus.topics:
+        worst = max((reader.lag_count for reader in topic.readers), default=None)
+        table.add_row(
+            plain(topic.topic),
+            f"{count(topic.published)}\n{rate(topic.published_per_s)}",
+            f"{count(topic.logged)}\n{_behind(topic, topic.logged)}",
+            f"{count(topic.durable)}\n{_behind(topic, topic.durable)}",
+            f"{count(topic.slot_count)}\n{mebibytes(topic.segment_bytes)}",
+            count(topic.schema.row_bytes if topic.schema is not None else None),
+            f"{len(topic.readers)}\n{count(worst)}",
+        )
+    console.print(table)
+    for topic in bus.topics:
+        for name, text in _problem_rows(topic.problem, topic):
+            console.print(pairs((f"{topic.topic} {name}", text)))
+        if topic.readers:
+            console.print(_readers(topic.readers, title=f"readers of {topic.topic}"))
+    if bus.topics:
+        console.print(Text(f"ringmain inspect {bus.bus}/{bus.topics[0].topic} shows a topic's schema", style="dim"), soft_wrap=True)
+
+
+# --- a topic --------------------------------------------------------------------------------------------------------
+
+
+def print_topic(console: Console, bus: BusFacts, topic: TopicFacts) -> None:
+    console.print(_title(bus, f"{bus.bus}/{topic.topic}"))
+    rows = [("log", _directory(bus)), *_problem_rows(bus.problem), *_problem_rows(topic.problem, topic)]
+    if topic.slot_count is not None and topic.schema is not None:
+        ring = f"{topic.slot_count:,} slots of {topic.schema.row_bytes:,} bytes, {mebibytes(topic.segment_bytes)} MiB; opened "
+        rows.insert(0, ("ring", plain(f"{ring}{age(topic.opened_age_s)} ago")))
+    console.print(pairs(*rows))
+    if topic.published is not None:
+        console.print(_watermarks(topic))
+    if topic.schema is not None:
+        _print_schema(console, topic.topic, topic.schema)
+    if topic.readers:
+        console.print(_readers(topic.readers, title=f"readers ({len(topic.readers)})"))
+    elif topic.published is not None:
+        console.print(Text("no readers", style="dim"))
+
+
+def _watermarks(topic: TopicFacts) -> Table:
+    table = new_table("watermark", ">sequence", ">behind published", ">per second")
+    rates = {"published": topic.published_per_s, "logged": topic.logged_per_s, "durable": topic.durable_per_s}
+    for name in ("claimed", "published", "logged", "durable"):
+        sequence: int | None = getattr(topic, name)
+        if sequence is not None:
+            behind = "" if name in ("claimed", "published") else _behind(topic, sequence)
+            table.add_row(name, count(sequence), behind, rate(rates[name]) if name in rates else "")
+    return table
+
+
+def _print_schema(console: Console, topic: str, schema: SchemaFacts) -> None:
+    table = new_table("field", "type", "key", "unit", title=f"schema {topic}, hash {schema.hash}")
+    for column in schema.fields:
+        position = str(schema.key.index(column.name) + 1) if column.name in schema.key else ""
+        table.add_row(column.name, column.type, position, plain(column.unit))
+    console.print(table)
+    if schema.description:
+        console.print(plain(schema.description, style="dim"))
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _title(bus: BusFacts, name: str) -> Text:
+    writer = bus.writer
+    title = Text.assemble((name, "bold"), "  writer ", state_text(writer.state))
+    title.append("" if writer.pid is None else f", pid {writer.pid}")
+    title.append("" if writer.epoch is None else f", epoch {writer.epoch}")
+    title.append("" if writer.heartbeat_age_s is None else f", heartbeat {age(writer.heartbeat_age_s)} ago")
+    return title
+
+
+def _directory(bus: BusFacts) -> Text:
+    if bus.data_dir is None:
+        return Text("none: rings only" if not bus.problem else "unknown", style="dim")
+    return plain(f"{bus.data_dir}/log")
+
+
+def _problem_rows(problem: str, topic: TopicFacts | None = None) -> list[tuple[str, Text]]:
+    rows = [("problem", plain(problem, style="yellow"))] if problem else []
+    if topic is not None and topic.status:
+        words = ", ".join(topic.status) + (f": {topic.log_error}" if topic.log_error else "")
+        rows.append(("status", plain(words, style="red" if "log failed" in topic.status else "yellow")))
+    return rows
+
+
+def _behind(topic: TopicFacts, sequence: int | None) -> str:
+    return "-" if topic.published is None or sequence is None else f"{max(0, topic.published - sequence):,}"
+
+
+def reader_state(reader: ReaderFacts) -> Text:
+    """The reader's process, and its entry where that says more."""
+    if reader.process == "alive" and reader.entry != "active":
+        return Text(reader.entry, style="yellow")
+    return state_text(reader.process)
+
+
+def _readers(readers: tuple[ReaderFacts, ...], title: str) -> Table:
+    columns = ("reader\nreads", ">pid\nstate", ">consumed\nlag", ">per second\nheartbeat age", ">overruns\n", ">lost\nrefilled")
+    table = new_table(*columns, title=title)
+    for reader in readers:
+        name = plain(reader.name)
+        name.append(f"\n{reader.follow}, {reader.policy}", style="dim")
+        table.add_row(
+            name,
+            Text.assemble(f"{reader.pid}\n", reader_state(reader)),
+            f"{reader.consumed:,}\n{reader.lag_count:,}",
+            f"{rate(reader.consumed_per_s)}\n{age(reader.heartbeat_age_s)}",
+            count(reader.overrun_count),
+            f"{reader.lost_count:,}\n{reader.refilled_count:,}",
+        )
+    return table

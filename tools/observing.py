@@ -1,0 +1,172 @@
+"""Looking at the buses of this machine from outside. Everything is mapped read-only; nothing here waits for anybody.
+
+A hung, killed or half-started writer looks like any other: what can be read is read, and the rest is said in words.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..bus import AttachError, NotFound, _segment
+from ..bus.segments import DIRECTORY, Segment, bus_name, control_name, data_name, list_names
+from ..storage import Schema, SchemaError
+from .processes import flock_holder, process_state
+from .snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, WriterFacts
+
+__all__ = ["Observer", "schema_facts"]
+
+
+class Observer:
+    """Takes snapshots; keeps the segments mapped from one to the next. For one thread."""
+
+    def __init__(self) -> None:
+        self._segments: dict[str, Segment] = {}
+        self._schemas: dict[bytes, Schema] = {}
+
+    def look(self, bus: str | None = None, topic: str | None = None) -> Snapshot:
+        """What there is now: everything, one bus, or one topic of it. Empty where there is no such bus."""
+        names = list_names()
+        found = {name: topics for name, topics in names.items() if bus is None or name == bus}
+        buses: list[BusFacts] = []
+        for name, topics in found.items():
+            wanted = [entry for entry in topics if topic is None or entry == topic]
+            buses.append(self._look_at_bus(name, wanted))
+        kept = {bus_name(name) for name in names}
+        for name, topics in names.items():
+            kept.update(make(name, entry) for entry in topics for make in (data_name, control_name))
+        self._segments = {name: segment for name, segment in self._segments.items() if name in kept}
+        return Snapshot(taken_ns=time.time_ns(), buses=tuple(buses))
+
+    def _open(self, name: str) -> Segment:
+        segment = self._segments.get(name)
+        if segment is None or not segment.is_current():
+            self._segments.pop(name, None)
+            segment = self._segments[name] = Segment.open(name, writable=False)
+        return segment
+
+    def _look_at_bus(self, bus: str, topics: list[str]) -> BusFacts:
+        found = tuple(self._look_at_topic(bus, topic) for topic in topics)
+        problem, header = "", None
+        try:
+            header = _segment.read_bus(self._open(bus_name(bus)).memory, bus_name(bus))
+        except NotFound:
+            problem = f"no segment {bus_name(bus)}: its writer's own segment was removed"
+        except AttachError as error:
+            problem = str(error)
+        data_dir = header["data_dir"] or None if header is not None else None
+        return BusFacts(bus=bus, writer=_writer(bus, header, found), problem=problem, data_dir=data_dir, topics=found)
+
+    def _look_at_topic(self, bus: str, topic: str) -> TopicFacts:
+        try:
+            segment = self._open(data_name(bus, topic))
+            header = _segment.read_data(segment.memory, segment.name)
+            state = _segment.read_state(segment.memory)
+        except (NotFound, AttachError) as error:
+            return TopicFacts(topic=topic, problem=str(error))
+        problem, schema = "", None
+        readers: tuple[ReaderFacts, ...] = ()
+        now_ns = time.time_ns()
+        try:
+            schema = self._schema(header["schema_json"])
+        except SchemaError as error:
+            problem = f"segment {segment.name}: {error}"
+        try:
+            control = self._open(control_name(bus, topic))
+            _segment.check_control(control.memory, control.name)
+            entries = _segment.list_readers(control.memory)
+            readers = tuple(_reader(entry, state["published"], now_ns) for entry in entries)
+        except (NotFound, AttachError) as error:
+            problem = problem or str(error)
+        return TopicFacts(
+            topic=topic,
+            problem=problem,
+            epoch=header["epoch"],
+            writer_pid=header["pid"],
+            writer_process=process_state(header["pid"], header["process_start"]),
+            slot_count=header["slot_count"],
+            segment_bytes=header["segment_bytes"],
+            opened_age_s=_age_s(header["created_ns"], now_ns),
+            heartbeat_age_s=_age_s(state["heartbeat_ns"], now_ns),
+            status=tuple(_status_words(state["status"])),
+            log_error=os.strerror(state["log_errno"]) if state["log_errno"] else "",
+            log_directory=str(Path(header["data_dir"]) / "log") if header["data_dir"] else None,
+            schema=schema_facts(schema) if schema is not None else None,
+            claimed=state["claimed"],
+            published=state["published"],
+            logged=state["logged"] if header["data_dir"] else None,
+            durable=state["durable"] if header["data_dir"] else None,
+            readers=readers,
+        )
+
+    def _schema(self, encoded: bytes) -> Schema:
+        schema = self._schemas.get(encoded)
+        if schema is None:
+            schema = self._schemas[encoded] = Schema.from_json(encoded)
+        return schema
+
+
+def schema_facts(schema: Schema) -> SchemaFacts:
+    """A schema as facts to print."""
+    return SchemaFacts(
+        description=schema.description,
+        key=schema.key,
+        fields=schema.fields,
+        hash=f"{schema.hash:016x}",
+        row_bytes=schema.row_bytes,
+    )
+
+
+def _writer(bus: str, header: dict[str, Any] | None, topics: tuple[TopicFacts, ...]) -> WriterFacts:
+    """Who writes a bus: from its own segment, or who is about to, from that segment's lock."""
+    ages = [topic.heartbeat_age_s for topic in topics if topic.heartbeat_age_s is not None]
+    state = process_state(header["pid"], header["process_start"]) if header is not None else "dead"
+    if header is not None and state != "dead":
+        return WriterFacts(state=state, pid=header["pid"], epoch=header["epoch"], heartbeat_age_s=min(ages, default=None))
+    starting = flock_holder(DIRECTORY / bus_name(bus)[1:])
+    if starting is not None:
+        return WriterFacts(state="starting", pid=starting or None)
+    if header is None:
+        known = next((topic for topic in topics if topic.writer_pid is not None), None)
+        if known is None:
+            return WriterFacts(state="dead")
+        return WriterFacts(state=known.writer_process or "dead", pid=known.writer_pid, epoch=known.epoch)
+    closed = bool(topics) and all("closed" in topic.status for topic in topics)
+    return WriterFacts(
+        state="closed" if closed else "dead", pid=header["pid"], epoch=header["epoch"], heartbeat_age_s=min(ages, default=None)
+    )
+
+
+def _reader(entry: dict[str, Any], published: int, now_ns: int) -> ReaderFacts:
+    started = 0 if entry["state"] == "joining" else entry["process_start"]
+    return ReaderFacts(
+        index=entry["index"],
+        name=entry["name"],
+        pid=entry["pid"],
+        process=process_state(entry["pid"], started),
+        entry=entry["state"],
+        policy=entry["policy"],
+        follow=entry["follow"],
+        consumed=entry["consumed"],
+        lag_count=max(0, published - entry["consumed"]),
+        overrun_count=entry["overrun_count"],
+        lost_count=entry["lost_count"],
+        refilled_count=entry["refilled_count"],
+        heartbeat_age_s=_age_s(entry["heartbeat_ns"], now_ns),
+        attached_age_s=_age_s(entry["attached_ns"], now_ns),
+    )
+
+
+def _status_words(status: int) -> list[str]:
+    words = {
+        _segment.STATUS_FENCED: "fenced",
+        _segment.STATUS_LOG_FAILED: "log failed",
+        _segment.STATUS_CLOSED: "closed",
+    }
+    return [word for bit, word in words.items() if status & bit]
+
+
+def _age_s(since_ns: int, now_ns: int) -> float:
+    return round(max(0, now_ns - since_ns) / 1e9, 3)

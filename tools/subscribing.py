@@ -1,0 +1,260 @@
+"""`ringmain subscribe`: a topic's records, live or from the past, as text or arrays.
+
+Rows are copied out of the ring and proven whole before they are written: no line ever shows a record that was overwritten
+while it was read. Each row is written completely or not at all, also when Ctrl-C ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Generator
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, Any
+
+import numpy as np
+import typer
+
+from ..bus import Overrun
+from ..bus.segments import split_address
+from ..subscribers import Historical, RealTime, Stats
+from ..subscribers.reader import TopicReader, wait_for_topic
+from .exit_codes import FAILED, INTERRUPTED, OK
+from .positions import Position, read_position
+from .printing import note
+from .row_formats import Format, RowWriter, open_format
+
+__all__ = ["subscribe"]
+
+NAME = "ringmain subscribe"
+HISTORY_BATCH_ROWS = 8192
+
+
+class Mode(StrEnum):
+    """Where rows come from."""
+
+    realtime = "realtime"
+    historical = "historical"
+
+
+class Follow(StrEnum):
+    """How safe a record must be before it is shown."""
+
+    published = "published"
+    logged = "logged"
+    durable = "durable"
+
+
+def subscribe(
+    address: Annotated[str, typer.Argument(metavar="BUS/TOPIC", help="What to read, such as exchange/trades.")],
+    mode: Annotated[
+        Mode, typer.Option(help="realtime follows the writer until it closes; historical ends behind what there is.")
+    ] = Mode.realtime,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="latest|earliest|SEQ|TIME", help="Where to begin; latest, or for historical earliest."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="SEQ|TIME", help="The last sequence, or the time before which records were published.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With historical: read the log there; the bus need not be open.")
+    ] = None,
+    follow: Annotated[Follow, typer.Option(help="Show records once they are that safe.")] = Follow.published,
+    count: Annotated[int | None, typer.Option(metavar="N", help="End after so many records.", min=1)] = None,
+    reliable: Annotated[bool, typer.Option("--reliable", help="Hold the writer back rather than miss anything.")] = False,
+    format: Annotated[Format, typer.Option(help="json: one object a line. npy: one array of all rows.")] = Format.table,
+    fields: Annotated[str | None, typer.Option(metavar="A,B,…", help="Only these fields.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of standard output.")] = None,
+    open_timeout: Annotated[float, typer.Option(metavar="S", help="Wait so many seconds for the topic to open.", min=0)] = 0.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not count on standard error at the end.")] = False,
+) -> None:
+    """Print a topic's records as they are published, or those of the past.
+
+    Times without an offset are UTC. Records missed in the ring are read from the log; where there is none they are counted,
+    and the exit code is 1.
+
+    Example: ringmain subscribe exchange/trades --from earliest --format csv --count 100
+    """
+    if format is Format.npy and output is None and sys.stdout.isatty():
+        raise ValueError("--format npy is binary: name a file with --output, or use a pipe")
+    ending = None if until is None else read_position(until, "--until")
+    if ending is not None and ending.kind in ("latest", "earliest"):
+        raise ValueError(f"--until: a sequence or a time is expected, got {until}")
+    begin = read_position(start or ("latest" if mode is Mode.realtime else "earliest"), "--from")
+    reader = _open(address, mode, begin, ending, data_dir, follow, reliable, open_timeout)
+    with reader, _Output(output) as out:
+        rows = open_format(format, out.stream, reader.schema, _field_names(fields), out.width)
+        code = _copy(reader, rows, out, ending, count)
+        stats, span = reader.stats, out.span
+    if not quiet and not out.broken:
+        note(_summary(address, stats, span, code == INTERRUPTED))
+    raise typer.Exit(code if code != OK or not stats.lost_count else FAILED)
+
+
+def _open(
+    address: str,
+    mode: Mode,
+    begin: Position,
+    ending: Position | None,
+    data_dir: Path | None,
+    follow: Follow,
+    reliable: bool,
+    open_timeout: float,
+) -> TopicReader:
+    split_address(address)
+    if mode is Mode.realtime and data_dir is not None:
+        raise ValueError("--data-dir is for --mode historical; in realtime the bus itself says where its log is")
+    if mode is Mode.historical and begin.kind == "latest":
+        raise ValueError("--from latest leaves nothing to read in --mode historical; give earliest, a sequence or a time")
+    if open_timeout > 0:
+        wait_for_topic(address, open_timeout)
+    if mode is Mode.realtime and begin.kind != "time":
+        start = begin.value if begin.kind == "sequence" else "latest" if begin.kind == "latest" else "earliest"
+        return RealTime(address, follow=follow.value, start=start, reliable=reliable, name=NAME)
+    past = mode is Mode.historical
+    return Historical(
+        address,
+        data_dir=data_dir,
+        start=begin.value if begin.kind == "sequence" else "earliest",
+        since=begin.value if begin.kind == "time" else None,
+        last=ending.value if past and ending is not None and ending.kind == "sequence" else None,
+        until=ending.value if past and ending is not None and ending.kind == "time" else None,
+        live=not past,
+        follow=follow.value,
+        reliable=reliable,
+        name=NAME,
+        batch_rows=HISTORY_BATCH_ROWS,
+    )
+
+
+def _copy(reader: TopicReader, rows: RowWriter, out: _Output, ending: Position | None, count: int | None) -> int:
+    """Write rows until the reader has ended, enough was written, or somebody stops it; returns the exit code."""
+    left = count
+    with _Interrupt() as interrupt:
+        try:
+            for batch in reader:
+                try:
+                    mine = batch.copy()
+                except Overrun:  # lapped while copying: the reader has stepped back, and delivers these again
+                    continue
+                kept = _before(mine, ending)[:left]
+                with interrupt.held():
+                    if len(kept):
+                        rows.write(kept)
+                        out.wrote(int(kept["sequence"][0]), int(kept["sequence"][-1]), len(kept))
+                left = None if left is None else left - len(kept)
+                if left == 0 or len(kept) < len(mine) or _reached(ending, mine):
+                    break
+        except KeyboardInterrupt:
+            pass
+        except BrokenPipeError:
+            out.give_up()
+            return OK
+    if out.finish(rows):
+        return INTERRUPTED if interrupt.asked else OK
+    return OK
+
+
+def _before(rows: np.ndarray[Any, np.dtype[np.void]], ending: Position | None) -> np.ndarray[Any, np.dtype[np.void]]:
+    if ending is None:
+        return rows
+    if ending.kind == "sequence":
+        return rows[: int(np.searchsorted(rows["sequence"], ending.value, side="right"))]
+    return rows[: int(np.searchsorted(rows["timestamp_ns"], ending.value, side="left"))]
+
+
+def _reached(ending: Position | None, rows: np.ndarray[Any, np.dtype[np.void]]) -> bool:
+    return ending is not None and ending.kind == "sequence" and int(rows["sequence"][-1]) >= ending.value
+
+
+def _field_names(fields: str | None) -> list[str]:
+    return [] if fields is None else [name.strip() for name in fields.split(",")]
+
+
+def _summary(address: str, stats: Stats, span: tuple[int, int, int], interrupted: bool) -> str:
+    first, last, written = span
+    parts = [f"{written:,} records of {address}"]
+    if written:
+        parts.append(f"sequences {first:,} to {last:,}")
+    if stats.refilled_count:
+        parts.append(f"{stats.refilled_count:,} read from the log")
+    if stats.lost_count:
+        parts.append(f"{stats.lost_count:,} LOST: overwritten in the ring before they were read, and in no log")
+    return ", ".join(parts) + ("; interrupted" if interrupted else "")
+
+
+class _Output:
+    """Standard output, or a file, and what was written to it."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.stream: IO[bytes] = sys.stdout.buffer if path is None else open(path, "wb")  # noqa: SIM115
+        self.span = (0, 0, 0)  # first and last sequence, count
+        self.broken = False    # the reader of our pipe has gone
+
+    @property
+    def width(self) -> int | None:
+        """The terminal's width, None where it is none."""
+        return os.get_terminal_size(self.stream.fileno()).columns if self._path is None and sys.stdout.isatty() else None
+
+    def wrote(self, first: int, last: int, count: int) -> None:
+        self.stream.flush()
+        self.span = (self.span[0] or first, last, self.span[2] + count)
+
+    def finish(self, rows: RowWriter) -> bool:
+        """Write what the format still wants to; False where nobody reads it any more."""
+        try:
+            rows.close()
+            self.stream.flush()
+        except BrokenPipeError:
+            self.give_up()
+        return not self.broken
+
+    def give_up(self) -> None:
+        """Let the rest go nowhere, so that flushing it at exit fails no more."""
+        self.broken = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            self.stream.close()
+
+
+class _Interrupt:
+    """Ctrl-C, held off while a row is being written. The second one is not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._writing = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        again, self.asked = self.asked, True
+        if again or not self._writing:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+        if self.asked:
+            raise KeyboardInterrupt

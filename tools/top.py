@@ -1,0 +1,156 @@
+"""`ringmain top`: topics, rates and readers of all buses, live."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Generator, Iterator
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ..bus.segments import check_bus_name
+from .inspecting import reader_state
+from .observing import Observer
+from .printing import count, new_table, plain, rate, state_text, stdout
+from .snapshot import BusFacts, Snapshot, with_rates
+
+__all__ = ["frame", "top"]
+
+FIRST_LOOK_S = 0.3  # two looks make a rate; the first frame should not be long in coming
+FRAME_LINES = 8     # what a frame has besides the table's rows
+
+
+def top(
+    bus: Annotated[str | None, typer.Argument(metavar="[BUS]", help="Only this bus.")] = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
+) -> None:
+    """Watch all buses live: rates, how far the log is behind, and each reader's lag. Leave with q or Ctrl-C.
+
+    Looks only, as `inspect` does. Where the output is not a terminal it prints one frame.
+
+    Example: ringmain top --interval 0.5
+    """
+    if bus is not None:
+        check_bus_name(bus)
+    console, observer = stdout(), Observer()
+    before = observer.look(bus)
+    time.sleep(min(interval, FIRST_LOOK_S))
+    now = observer.look(bus)
+    if once or not console.is_terminal:
+        console.print(frame(with_rates(before, now), None))
+        return
+    with (
+        _keys() as keyboard,
+        contextlib.suppress(KeyboardInterrupt),
+        Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
+    ):
+        while True:
+            live.update(frame(with_rates(before, now), console.size.height), refresh=True)
+            if _pressed(keyboard, interval) in ("q", "Q"):
+                return
+            before, now = now, observer.look(bus)
+
+
+def frame(snapshot: Snapshot, height: int | None) -> RenderableType:
+    """What one look shows. height: lines there are; readers with little lag give way first. None: any number."""
+    topics = sum(len(bus.topics) for bus in snapshot.buses)
+    readers = sum(len(topic.readers) for bus in snapshot.buses for topic in bus.topics)
+    title = Text.assemble(
+        ("ringmain top", "bold"),
+        time.strftime("  %H:%M:%S", time.localtime(snapshot.taken_ns / 1e9)),
+        f"  buses {len(snapshot.buses)}, topics {topics}, readers {readers}",
+    )
+    if not snapshot.buses:
+        return Group(title, Text("\nno buses are open on this machine", style="dim"))
+    lines = [line for bus in snapshot.buses for line in _bus_lines(bus)]
+    shown = lines if height is None else _fitting(lines, max(1, height - FRAME_LINES))
+    table = new_table("TOPIC / reader", ">PID", "STATE", ">SEQUENCE", ">PER S", ">BEHIND", ">LAPS", ">LOST")
+    for line in shown:
+        table.add_row(*line.cells)
+    hidden = f"{len(lines) - len(shown)} more lines do not fit; " if len(shown) < len(lines) else ""
+    legend = f"{hidden}BEHIND: a topic's records not durable yet, a reader's lag. q leaves"
+    return Group(title, table, Text(legend, style="dim"))
+
+
+class _Line(NamedTuple):
+    cells: tuple[str | Text, ...]
+    importance: int  # lines with less give way first
+
+
+TOPIC_LINE = 1 << 64
+
+
+def _bus_lines(bus: BusFacts) -> Iterator[_Line]:
+    pid = "-" if bus.writer.pid is None else str(bus.writer.pid)
+    if not bus.topics:
+        yield _Line((plain(bus.bus, "bold"), pid, state_text(bus.writer.state), "-", "-", "-", "", ""), TOPIC_LINE)
+    for topic in bus.topics:
+        undurable = None if topic.durable is None or topic.published is None else max(0, topic.published - topic.durable)
+        state = "log failed" if "log failed" in topic.status else "unreadable" if topic.published is None else bus.writer.state
+        yield _Line(
+            (
+                plain(f"{bus.bus}/{topic.topic}", "bold"),
+                pid,
+                state_text(state),
+                count(topic.published),
+                rate(topic.published_per_s),
+                count(undurable),
+                "",
+                "",
+            ),
+            TOPIC_LINE,
+        )
+        for reader in topic.readers:
+            yield _Line(
+                (
+                    plain(f"  {reader.name}"),
+                    str(reader.pid),
+                    reader_state(reader),
+                    count(reader.consumed),
+                    rate(reader.consumed_per_s),
+                    count(reader.lag_count),
+                    count(reader.overrun_count),
+                    count(reader.lost_count),
+                ),
+                reader.lag_count,
+            )
+
+
+def _fitting(lines: list[_Line], room: int) -> list[_Line]:
+    """As many lines as there is room for, the most important ones, in their order."""
+    order = sorted(range(len(lines)), key=lambda index: -lines[index].importance)
+    return [lines[index] for index in sorted(order[:room])]
+
+
+@contextlib.contextmanager
+def _keys() -> Generator[int | None]:
+    """The keyboard, giving every key at once; None where standard input is no terminal."""
+    if not sys.stdin.isatty():
+        yield None
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield descriptor
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _pressed(keyboard: int | None, timeout_s: float) -> str:
+    """The keys pressed within the time, "" for none."""
+    if keyboard is None:
+        time.sleep(timeout_s)
+        return ""
+    ready, _, _ = select.select([keyboard], [], [], timeout_s)
+    return os.read(keyboard, 64).decode("ascii", "replace")[-1:] if ready else ""
