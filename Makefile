@@ -18,7 +18,7 @@ test: build/installed system
 lint: build/installed build/face
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint --max-line-length 140 bus/*.pyx storage/*.pyx
+	PATH="$(BIN):$$PATH" cython-lint --max-line-length 140 bus/*.pyx storage/*.pyx
 	$(BIN)/pyright
 
 bench: build/bench

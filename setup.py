@@ -1,6 +1,7 @@
 """The compiled parts. Everything else about the build stands in pyproject.toml; numpy's headers are why this file exists."""
 
 import os
+from glob import glob
 
 import numpy
 from Cython.Build import cythonize
@@ -8,8 +9,8 @@ from setuptools import Extension, setup
 
 # RINGMAIN_CFLAGS adds to every compile and link, for instance -fsanitize=address,undefined.
 EXTRA = os.environ.get("RINGMAIN_CFLAGS", "").split()
-STORAGE_HEADERS = ["storage/crc32c.hpp", "storage/held_buffer.hpp", "storage/log_format.hpp", "storage/log_scan.hpp", "storage/log_writer.hpp"]
-BUS_HEADERS = ["storage/held_buffer.hpp", "bus/core.pxd", "bus/atomics.hpp", "bus/layout.hpp", "bus/pack.hpp", "bus/readers.hpp", "bus/ring.hpp", "bus/wait.hpp"]
+STORAGE_HEADERS = sorted(glob("storage/*.hpp"))
+BUS_HEADERS = sorted([*glob("bus/*.hpp"), "bus/core.pxd", *STORAGE_HEADERS])
 
 
 def extension(name: str, headers: list[str]) -> Extension:
@@ -32,7 +33,7 @@ setup(
             extension("bus._segment", BUS_HEADERS),
             extension("bus._publish", BUS_HEADERS),
             extension("bus._read", BUS_HEADERS),
-            extension("bus._journal", ["bus/journal.hpp", *BUS_HEADERS, *STORAGE_HEADERS]),
+            extension("bus._journal", BUS_HEADERS),
         ],
         include_path=["bus"],  # where core.pxd lies
     )

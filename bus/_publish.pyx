@@ -284,7 +284,6 @@ cdef class RingPublisher:
         Where the slots run over the end of the ring the array is memory of its own, copied at commit.
         """
         cdef uint64_t first
-        cdef cnp.npy_intp dims[1]
         if count < 1 or count > max(<uint64_t>1, self.ring.slot_count // 2):
             raise ValueError(f"topic {self.topic!r}: between 1 and {max(1, self.ring.slot_count // 2)} records can be claimed, got {count}")
         if self.busy or not self.ring.may_publish(count):
@@ -382,7 +381,8 @@ PUBLISH.ml_name = "publish"
 PUBLISH.ml_meth = <PyCFunction><void *>_publish
 PUBLISH.ml_flags = METH_FASTCALL | METH_KEYWORDS
 PUBLISH.ml_doc = (
-    b"publish(*fields, **fields)\n\nPack one record, make it visible, and return its sequence. Values stand in the schema's order, or by name.\n"
+    b"publish(*fields, **fields)\n\nPack one record, make it visible, and return its sequence. Values stand in the schema's order,\n"
+    b"or by name.\n"
     b"Raises TypeError, ValueError or OverflowError naming the field where a value does not fit (nothing is published then),\n"
     b"RingFull when there is no room in time, Fenced when a newer writer took over, WriterFailed when the log has stopped."
 )

@@ -2,8 +2,7 @@
 
 Whoever attaches believes nothing: a header is checked here before anything in it is used.
 """
-from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from core cimport *
@@ -84,7 +83,8 @@ cdef object _check_head(const char *at, const char *magic, str name, size_t leng
     memcpy(&version, at + 8, 4)
     memcpy(&order, at + 12, 4)
     if version != RING_VERSION:
-        raise AttachError(f"segment {name}: format version {version}, this release knows {RING_VERSION}; use one release for the writer and its readers")
+        raise AttachError(f"segment {name}: format version {version}, this release knows {RING_VERSION}; use one release for "
+                          "the writer and its readers")
     return order
 
 

@@ -29,18 +29,19 @@ class Cleaned(msgspec.Struct, kw_only=True):
     """What was done about one bus, and why."""
 
     bus: str
-    action: str            # removed, would remove, left alone (its writer lives), refused
+    action: str  # removed, would remove, left alone (its writer lives), refused
     reason: str
     segments: list[str] = []
     freed_bytes: int = 0
-    lost_count: int = 0    # records that were only in its rings
+    lost_count: int = 0  # records that were only in its rings
 
 
 def clean(
     bus: Annotated[str | None, typer.Argument(metavar="[BUS]", help="Only this bus; all without.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, remove nothing.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Remove rings also when records in them are not in their log; those are lost.")
+        bool,
+        typer.Option("--force", help="Remove rings also when records in them are not in their log; those are lost."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -84,7 +85,9 @@ def _clean_bus(bus: str, dry_run: bool, force: bool) -> Cleaned:
 
 def _remove(facts: BusFacts, dry_run: bool, unlogged: int) -> Cleaned:
     lost = unlogged or sum(_only_in_ring(topic) for topic in facts.topics)
-    result = Cleaned(bus=facts.bus, action="would remove" if dry_run else "removed", reason="its writer is dead", lost_count=lost)
+    result = Cleaned(
+        bus=facts.bus, action="would remove" if dry_run else "removed", reason="its writer is dead", lost_count=lost
+    )
     names = [make(facts.bus, topic.topic) for topic in facts.topics for make in (data_name, control_name)]
     for name in [*names, bus_name(facts.bus)]:  # its lock goes last
         try:

@@ -86,7 +86,7 @@ class LogTopic:
         self.repeat_count += int((steps < 1).sum())
         self._last = int(rows["sequence"][-1])
         self.count += len(rows)
-        self.digest = zlib.crc32(rows, self.digest)
+        self.digest = zlib.crc32(rows.tobytes(), self.digest)
         if "quantity" in (rows.dtype.names or ()):
             self.volume += int(rows["quantity"].sum())
 
@@ -99,9 +99,13 @@ def check(bus: str, data_dir: Path, seed: int, outcome: Outcome, progress: Calla
     lost_count = sum(max(0, last - second.opened_at[topic]) for topic, last in outcome.killed_at.items())
     for topic, last in outcome.killed_at.items():
         if second.opened_at[topic] != last:
-            problems.append(f"{topic}: {last:,} records were published before the kill, {second.opened_at[topic]:,} after")
+            problems.append(
+                f"{topic}: {last:,} records were published before the kill, {second.opened_at[topic]:,} after"
+            )
         if first.published[topic] > last:
-            problems.append(f"{topic}: the killed publisher told of {first.published[topic]:,} records, its ring of {last:,}")
+            problems.append(
+                f"{topic}: the killed publisher told of {first.published[topic]:,} records, its ring of {last:,}"
+            )
     log = {schema.name: LogTopic(f"{bus}/{schema.name}", data_dir) for schema in SCHEMAS}
     stamps = _compare_with_exchange(log, seed, [second.opened_at, published], problems, progress)
     for topic, kept in log.items():

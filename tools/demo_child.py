@@ -28,9 +28,7 @@ class ChildFailed(Exception):
 class Child(Generic[Report]):
     """Runs `python -m ringmain.tools.MODULE ARGUMENTS` and keeps its latest report. errors: file for its standard error."""
 
-    def __init__(
-        self, name: str, report_type: type[Report], module: str, arguments: list[str], errors: Path
-    ) -> None:
+    def __init__(self, name: str, report_type: type[Report], module: str, arguments: list[str], errors: Path) -> None:
         self.name = name
         self.report: Report | None = None
         self._killed = False

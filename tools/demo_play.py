@@ -5,6 +5,7 @@ Whatever happens, `Play` leaves no process and no shared memory behind when it i
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -53,7 +54,8 @@ class Play:
     """Performs the demo. `show` is called several times a second, and reads what it likes from here."""
 
     bus: str
-    folder: Path  # for the log, and the children's error output
+    data_dir: Path  # for the log
+    folder: Path  # for what the children write to standard error
     seconds: float
     rate: float
     seed: int
@@ -133,10 +135,6 @@ class Play:
         return time.monotonic() - self._started
 
     @property
-    def data_dir(self) -> Path:
-        return self.folder / "data"
-
-    @property
     def facts(self) -> BusFacts | None:
         """The bus as seen from outside, with rates over the last second; None while there is none."""
         if not self._looks:
@@ -205,16 +203,20 @@ class Play:
 
     def close(self) -> None:
         """End what still runs, and remove what a killed publisher left in shared memory."""
-        children = (*self.publishers, *self.subscribers.values())
-        for child in children:
-            child.request_stop()
-        for child in children:
-            child.clear_away()
-        if self.bus in (names := list_names()):
-            for topic in names[self.bus]:
-                Segment.unlink(data_name(self.bus, topic))
-                Segment.unlink(control_name(self.bus, topic))
-            Segment.unlink(bus_name(self.bus))
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C changes nothing
+        try:
+            children = (*self.publishers, *self.subscribers.values())
+            for child in children:
+                child.request_stop()
+            for child in children:
+                child.clear_away()
+            if self.bus in (names := list_names()):
+                for topic in names[self.bus]:
+                    Segment.unlink(data_name(self.bus, topic))
+                    Segment.unlink(control_name(self.bus, topic))
+                Segment.unlink(bus_name(self.bus))
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __enter__(self) -> Play:
         return self

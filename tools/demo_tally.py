@@ -36,7 +36,7 @@ class Tally:
         self._first = self._first or int(sequences[0])
         self._last = int(sequences[-1])
         self._read_count += len(rows)
-        self._digest = zlib.crc32(rows, self._digest)
+        self._digest = zlib.crc32(rows.tobytes(), self._digest)
 
     def result(self) -> TopicRead:
         """What was counted so far."""

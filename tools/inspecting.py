@@ -67,7 +67,13 @@ def print_bus(console: Console, bus: BusFacts) -> None:
     console.print(_title(bus, bus.bus))
     console.print(pairs(("log", _directory(bus)), *_problem_rows(bus.problem)))
     table = new_table(
-        "topic", ">published\nper second", ">logged\nbehind", ">durable\nbehind", ">slots\nMiB", ">row bytes", ">readers\nworst lag"
+        "topic",
+        ">published\nper second",
+        ">logged\nbehind",
+        ">durable\nbehind",
+        ">slots\nMiB",
+        ">row bytes",
+        ">readers\nworst lag",
     )
     for topic in bus.topics:
         worst = max((reader.lag_count for reader in topic.readers), default=None)
@@ -87,7 +93,10 @@ def print_bus(console: Console, bus: BusFacts) -> None:
         if topic.readers:
             console.print(_readers(topic.readers, title=f"readers of {topic.topic}"))
     if bus.topics:
-        console.print(Text(f"ringmain inspect {bus.bus}/{bus.topics[0].topic} shows a topic's schema", style="dim"), soft_wrap=True)
+        console.print(
+            Text(f"ringmain inspect {bus.bus}/{bus.topics[0].topic} shows a topic's schema", style="dim"),
+            soft_wrap=True,
+        )
 
 
 # --- a topic --------------------------------------------------------------------------------------------------------
@@ -169,7 +178,14 @@ def reader_state(reader: ReaderFacts) -> Text:
 
 
 def _readers(readers: tuple[ReaderFacts, ...], title: str) -> Table:
-    columns = ("reader\nreads", ">pid\nstate", ">consumed\nlag", ">per second\nheartbeat age", ">overruns\n", ">lost\nrefilled")
+    columns = (
+        "reader\nreads",
+        ">pid\nstate",
+        ">consumed\nlag",
+        ">per second\nheartbeat age",
+        ">overruns\n",
+        ">lost\nrefilled",
+    )
     table = new_table(*columns, title=title)
     for reader in readers:
         name = plain(reader.name)

@@ -36,7 +36,7 @@ class FrameFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One frame of a log file."""
 
     file: str
-    offset: int            # bytes
+    offset: int  # bytes
     kind: str
     topic: str
     first_sequence: int
@@ -49,7 +49,9 @@ class FrameFacts(msgspec.Struct, frozen=True, kw_only=True):
 def dump(
     directory: Directory,
     topic: Annotated[str | None, typer.Option(metavar="T", help="Print this topic's records.")] = None,
-    frames: Annotated[bool, typer.Option("--frames", help="Print the frames: where they lie and what is in them.")] = False,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="Print the frames: where they lie and what is in them.")
+    ] = False,
     limit: Annotated[int, typer.Option(metavar="N", help="Most records or frames; 0: all.", min=0)] = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -138,7 +140,9 @@ def _print_log(console: Console, facts: LogFacts) -> None:
     _print_head(console, facts)
     table = new_table("file", ">epoch", "created (UTC)", ">frames", ">MiB used", "end")
     for number, file in enumerate(facts.files, start=1):
-        ended = "closed" if file.closed else "" if number < len(facts.files) else "open" if facts.writer_pid else "killed"
+        ended = (
+            "closed" if file.closed else "" if number < len(facts.files) else "open" if facts.writer_pid else "killed"
+        )
         frames, used = f"{file.frame_count:,}", mebibytes(file.used_bytes)
         table.add_row(Path(file.path).name, str(file.epoch), _moment(file.created_ns), frames, used, ended)
     console.print(table)
@@ -183,7 +187,9 @@ def _print_findings(console: Console, facts: LogFacts) -> None:
     if facts.lost_count:
         console.print(f"{facts.lost_count:,} records were given up by an earlier repair")
     if facts.torn_bytes:
-        console.print(f"the last {facts.torn_bytes:,} bytes were never finished; the next writer cuts them off. That is no damage")
+        console.print(
+            f"the last {facts.torn_bytes:,} bytes were never finished; the next writer cuts them off. That is no damage"
+        )
     for damage in facts.damage:
         place = damage.path if damage.offset is None else f"{damage.path}, byte {damage.offset:,}"
         console.print(plain(f"DAMAGED {place}: {damage.message}", style="red"), soft_wrap=True)
@@ -199,7 +205,9 @@ def _print_findings(console: Console, facts: LogFacts) -> None:
 def _dump_rows(log: Path, topic: str, limit: int, as_json: bool) -> None:
     reader = LogReader(log, topic)
     console = stdout()
-    table = open_format(Format.table, sys.stdout.buffer, reader.schema, width=console.width if console.is_terminal else None)
+    table = open_format(
+        Format.table, sys.stdout.buffer, reader.schema, width=console.width if console.is_terminal else None
+    )
     names = reader.schema.dtype.names or ()
     objects: list[dict[str, Any]] = []
     sequence, count = reader.oldest, 0
@@ -286,7 +294,13 @@ def _progress(what: str) -> Generator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=stderr(), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -34,7 +34,7 @@ class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: int
     frame_count: int
     used_bytes: int
-    closed: bool           # its writer ended in good order
+    closed: bool  # its writer ended in good order
 
 
 class LogTopicFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +60,15 @@ class LogFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     directory: str
     bus: str
-    log_id: str            # hexadecimal
+    log_id: str  # hexadecimal
     writer_pid: int | None  # who is writing it now
     files: tuple[FileFacts, ...]
     topics: tuple[LogTopicFacts, ...]
     record_count: int
     checked_bytes: int
     seconds: float
-    torn_bytes: int        # of a last frame that was never finished; the next writer cuts it off
-    lost_count: int        # records that an earlier repair gave up
+    torn_bytes: int  # of a last frame that was never finished; the next writer cuts it off
+    lost_count: int  # records that an earlier repair gave up
     damage: tuple[DamageFacts, ...]
 
     @property
@@ -162,5 +162,7 @@ def _damage(problem: StorageError) -> DamageFacts:
     return DamageFacts(
         path=str(getattr(problem, "path", "")),
         offset=getattr(problem, "offset", None),
-        message=f"expected {problem.expected}, found {problem.found}" if isinstance(problem, Corruption) else str(problem),
+        message=f"expected {problem.expected}, found {problem.found}"
+        if isinstance(problem, Corruption)
+        else str(problem),
     )

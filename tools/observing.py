@@ -124,7 +124,9 @@ def _writer(bus: str, header: dict[str, Any] | None, topics: tuple[TopicFacts, .
     ages = [topic.heartbeat_age_s for topic in topics if topic.heartbeat_age_s is not None]
     state = process_state(header["pid"], header["process_start"]) if header is not None else "dead"
     if header is not None and state != "dead":
-        return WriterFacts(state=state, pid=header["pid"], epoch=header["epoch"], heartbeat_age_s=min(ages, default=None))
+        return WriterFacts(
+            state=state, pid=header["pid"], epoch=header["epoch"], heartbeat_age_s=min(ages, default=None)
+        )
     starting = flock_holder(DIRECTORY / bus_name(bus)[1:])
     if starting is not None:
         return WriterFacts(state="starting", pid=starting or None)
@@ -135,7 +137,10 @@ def _writer(bus: str, header: dict[str, Any] | None, topics: tuple[TopicFacts, .
         return WriterFacts(state=known.writer_process or "dead", pid=known.writer_pid, epoch=known.epoch)
     closed = bool(topics) and all("closed" in topic.status for topic in topics)
     return WriterFacts(
-        state="closed" if closed else "dead", pid=header["pid"], epoch=header["epoch"], heartbeat_age_s=min(ages, default=None)
+        state="closed" if closed else "dead",
+        pid=header["pid"],
+        epoch=header["epoch"],
+        heartbeat_age_s=min(ages, default=None),
     )
 
 

@@ -68,7 +68,9 @@ def new_table(*columns: str, title: str = "") -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="ellipsis", no_wrap=True)
+        table.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", overflow="ellipsis", no_wrap=True
+        )
     return table
 
 

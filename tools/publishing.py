@@ -62,23 +62,35 @@ class Tally(msgspec.Struct, kw_only=True):
 
 def publish(
     address: Annotated[str, typer.Argument(metavar="BUS/TOPIC", help="Where to, such as exchange/trades.")],
-    csv: Annotated[str, typer.Option("--csv", metavar="FILE|-", help="The CSV file, plain or gzip; - is standard input.")],
+    csv: Annotated[
+        str, typer.Option("--csv", metavar="FILE|-", help="The CSV file, plain or gzip; - is standard input.")
+    ],
     mapping: Annotated[Path, typer.Option("--map", metavar="MAP.toml", help="How columns become the topic's fields.")],
     schema: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Declares the topic; without it, one that ships with ringmain.")
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Declares the topic; without it, one that ships with ringmain."),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the log lives. Without it: ring only.")] = None,
-    rate: Annotated[float | None, typer.Option(metavar="N", help="Records a second; as fast as possible without.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the log lives. Without it: ring only.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", help="Records a second; as fast as possible without.")
+    ] = None,
     speed: Annotated[
-        float | None, typer.Option(metavar="X", help="Keep to the recorded times, X times as fast. The map names them, under pace.")
+        float | None,
+        typer.Option(metavar="X", help="Keep to the recorded times, X times as fast. The map names them, under pace."),
     ] = None,
     rejects: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Set bad rows aside there and go on, instead of stopping at the first.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Set bad rows aside there and go on, instead of stopping at the first."),
     ] = None,
     sync: Annotated[Sync, typer.Option(help="When the log waits for the disk.")] = Sync.interval,
-    slots: Annotated[int, typer.Option(metavar="N", help="Records that the ring holds; a power of two.", min=1)] = 65_536,
+    slots: Annotated[
+        int, typer.Option(metavar="N", help="Records that the ring holds; a power of two.", min=1)
+    ] = 65_536,
     wait: Annotated[
-        Reached | None, typer.Option(help="Read on only when what was read is that safe; the counts then hold in any case.")
+        Reached | None,
+        typer.Option(help="Read on only when what was read is that safe; the counts then hold in any case."),
     ] = None,
     readers: Annotated[int, typer.Option(metavar="N", help="Begin when so many readers have attached.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
@@ -95,7 +107,7 @@ def publish(
     plan = load_map(mapping, find_schema(topic, schema))
     pace = Pace(rate, speed)
     if speed is not None and plan.pace is None:
-        raise ValueError(f"--speed: {mapping} names no recorded time; give it [pace] with field = \"…\", or use --rate")
+        raise ValueError(f'--speed: {mapping} names no recorded time; give it [pace] with field = "…", or use --rate')
     tally = Tally(topic=address, rejects=None if rejects is None else str(rejects))
     started = time.monotonic()
     with CsvRows(csv, plan, rejects=rejects) as rows:
@@ -119,7 +131,9 @@ def find_schema(topic: str, path: Path | None) -> Schema:
     """The topic's schema, from a TOML file or among those that ship with the package."""
     if path is None:
         if topic not in SHIPPED:
-            raise ValueError(f"topic {topic!r}: declare it with --schema FILE.toml; those that ship are {', '.join(SHIPPED)}")
+            raise ValueError(
+                f"topic {topic!r}: declare it with --schema FILE.toml; those that ship are {', '.join(SHIPPED)}"
+            )
         return SHIPPED[topic]
     schemas = Schema.from_toml(path)
     if topic not in schemas:
@@ -127,7 +141,9 @@ def find_schema(topic: str, path: Path | None) -> Schema:
     return schemas[topic]
 
 
-def _publish_rows(publisher: Publisher, rows: CsvRows, plan: CsvPlan, pace: Pace, wait: Reached | None, tally: Tally) -> None:
+def _publish_rows(
+    publisher: Publisher, rows: CsvRows, plan: CsvPlan, pace: Pace, wait: Reached | None, tally: Tally
+) -> None:
     with _progress(rows) as advance:
         for batch in rows:
             times_ns = None if plan.pace is None else batch[plan.pace]

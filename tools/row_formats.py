@@ -56,7 +56,9 @@ def open_format(
     chosen = tuple(names) or schema.dtype.names or ()
     for name in chosen:
         if name not in (schema.dtype.names or ()):
-            raise ValueError(f"topic {schema.name!r} has no field {name!r}; it has {', '.join(schema.dtype.names or ())}")
+            raise ValueError(
+                f"topic {schema.name!r} has no field {name!r}; it has {', '.join(schema.dtype.names or ())}"
+            )
     if kind is Format.csv:
         return CsvFormat(out, schema.dtype, chosen)
     if kind is Format.json:
@@ -153,7 +155,11 @@ class NpyFormat:
             self._spool.close()
 
     def _encode_header(self) -> bytes:
-        described = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self._count,)}
+        described = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._count,),
+        }
         header = io.BytesIO()
         np.lib.format.write_array_header_2_0(header, described)
         return header.getvalue()
@@ -194,7 +200,9 @@ class TableFormat:
         left_out = names[len(self._names) :]
         header = self._line([self._title(name) for name in self._names])
         if left_out:
-            header = f"(no room for {', '.join(left_out)}: widen the terminal, choose --fields, or --format csv)\n{header}"
+            header = (
+                f"(no room for {', '.join(left_out)}: widen the terminal, choose --fields, or --format csv)\n{header}"
+            )
         self._out.write(header.encode())
 
     def _title(self, name: str) -> str:

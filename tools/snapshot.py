@@ -19,15 +19,15 @@ class ReaderFacts(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     name: str
     pid: int
-    process: str           # alive, stopped, dead
-    entry: str             # active, joining, dropped (by the writer, for being too slow)
-    policy: str            # lossy, reliable
-    follow: str            # the watermark it reads up to
-    consumed: int          # sequence
-    lag_count: int         # published minus consumed
-    overrun_count: int     # times lapped
+    process: str  # alive, stopped, dead
+    entry: str  # active, joining, dropped (by the writer, for being too slow)
+    policy: str  # lossy, reliable
+    follow: str  # the watermark it reads up to
+    consumed: int  # sequence
+    lag_count: int  # published minus consumed
+    overrun_count: int  # times lapped
     lost_count: int
-    refilled_count: int    # read from the log after being lapped
+    refilled_count: int  # read from the log after being lapped
     heartbeat_age_s: float
     attached_age_s: float
     consumed_per_s: float | None = None
@@ -39,8 +39,8 @@ class SchemaFacts(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     key: tuple[str, ...]
     fields: tuple[Field, ...]
-    hash: str              # hexadecimal
-    row_bytes: int         # the 16-byte stamp included
+    hash: str  # hexadecimal
+    row_bytes: int  # the 16-byte stamp included
 
 
 class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
     log_error: str = ""
     log_directory: str | None = None
     schema: SchemaFacts | None = None
-    claimed: int | None = None    # sequences
+    claimed: int | None = None  # sequences
     published: int | None = None
     logged: int | None = None
     durable: int | None = None
@@ -79,7 +79,7 @@ class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
 class WriterFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Who writes a bus."""
 
-    state: str             # alive, stopped, dead, closed, starting
+    state: str  # alive, stopped, dead, closed, starting
     pid: int | None = None
     epoch: int | None = None
     heartbeat_age_s: float | None = None
@@ -98,7 +98,7 @@ class BusFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The buses of this machine at one instant."""
 
-    taken_ns: int          # since the Unix epoch
+    taken_ns: int  # since the Unix epoch
     buses: tuple[BusFacts, ...]
 
 

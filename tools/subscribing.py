@@ -56,21 +56,28 @@ def subscribe(
     ] = Mode.realtime,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="latest|earliest|SEQ|TIME", help="Where to begin; latest, or for historical earliest."),
+        typer.Option(
+            "--from", metavar="latest|earliest|SEQ|TIME", help="Where to begin; latest, or for historical earliest."
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="SEQ|TIME", help="The last sequence, or the time before which records were published.")
+        str | None,
+        typer.Option(metavar="SEQ|TIME", help="The last sequence, or the time before which records were published."),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With historical: read the log there; the bus need not be open.")
     ] = None,
     follow: Annotated[Follow, typer.Option(help="Show records once they are that safe.")] = Follow.published,
     count: Annotated[int | None, typer.Option(metavar="N", help="End after so many records.", min=1)] = None,
-    reliable: Annotated[bool, typer.Option("--reliable", help="Hold the writer back rather than miss anything.")] = False,
+    reliable: Annotated[
+        bool, typer.Option("--reliable", help="Hold the writer back rather than miss anything.")
+    ] = False,
     format: Annotated[Format, typer.Option(help="json: one object a line. npy: one array of all rows.")] = Format.table,
     fields: Annotated[str | None, typer.Option(metavar="A,B,…", help="Only these fields.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of standard output.")] = None,
-    open_timeout: Annotated[float, typer.Option(metavar="S", help="Wait so many seconds for the topic to open.", min=0)] = 0.0,
+    open_timeout: Annotated[
+        float, typer.Option(metavar="S", help="Wait so many seconds for the topic to open.", min=0)
+    ] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not count on standard error at the end.")] = False,
 ) -> None:
     """Print a topic's records as they are published, or those of the past.
@@ -110,7 +117,9 @@ def _open(
     if mode is Mode.realtime and data_dir is not None:
         raise ValueError("--data-dir is for --mode historical; in realtime the bus itself says where its log is")
     if mode is Mode.historical and begin.kind == "latest":
-        raise ValueError("--from latest leaves nothing to read in --mode historical; give earliest, a sequence or a time")
+        raise ValueError(
+            "--from latest leaves nothing to read in --mode historical; give earliest, a sequence or a time"
+        )
     if open_timeout > 0:
         wait_for_topic(address, open_timeout)
     if mode is Mode.realtime and begin.kind != "time":
@@ -195,12 +204,14 @@ class _Output:
         self._path = path
         self.stream: IO[bytes] = sys.stdout.buffer if path is None else open(path, "wb")  # noqa: SIM115
         self.span = (0, 0, 0)  # first and last sequence, count
-        self.broken = False    # the reader of our pipe has gone
+        self.broken = False  # the reader of our pipe has gone
 
     @property
     def width(self) -> int | None:
         """The terminal's width, None where it is none."""
-        return os.get_terminal_size(self.stream.fileno()).columns if self._path is None and sys.stdout.isatty() else None
+        return (
+            os.get_terminal_size(self.stream.fileno()).columns if self._path is None and sys.stdout.isatty() else None
+        )
 
     def wrote(self, first: int, last: int, count: int) -> None:
         self.stream.flush()

@@ -26,7 +26,7 @@ from .snapshot import BusFacts, Snapshot, with_rates
 __all__ = ["frame", "top"]
 
 FIRST_LOOK_S = 0.3  # two looks make a rate; the first frame should not be long in coming
-FRAME_LINES = 8     # what a frame has besides the table's rows
+FRAME_LINES = 8  # what a frame has besides the table's rows
 
 
 def top(
@@ -95,8 +95,16 @@ def _bus_lines(bus: BusFacts) -> Iterator[_Line]:
     if not bus.topics:
         yield _Line((plain(bus.bus, "bold"), pid, state_text(bus.writer.state), "-", "-", "-", "", ""), TOPIC_LINE)
     for topic in bus.topics:
-        undurable = None if topic.durable is None or topic.published is None else max(0, topic.published - topic.durable)
-        state = "log failed" if "log failed" in topic.status else "unreadable" if topic.published is None else bus.writer.state
+        undurable = (
+            None if topic.durable is None or topic.published is None else max(0, topic.published - topic.durable)
+        )
+        state = (
+            "log failed"
+            if "log failed" in topic.status
+            else "unreadable"
+            if topic.published is None
+            else bus.writer.state
+        )
         yield _Line(
             (
                 plain(f"{bus.bus}/{topic.topic}", "bold"),

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from .machine import ForeignCpu, machine_settings
+from .conditions import Conditions
+from .machine import machine_settings
 from .peer import Peer, PeerMissing
 from .workers import BenchFailed
 
@@ -56,6 +57,7 @@ class Bench:
     run: Callable[[Plan], Figures]
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     run_peer: Callable[[Plan, type[Peer]], Figures] | None = None
+    between_cores: bool = False  # whether the distance of two cores matters
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -80,12 +82,12 @@ def measure(benches: list[Bench], plan: Plan, progress: Callable[[str], object] 
         settings={"seconds": plan.seconds, "runs": plan.runs, "directory": str(plan.directory), **machine_settings()},
         figures={},
     )
-    foreign = ForeignCpu()
+    conditions = Conditions()
     for bench in benches:
         settings = report.settings if len(benches) == 1 else report.settings.setdefault(bench.name, {})
         settings.update(bench.settings)
-        _measure_one(bench, plan, report, foreign, progress)
-    report.settings["foreign_cpu_percent_max"] = round(foreign.worst_percent, 1)
+        _measure_one(bench, plan, report, conditions, progress)
+    report.settings.update(conditions.settings())
     for peer, figures in report.peers.items():
         report.ratios[peer] = {
             name: round(report.figures[name] / value if more_is_better(name) else value / report.figures[name], 2)
@@ -96,19 +98,21 @@ def measure(benches: list[Bench], plan: Plan, progress: Callable[[str], object] 
 
 
 def _measure_one(
-    bench: Bench, plan: Plan, report: Report, foreign: ForeignCpu, progress: Callable[[str], object]
+    bench: Bench, plan: Plan, report: Report, conditions: Conditions, progress: Callable[[str], object]
 ) -> None:
     ours: list[Figures] = []
     theirs: dict[str, list[Figures]] = {}
     for number in range(1, plan.runs + 1):
         progress(f"{bench.name}, run {number} of {plan.runs}")
-        with foreign.watched():
+        if bench.between_cores:
+            conditions.look_at_cores()
+        with conditions.watched():
             ours.append(bench.run(plan))
         for peer in plan.peers if bench.run_peer is not None else ():
             assert bench.run_peer is not None
             progress(f"{bench.name}, run {number} of {plan.runs}: {peer.name}")
             try:
-                with foreign.watched():
+                with conditions.watched():
                     theirs.setdefault(peer.name, []).append(bench.run_peer(plan, peer))
             except (BenchFailed, PeerMissing) as error:
                 if (note := f"{bench.name}: {peer.name}: {error}") not in report.notes:

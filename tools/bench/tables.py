@@ -17,6 +17,8 @@ def print_report(report: Report, bars: Sequence[Mapping[str, Bar]]) -> None:
     """On standard output; notes beside it."""
     limits = {name: bar for each in bars for name, bar in each.items()}
     table = new_table("figure", ">bar", ">ringmain", *[f">{peer}" for peer in report.peers])
+    if report.peers:
+        table.caption = "under a peer's figure: how many times better ours is"
     for name, value in report.figures.items():
         bar = limits.get(name)
         style = "" if bar is None else "green" if bar.is_met(name, value) else "red"
@@ -33,7 +35,7 @@ def _compared(report: Report, peer: str, name: str) -> Text:
         return Text("-", style="dim")
     ratio = report.ratios[peer].get(name)
     text = Text(_number(report.peers[peer][name]))
-    return text if ratio is None else text.append(f"  {ratio:.1f}x", style="dim")
+    return text if ratio is None else text.append(f"\n{ratio:.3g}x", style="dim")
 
 
 def _limit(name: str, bar: Bar) -> str:
@@ -41,9 +43,11 @@ def _limit(name: str, bar: Bar) -> str:
 
 
 def _number(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:,.2f} M"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    """Three digits that count; a bar as it is."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{_number(value / size)}{letter}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _lines(settings: Mapping[str, object]) -> list[tuple[str, object]]:

@@ -111,4 +111,5 @@ BENCH = Bench(
         "pinned": "publisher 0, subscriber 1",
     },
     _run_peer,
+    between_cores=True,
 )
