@@ -17,6 +17,7 @@ import numpy as np
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
 from .log_files import Frames, LogFile, LogTopic, file_path, list_files, open_file, read_topics
+from .recovery import describe, newest_durable
 from .schema import Schema
 
 __all__ = ["HistoryGone", "LogReader", "Rows"]
@@ -62,6 +63,7 @@ class LogReader:
         self.directory, self.topic = Path(directory), topic
         self.lost_count = 0  # records passed over because an earlier repair gave them up
         self._part: _Part | None = None
+        self._checked_end = -1
         numbers = list_files(self.directory)
         if not numbers:
             raise FileNotFoundError(2, "holds no log files", str(self.directory))
@@ -106,7 +108,24 @@ class LogReader:
             sequence = behind
             if last is not None and sequence > last:
                 return None
+        self._check_end()
         return None
+
+    def _check_end(self) -> None:
+        """Whether the newest file merely ends here, or something valid behind says that this place was on the disk already."""
+        part = self._part
+        if part is None or part.end == self._checked_end:
+            return
+        end, limit = part.end, part.end + 2 * _log.GROUP_BYTES_MAX
+        found = part.file.find_frame(end, limit)
+        if found is not None:
+            later, _ = part.file.scan(found)
+            damaged = newest_durable(part.file, later) > part.file.header.start_position + end
+            if damaged and not len(part.file.scan(end, limit)[0]):  # and it was not just being written
+                raise Corruption(
+                    part.file.path, end, "a valid frame, since it was on the disk", describe(part.file, end)
+                )
+        self._checked_end = end
 
     def find_time(self, timestamp_ns: int) -> int:
         """The sequence of the first record stamped at or after that time; one behind the last where all are earlier."""

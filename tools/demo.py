@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -51,7 +51,7 @@ def demo(
             bus = f"demo-{os.getpid()}-{secrets.token_hex(2)}"
             with Play(bus, data_dir or folder / "data", folder, seconds, rate, seed, show) as play:
                 outcome = play.perform()
-                play.tell("the log is compared with what the exchange made, and with what each subscriber read")
+                play.tell("every record in the log is compared with what the exchange made")
                 summary = check(bus, play.data_dir, seed, outcome, play.tell_checked)
     except ChildFailed as failed:
         note(f"ringmain demo: {failed}")
@@ -70,7 +70,7 @@ def demo(
 
 
 @contextlib.contextmanager
-def _view(console: Console, as_json: bool) -> Iterator[Callable[[Play], None]]:
+def _view(console: Console, as_json: bool) -> Generator[Callable[[Play], None], None, None]:
     """Gives the function that shows how the play stands."""
     if as_json:
         yield lambda _play: None
@@ -82,7 +82,7 @@ def _view(console: Console, as_json: bool) -> Iterator[Callable[[Play], None]]:
 
 
 @contextlib.contextmanager
-def _folder(data_dir: Path | None) -> Iterator[Path]:
+def _folder(data_dir: Path | None) -> Generator[Path, None, None]:
     """The folder to work in, removed in the end unless it is the user's. A closed terminal ends the demo in order too."""
     if data_dir is not None:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,8 @@ def _tell(console: Console, summary: Summary) -> None:
             (f"{summary.outage_s:.2f} s later", "bold"),
             ", having recovered ",
             (f"{recovered:,} records", "bold"),
-            f": {summary.recovered_from_log_count:,} from the log and {summary.recovered_from_rings_count:,} that were only "
-            "in the rings yet. Published and lost: ",
+            f": {summary.recovered_from_log_count:,} from the log, and {summary.recovered_from_rings_count:,} that it did not "
+            "hold yet from the rings. Published and lost: ",
             _zero(summary.lost_count),
             ".",
         )

@@ -80,25 +80,25 @@ class Play:
         for name in (TAPE, AUDITOR):
             self._start_subscriber(name)
         self._wait(lambda: first.report is not None)
-        self.tell(f"publisher {first.pid} has opened the bus: four topics, a ring and a place in the log for each")
+        self.tell(f"publisher {first.pid} opens the bus and publishes on four topics")
         self._wait(lambda: all(child.report for child in self.subscribers.values()))
-        self.tell("the tape reads trades once published, the auditor reads orders once durable")
+        self.tell("tape and auditor read: trades once published, orders once durable")
         self._play_until(self.seconds / 4)
         self._start_subscriber(LATE_JOINER)
-        self.tell("a late joiner starts: quotes and accounts from record 1 on, out of the log")
+        self.tell("a late joiner reads quotes and accounts from the log, from record 1")
         self._wait(lambda: self.subscribers[LATE_JOINER].report is not None)
         self._play_until(self.seconds / 2)
 
         first.kill()
         killed_at = {topic: marks.published for topic, marks in self._watermarks().items()}
-        self.tell(f"SIGKILL: publisher {first.pid} is dead, {sum(killed_at.values()):,} records after it began", "bad")
+        self.tell(f"SIGKILL: publisher {first.pid} is dead after {sum(killed_at.values()):,} records", "bad")
         second = self._start_publisher()
         self._wait(lambda: second.report is not None)
         assert first.report is not None
         assert second.report is not None
         self.tell(
-            f"publisher {second.pid} goes on: {second.report.from_log_count:,} records recovered from the log and "
-            f"{second.report.from_rings_count:,} more from the rings, in {second.report.open_s:.2f} s",
+            f"the next one recovers {second.report.from_log_count:,} from the log and "
+            f"{second.report.from_rings_count:,} from the rings",
             "good",
         )
         self._wait(lambda: self._moved)
@@ -181,7 +181,11 @@ class Play:
     def _look(self, *, may_end: bool = False) -> None:
         for child in (*self.publishers, *self.subscribers.values()):
             child.check(may_end=may_end)
-        self._looks.append(self._observer.look(self.bus))
+        look = self._observer.look(self.bus)
+        if look.buses or not self._looks:
+            self._looks.append(look)
+        else:  # closed: it stays as it was last, without rates
+            self._looks = deque([self._looks[-1]], LOOKS_KEPT)
         self._notice()
         self.show(self)
 
@@ -193,11 +197,11 @@ class Play:
             self._caught_up = all((topic.delay_us or CAUGHT_UP_US) < CAUGHT_UP_US for topic in late.topics)
             if self._caught_up:
                 from_log = sum(topic.from_log_count for topic in late.topics)
-                self.tell(f"the late joiner has caught up: {from_log:,} records from the log; from now on it is live")
+                self.tell(f"it has caught up after {from_log:,} records from the log: live from now on")
         if len(self.publishers) > 1 and len(reports) == len(TOPICS_READ) and not self._moved:
             self._moved = all(topic.reopen_count for report in reports.values() for topic in report.topics)
             if self._moved:
-                self.tell("every subscriber has found the new rings and reads on behind its last record", "good")
+                self.tell("every subscriber has found the new rings and reads on", "good")
 
     # --- the end, whatever happened ---------------------------------------------------------------------------------
 

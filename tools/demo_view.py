@@ -26,7 +26,7 @@ __all__ = ["LiveView", "PlainView", "delay"]
 REFRESH_S = 0.15
 STATUS_EVERY_S = 2.0
 MARKET_LINES = 34  # a terminal this high has room for the market
-FIXED_LINES = 19  # what a page has besides the market and what happens
+FIXED_LINES = 18  # what a page has besides the market and what happens
 BARS = "▁▂▃▄▅▆▇█"
 BAR_S = 0.4  # of time that one bar of the pulse stands for
 MOODS = {"bad": "bold red", "good": "green"}
@@ -215,7 +215,7 @@ def _behind(published: int, reached: int | None) -> int | None:
 
 
 def _subscribers(play: Play, facts: BusFacts | None) -> Table:
-    table = _table("subscriber", "topic", "reads", ">read", ">per second", ">lag", ">delay", ">gaps", ">repeats")
+    table = _table("subscriber", "topic", "reads", ">read", ">per s", ">lag", ">delay", ">gaps", ">repeats")
     entries: dict[tuple[str, str], ReaderFacts] = {}
     if facts is not None:
         entries = {(reader.name, topic.topic): reader for topic in facts.topics for reader in topic.readers}

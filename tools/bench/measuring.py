@@ -20,6 +20,8 @@ __all__ = ["Bar", "Bench", "Figures", "Plan", "Report", "bench_directory", "meas
 
 Figures: TypeAlias = dict[str, float]
 
+FOREIGN_CPU_PERCENT_MAX = 5  # above it the machine was not quiet
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -88,6 +90,10 @@ def measure(benches: list[Bench], plan: Plan, progress: Callable[[str], object] 
         settings.update(bench.settings)
         _measure_one(bench, plan, report, conditions, progress)
     report.settings.update(conditions.settings())
+    if conditions.foreign_cpu_percent > FOREIGN_CPU_PERCENT_MAX:
+        report.notes.append(
+            f"others used up to {conditions.foreign_cpu_percent:.0f} % of the machine's cores meanwhile: measure again when it is quiet"
+        )
     for peer, figures in report.peers.items():
         report.ratios[peer] = {
             name: round(report.figures[name] / value if more_is_better(name) else value / report.figures[name], 2)
