@@ -82,6 +82,11 @@ class Writers:
             self.said.append(words)
         self.pid = int(words[1])
 
+    def wait_until(self, word: str) -> None:
+        """However slow the machine is just now, the writer has come this far when this returns."""
+        while not any(words[0] == word for words in self.said):
+            self.said.append(self.line())
+
     def kill(self) -> list[list[str]]:
         """Kill the writer; returns all that it said."""
         if self.pid is not None:
@@ -119,6 +124,8 @@ def test_a_writer_killed_200_times_loses_nothing_it_had_logged(tmp_path, writers
     for round_number in range(ROUNDS):
         assert time.monotonic() < deadline
         writers.start(tmp_path, round_number)
+        if round_number % 4:  # else it may die while it opens
+            writers.wait_until("open" if round_number % 4 == 1 else "logged")
         time.sleep(choice.choice([0.002, 0.01, 0.03, 0.08]) * choice.random())
         said = writers.kill()
         opened += any(words[0] == "open" for words in said)
