@@ -52,7 +52,7 @@ def data_segment_bytes(schema_bytes, row_bytes, slot_count):
 
 
 def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t row_bytes, uint64_t slot_count, str bus,
-                str topic, str data_dir, uint64_t log_id, uint32_t epoch):
+                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs):
     """Write a fresh data segment's header. It is not ready until `publish_ready`."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
@@ -65,7 +65,7 @@ def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t ro
     header.version, header.byte_order = RING_VERSION, RING_BYTE_ORDER
     header.schema_hash, header.schema_bytes, header.row_bytes = schema_hash, <uint32_t>len(schema_json), row_bytes
     header.slot_count, header.slots_offset, header.segment_bytes = slot_count, slots_offset, segment_bytes
-    header.log_id, header.epoch, header.pid = log_id, epoch, os.getpid()
+    header.log_id, header.epoch, header.pid, header.syncs = log_id, epoch, os.getpid(), syncs
     header.process_start, header.created_ns = c_process_start(header.pid), wall_ns()
     header.heartbeat_ns = header.created_ns
     _put_text(header.bus, bus, 64, "bus")
@@ -113,7 +113,7 @@ def read_data(segment, str name):
         "schema_hash": header.schema_hash, "row_bytes": header.row_bytes, "slot_count": slots, "log_id": header.log_id,
         "slots_offset": header.slots_offset, "segment_bytes": header.segment_bytes,
         "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "created_ns": header.created_ns,
-        "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
+        "syncs": header.syncs != 0, "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
         "data_dir": _get_text(header.data_dir, 1024),
     }
 

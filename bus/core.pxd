@@ -46,7 +46,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         uint64_t schema_hash
         uint32_t schema_bytes, row_bytes
         uint64_t slot_count, slots_offset, segment_bytes, log_id
-        uint32_t epoch, pid
+        uint32_t epoch, pid, syncs
         uint64_t process_start
         int64_t created_ns
         char bus[64]

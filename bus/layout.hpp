@@ -54,7 +54,7 @@ struct DataHeader {
     char topic[64];          //  152
     char data_dir[1024];     //  216  absolute; empty: rings only
     uint32_t ready;          // 1240  stored last
-    uint32_t unused;
+    uint32_t syncs;          // 1244  1: the log is synced, so that records become durable
     alignas(LINE) WatermarkLine watermarks[WATERMARK_COUNT];  // 1280
     alignas(LINE) uint32_t status;                            // 2304
     uint32_t log_errno;

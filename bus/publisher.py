@@ -37,9 +37,10 @@ class Publisher:
         full: Literal["block", "raise", "drop"],
         full_timeout: float | None,
         journal: Journal | None,
+        syncs: bool = True,
     ) -> None:
         self.schema = schema
-        self._journal = journal
+        self._journal, self._syncs = journal, syncs
         asleep = journal.asleep() if journal is not None else None
         self._ring = RingPublisher(
             data.memory, control.memory, schema, full=full, full_timeout=full_timeout, journal=journal, asleep=asleep
@@ -69,12 +70,15 @@ class Publisher:
         """Return once the watermark has reached `sequence`. Any thread may.
 
         Raises TimeoutError after `timeout` seconds (None: never), WriterFailed as soon as the log has stopped, ValueError for
-        a watermark that a bus without a log does not have, or a sequence that is not published.
+        a watermark that this bus does not have (without a log, or with one that is never synced), or a sequence that is not
+        published.
         """
         if watermark not in WATERMARKS[1:]:
             raise ValueError(f'watermark: "published", "logged" or "durable" is expected, got {watermark!r}')
         if self._journal is None and watermark != "published":
             raise ValueError(f"topic {self.schema.name!r}: nothing is {watermark} without a data_dir")
+        if watermark == "durable" and not self._syncs:
+            raise ValueError(f"topic {self.schema.name!r}: nothing is durable with sync='never'; wait for 'logged'")
         if sequence > self.watermarks.published:
             raise ValueError(f"topic {self.schema.name!r}: sequence {sequence} is not published yet")
         if self._journal is not None:

@@ -110,6 +110,7 @@ class Writer:
         self._slots = {name: _slots_of(slots, name) for name in self.schemas}
         self._full: Literal["block", "raise", "drop"] = full
         self._full_timeout = full_timeout
+        self._syncs = sync != "never" and data_dir is not None
         self._modes = MODES[group_readable]
         self.data_dir = None if data_dir is None else Path(data_dir).absolute()
         self._parts = parts = _Parts(self.bus)
@@ -245,6 +246,7 @@ class Writer:
             data_dir=str(self.data_dir or ""),
             log_id=log_id,
             epoch=self.epoch,
+            syncs=self._syncs,
         )
         if old is not None and last >= first:
             first = max(first, last - slot_count + 1)
@@ -260,7 +262,13 @@ class Writer:
             durable=known if logged is not None else 0,
         )
         publisher = Publisher(
-            data, control, schema, full=self._full, full_timeout=self._full_timeout, journal=parts.journal
+            data,
+            control,
+            schema,
+            full=self._full,
+            full_timeout=self._full_timeout,
+            journal=parts.journal,
+            syncs=self._syncs,
         )
         if parts.log is not None:
             publisher.stamp_after(parts.log.topic(topic).last_timestamp_ns)
@@ -382,6 +390,9 @@ def _keep(parts: _Parts) -> None:
                 parts.log.keep(HEARTBEAT_S)
             except OSError as error:  # the log goes on as long as it has files, then fails with this
                 parts.log.appender.refuse_spare(error.errno or errno.EIO)
+            except BaseException:  # nobody will make files any more: the appender must not wait for one
+                parts.log.appender.refuse_spare(errno.EIO)
+                raise
         else:
             parts.stop.wait(HEARTBEAT_S)
 

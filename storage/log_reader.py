@@ -160,10 +160,13 @@ class LogReader:
         return part
 
     def _extend(self, part: _Part) -> None:
-        """Find what was appended since the last look."""
+        """Find what was appended since the last look, up to where the next file says that this one ends."""
         found, end = part.file.scan(part.end)
         if end == part.end:
             return
+        following = self._following(part)
+        if following is not None and end > following.header.previous_end:  # a writer that was taken over wrote on
+            found, end = part.file.scan(part.end, max(part.end, following.header.previous_end))
         part.end = end
         if part.topic is None:
             for topic in read_topics(part.file, found):
@@ -236,16 +239,15 @@ class LogReader:
 
     def _next_part(self, part: _Part, sequence: int) -> _Part | None:
         """The file behind `part`, once that has ended. Its header says where; frames missing before are damage."""
-        number = part.file.header.file_number + 1
-        if not file_path(self.directory, number).exists():
+        following = self._following(part)
+        if following is None:
             return None
-        following = open_file(file_path(self.directory, number), number)
         self._extend(part)
         if part.end < following.header.previous_end:
             raise Corruption(part.file.path, part.end, "a valid frame", "something else")
         if part.topic is not None and sequence < self._end_of(part):
             return part  # appended between the two looks
-        loaded = self._load(number)
+        loaded = self._load(following.header.file_number)
         if loaded.topic is not None and loaded.topic.next_sequence > sequence:
             raise Corruption(
                 loaded.file.path,
@@ -254,6 +256,13 @@ class LogReader:
                 loaded.topic.next_sequence,
             )
         return loaded
+
+    def _following(self, part: _Part) -> LogFile | None:
+        number = part.file.header.file_number + 1
+        try:
+            return open_file(file_path(self.directory, number), number)
+        except FileNotFoundError:
+            return None
 
     # --- rows -------------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,8 @@ class TopicReader:
             raise ValueError(f'wait: "futex", "spin" or "yield" is expected, got {wait!r}')
         if ring is not None and follow != "published" and ring.log_directory is None:
             raise ValueError(f"{address}: nothing is {follow} on a bus without a data_dir; follow published")
+        if ring is not None and follow == "durable" and not ring.header["syncs"]:
+            raise ValueError(f"{address}: nothing is durable, since the writer never syncs its log; follow logged")
         if batch_rows is not None and batch_rows < 1:
             raise ValueError(f"batch_rows: at least 1 is expected, got {batch_rows}")
         self.address, self.name = address, name or Path(sys.argv[0]).name or "python"

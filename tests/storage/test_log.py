@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.storage import FormatMismatch, Log, LogFailed, LogLocked, Schema, StorageError, _log
+from ringmain.storage import FormatMismatch, Log, LogFailed, LogLocked, LogReader, Schema, StorageError, _log
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
 from ringmain.storage.log_files import file_path, list_files, open_file
 from ringmain.storage.recovery import examine
@@ -284,6 +284,25 @@ def test_a_writer_that_was_taken_over_can_do_no_harm(tmp_path):
     append(winner, POINTS, 5)
     winner.close()
     assert_sound(tmp_path, points=20)
+
+
+def test_a_reader_never_sees_what_a_paused_writer_wrote_after_it_was_taken_over(tmp_path):
+    paused = open_log(tmp_path)
+    append(paused, POINTS, 10)
+    reader = LogReader(tmp_path, "points")
+    check_rows(POINTS, reader.read(1), 1)
+    winner = open_log(tmp_path, take_over=True)
+    late = make_rows(POINTS, 11, 7)
+    late["value"] = 0
+    paused.appender.append(0, late)
+
+    assert reader.read(11) is None
+    assert LogReader(tmp_path, "points").read(11) is None
+    append(winner, POINTS, 7)
+    check_rows(POINTS, reader.read(11), 11)
+    check_rows(POINTS, LogReader(tmp_path, "points").read(11), 11)
+    paused.close(finish=False)
+    winner.close()
 
 
 def test_a_paused_writer_never_replaces_the_file_of_the_one_that_took_over(tmp_path):

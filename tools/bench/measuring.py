@@ -92,7 +92,8 @@ def measure(benches: list[Bench], plan: Plan, progress: Callable[[str], object] 
     report.settings.update(conditions.settings())
     if conditions.foreign_cpu_percent > FOREIGN_CPU_PERCENT_MAX:
         report.notes.append(
-            f"others used up to {conditions.foreign_cpu_percent:.0f} % of the machine's cores meanwhile: measure again when it is quiet"
+            f"others used up to {conditions.foreign_cpu_percent:.0f} % of the machine's cores meanwhile: "
+            "measure again when it is quiet"
         )
     for peer, figures in report.peers.items():
         report.ratios[peer] = {
