@@ -127,6 +127,25 @@ cdef class RingCursor:
         self.ring.entry = entry
         store_release_u64(entry.owner, owner_word(self.pid, READER_ACTIVE))
 
+    def adopt(self, RingCursor former):
+        """Go on in the entry of `former`, a cursor in another ring of the topic with the same reader table.
+
+        A reader that holds the writer back does so without a break. False, with nothing changed, where `former` has lost it.
+        """
+        cdef ReaderEntry *entry
+        cdef uint64_t owner
+        if former.slot < 0 or former.pid != <uint32_t>os.getpid():
+            return False
+        entry = &self.ring.control.readers[former.slot]
+        owner = load_acquire_u64(entry.owner)
+        if owner_pid(owner) != former.pid or owner_state(owner) != READER_ACTIVE:
+            return False
+        self.pid, self.slot, self.ring.entry = former.pid, former.slot, entry
+        self.ring.cursor = former.ring.cursor
+        former.slot = -1
+        former.ring.entry = NULL
+        return True
+
     def release(self):
         """Give the entry back. The segments stay mapped while views of them live."""
         if self.slot >= 0 and self.pid == <uint32_t>os.getpid():

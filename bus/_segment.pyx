@@ -100,7 +100,7 @@ def read_data(segment, str name):
     order = _check_head(hold.data(), DATA_MAGIC, name, length, sizeof(DataHeader))
     if order != RING_BYTE_ORDER:
         raise AttachError(f"segment {name}: written with another byte order than this machine's")
-    if load_relaxed_u32(header.ready) != READY:
+    if load_acquire_u32(header.ready) != READY:
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
     slots = header.slot_count
     slots_offset, segment_bytes = data_segment_bytes(header.schema_bytes, header.row_bytes, slots)
@@ -184,7 +184,7 @@ def check_control(segment, str name):
     cdef HeldBuffer hold
     hold.hold(segment, False)
     _check_head(hold.data(), CONTROL_MAGIC, name, hold.bytes(), sizeof(ControlHeader))
-    if load_relaxed_u32((<const ControlHeader *>hold.data()).ready) != READY:
+    if load_acquire_u32((<const ControlHeader *>hold.data()).ready) != READY:
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
 
 
@@ -208,7 +208,7 @@ def read_bus(segment, str name):
     hold.hold(segment, False)
     cdef const BusHeader *header = <const BusHeader *>hold.data()
     _check_head(hold.data(), BUS_MAGIC, name, hold.bytes(), sizeof(BusHeader))
-    if load_relaxed_u32(header.ready) != READY:
+    if load_acquire_u32(header.ready) != READY:
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
     return {"epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "log_id": header.log_id,
             "created_ns": header.created_ns, "bus": _get_text(header.bus, 64), "data_dir": _get_text(header.data_dir, 1024)}

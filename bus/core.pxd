@@ -12,6 +12,7 @@ cdef extern from "held_buffer.hpp" namespace "ringmain":
 
 cdef extern from "atomics.hpp" namespace "ringmain" nogil:
     uint64_t load_acquire_u64 "ringmain::load_acquire<uint64_t>"(const uint64_t &)
+    uint32_t load_acquire_u32 "ringmain::load_acquire<uint32_t>"(const uint32_t &)
     uint32_t load_relaxed_u32 "ringmain::load_relaxed<uint32_t>"(const uint32_t &)
     uint64_t load_relaxed_u64 "ringmain::load_relaxed<uint64_t>"(const uint64_t &)
     int64_t load_relaxed_i64 "ringmain::load_relaxed<int64_t>"(const int64_t &)

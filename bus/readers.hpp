@@ -57,7 +57,9 @@ inline int take_reader(ControlHeader &control, uint32_t pid) {
                 if (pass == 0) continue;
                 if (process_lives(owner_pid(owner), owner_state(owner) == READER_JOINING ? 0 : entry.process_start)) continue;
             }
-            if (compare_exchange(entry.owner, owner, owner_word(pid, READER_JOINING))) return static_cast<int>(index);
+            if (!compare_exchange(entry.owner, owner, owner_word(pid, READER_JOINING))) continue;
+            if (pass == 1) store_release(control.attention.wake[1], 1u);  // the dead one may have held the writer
+            return static_cast<int>(index);
         }
     }
     return -1;

@@ -1,7 +1,8 @@
 """The shared-memory objects of a bus: their names, making and opening them, and who owns them.
 
 A bus `exchange` with a topic `trades` is three objects: `/ringmain.exchange` (who writes it; locked for life),
-`/ringmain.exchange.trades` (the ring) and `/ringmain.exchange.trades.ctl` (its reader table).
+`/ringmain.exchange.trades` (the ring) and `/ringmain.exchange.trades.ctl` (its reader table). A new ring is made as
+`/ringmain.exchange.trades.new` and put in the old one's place once it is whole: a writer may be killed at any instant.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "check_bus_name",
     "control_name",
     "data_name",
+    "draft_name",
     "is_locked",
     "list_names",
     "open_control",
@@ -71,13 +73,17 @@ def control_name(bus: str, topic: str) -> str:
     return f"/{PREFIX}{bus}.{topic}.ctl"
 
 
+def draft_name(bus: str, topic: str) -> str:
+    return f"/{PREFIX}{bus}.{topic}.new"
+
+
 def list_names() -> dict[str, list[str]]:
     """The buses that have segments on this machine, each with its topics, both sorted. Names only: nothing is opened."""
     found: dict[str, set[str]] = {}
     for entry in os.scandir(DIRECTORY):
         if entry.name.startswith(PREFIX):
             bus, _, topic = entry.name[len(PREFIX) :].partition(".")
-            topic = topic.removesuffix(".ctl")
+            topic = topic.removesuffix(".ctl").removesuffix(".new")
             if NAME.fullmatch(bus) and (not topic or TOPIC.fullmatch(topic)):
                 found.setdefault(bus, set()).update([topic] if topic else [])
     return {bus: sorted(topics) for bus, topics in sorted(found.items())}
@@ -165,6 +171,16 @@ class Segment:
             return os.stat(DIRECTORY / self.name[1:]).st_ino == self.inode
         except FileNotFoundError:
             return False
+
+    def rename(self, name: str) -> None:
+        """Give this object another name; whoever had that name loses it in the same instant."""
+        try:
+            os.rename(DIRECTORY / self.name[1:], DIRECTORY / name[1:])
+        except PermissionError:
+            raise AttachError(
+                f"segment {name}: belongs to another user and is in the way; choose another bus name"
+            ) from None
+        self.name = name
 
     @staticmethod
     def unlink(name: str) -> None:

@@ -43,8 +43,9 @@ inline void ring_doorbell(uint32_t &want, uint32_t &bell) {
 
 inline void raise_watermark(DataHeader &header, ControlHeader &control, Watermark which, uint64_t sequence) {
     store_release(header.watermarks[which].sequence, sequence);
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // sync WAKE: ordered by the sleeper's heavy barrier
     Doorbell &door = control.doorbells[which];
-    if (load_relaxed(door.want) != 0) ring_doorbell(door.want, door.bell);  // sync WAKE
+    if (load_relaxed(door.want) != 0) ring_doorbell(door.want, door.bell);
 }
 
 enum WaitStrategy : uint32_t { WAIT_FUTEX = 0, WAIT_SPIN = 1, WAIT_YIELD = 2 };

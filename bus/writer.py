@@ -27,7 +27,7 @@ from . import _segment
 from ._journal import Journal
 from .errors import AttachError, NotFound, WriterAlive
 from .publisher import Publisher
-from .segments import MODES, Segment, bus_name, check_bus_name, control_name, data_name, list_names
+from .segments import MODES, Segment, bus_name, check_bus_name, control_name, data_name, draft_name, list_names
 
 __all__ = ["Carried", "Writer"]
 
@@ -60,6 +60,23 @@ class _Parts:
     threads: list[threading.Thread] = field(default_factory=list[threading.Thread])
     stop: threading.Event = field(default_factory=threading.Event)
     journal_result: list[int] = field(default_factory=list[int])
+
+
+_OPEN: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    """In a forked child: let go of the parent's locks, so that they end with the parent."""
+    for writer in _OPEN:
+        parts = writer._parts  # pyright: ignore[reportPrivateUsage]
+        if parts.lock_fd >= 0:
+            os.close(parts.lock_fd)
+            parts.lock_fd = -1
+        if parts.log is not None:
+            parts.log.leave_lock()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 class Writer:
@@ -124,6 +141,7 @@ class Writer:
                     bus=self.bus,
                     epoch=epoch,
                     sync_files=sync != "never",
+                    mode=self._modes[0],
                     file_bytes=log_file_bytes,
                     retention_bytes=retention_bytes,
                     retention_age_s=retention_age,
@@ -135,6 +153,7 @@ class Writer:
             self.epoch = epoch
             self._open_topics()
             self._start(parts)
+            _OPEN.add(self)
         except BaseException:
             self._finalizer.detach()
             _close(parts)
@@ -171,6 +190,7 @@ class Writer:
             if segment.is_current() and os.fstat(descriptor).st_ino == segment.inode:
                 break
             os.close(descriptor)
+        os.fchmod(descriptor, self._modes[0])
         parts.lock_fd, parts.bus_segment = descriptor, segment
         with contextlib.suppress(AttachError):
             epoch = max(epoch, _segment.read_bus(segment.memory, name)["epoch"])
@@ -202,8 +222,8 @@ class Writer:
             from_rings[name] = self._open_topic(schema, log_id)
         for name in list_names().get(self.bus, []):
             if name not in names:  # an earlier writer's topic that is no more
-                Segment.unlink(data_name(self.bus, name))
-                Segment.unlink(control_name(self.bus, name))
+                for made in (data_name, draft_name, control_name):
+                    Segment.unlink(made(self.bus, name))
         self.carried = Carried(
             parts.log.recovered if parts.log is not None else None,
             {name: count for name, count in from_rings.items() if count},
@@ -232,50 +252,56 @@ class Writer:
             raise ValueError(
                 f"slots: {last - logged} records of topic {topic!r} wait to be logged; give it at least as many slots as before"
             )
-        Segment.unlink(name)
-        data = Segment.create(name, size_bytes, self._modes[0])
+        draft = draft_name(self.bus, topic)
+        Segment.unlink(draft)  # of a writer that died while it opened
+        data = Segment.create(draft, size_bytes, self._modes[0])
+        try:
+            _segment.format_data(
+                data.memory,
+                schema_json=schema_json,
+                schema_hash=schema.hash,
+                row_bytes=schema.row_bytes,
+                slot_count=slot_count,
+                bus=self.bus,
+                topic=topic,
+                data_dir=str(self.data_dir or ""),
+                log_id=log_id,
+                epoch=self.epoch,
+                syncs=self._syncs,
+            )
+            if old is not None and last >= first:
+                first = max(first, last - slot_count + 1)
+                _segment.copy_slots(old.memory, data.memory, first, last)
+            # Slots below `first` hold nothing: announcing them as claimed over keeps readers from taking them for records.
+            claimed = last if first == 1 else max(last, first - 1 + slot_count)
+            known = last if logged is None else logged
+            _segment.set_watermarks(
+                data.memory,
+                claimed=claimed,
+                published=last,
+                logged=known if logged is not None else 0,
+                durable=known if logged is not None else 0,
+            )
+            publisher = Publisher(
+                data,
+                control,
+                schema,
+                full=self._full,
+                full_timeout=self._full_timeout,
+                journal=parts.journal,
+                syncs=self._syncs,
+            )
+            if parts.log is not None:
+                publisher.stamp_after(parts.log.topic(topic).last_timestamp_ns)
+            parts.publishers[topic] = publisher
+            if parts.journal is not None:
+                parts.journal.add_ring(data.memory, control.memory)
+            _segment.publish_ready(data.memory)
+            data.rename(name)  # the old ring is there until the new one holds all that it held
+        except BaseException:
+            Segment.unlink(draft)
+            raise
         parts.data[topic], parts.control[topic] = data, control
-        _segment.format_data(
-            data.memory,
-            schema_json=schema_json,
-            schema_hash=schema.hash,
-            row_bytes=schema.row_bytes,
-            slot_count=slot_count,
-            bus=self.bus,
-            topic=topic,
-            data_dir=str(self.data_dir or ""),
-            log_id=log_id,
-            epoch=self.epoch,
-            syncs=self._syncs,
-        )
-        if old is not None and last >= first:
-            first = max(first, last - slot_count + 1)
-            _segment.copy_slots(old.memory, data.memory, first, last)
-        # Slots below `first` hold nothing: announcing them as claimed over keeps readers from taking them for records.
-        claimed = last if first == 1 else max(last, first - 1 + slot_count)
-        known = last if logged is None else logged
-        _segment.set_watermarks(
-            data.memory,
-            claimed=claimed,
-            published=last,
-            logged=known if logged is not None else 0,
-            durable=known if logged is not None else 0,
-        )
-        publisher = Publisher(
-            data,
-            control,
-            schema,
-            full=self._full,
-            full_timeout=self._full_timeout,
-            journal=parts.journal,
-            syncs=self._syncs,
-        )
-        if parts.log is not None:
-            publisher.stamp_after(parts.log.topic(topic).last_timestamp_ns)
-        parts.publishers[topic] = publisher
-        if parts.journal is not None:
-            parts.journal.add_ring(data.memory, control.memory)
-        _segment.publish_ready(data.memory)
         return last - logged if logged is not None else 0
 
     def _open_control(self, topic: str) -> Segment:

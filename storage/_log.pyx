@@ -86,7 +86,7 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
         uint64_t offset()
         uint64_t written_bytes()
         uint64_t sync_count()
-        const LogFailure &failure()
+        LogFailure failure()
         const LogTopic &topic(uint32_t)
         void add_spare(int, const string &) except +
         void refuse_spare(int)

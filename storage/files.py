@@ -31,10 +31,11 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def allocate(path: Path, size_bytes: int) -> int:
+def allocate(path: Path, size_bytes: int, mode: int = 0o600) -> int:
     """Create a file with all of its room reserved, and return its descriptor. Raises OSError (ENOSPC) and leaves nothing."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
+        os.fchmod(descriptor, mode)
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
         except OSError as error:

@@ -53,7 +53,7 @@ class Log:
 
     directory: made if missing. schemas: the topics, in any order; those of earlier writers keep their place in the log even
     when they are not named. bus: the log's owner; a directory belongs to one. epoch: at least this (0: the log's own next).
-    sync_files: False never waits for the disk (a power cut may then lose everything).
+    sync_files: False never waits for the disk (a power cut may then lose everything). mode: the permissions of the files.
     retention_bytes, retention_age_s: how much of the past to keep, at least; None keeps everything.
 
     Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch, OSError.
@@ -67,6 +67,7 @@ class Log:
         bus: str = "",
         epoch: int = 0,
         sync_files: bool = True,
+        mode: int = 0o600,
         file_bytes: int = LOG_FILE_BYTES,
         retention_bytes: int | None = None,
         retention_age_s: float | None = None,
@@ -78,7 +79,7 @@ class Log:
         if len(bus.encode()) > BUS_BYTES_MAX:
             raise ValueError(f"bus: a name of at most {BUS_BYTES_MAX} bytes is needed, got {len(bus.encode())}")
         self.directory = Path(directory)
-        self._file_bytes, self._sync_files = file_bytes, sync_files
+        self._file_bytes, self._sync_files, self._mode = file_bytes, sync_files, mode
         self._retention_bytes, self._retention_age_s = retention_bytes, retention_age_s
         self._spare_number = 0
         make_directory(self.directory)
@@ -107,6 +108,7 @@ class Log:
             )
         self.topics = _merge_topics(self.directory, contents, schemas)
         for item in contents.files:  # what a killed writer left in the system's hands
+            item.path.chmod(self._mode)
             sync_file(item.path)
         for path in self.directory.glob("spare-*"):
             path.unlink()
@@ -178,10 +180,15 @@ class Log:
             self._drop_spares()
             self._release()
 
+    def leave_lock(self) -> None:
+        """In a forked child: give up its share of the lock, which then ends with the parent. The log is the parent's alone."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def _release(self) -> None:
         os.close(self._directory_fd)
-        os.close(self._lock)
-        self._lock = -1
+        self.leave_lock()
 
     # --- the keeper -------------------------------------------------------------------------------------------------
 
@@ -190,7 +197,7 @@ class Log:
         while self.appender.spare_count < SPARE_COUNT:
             name = self._spare_name()
             try:
-                descriptor = allocate(self.directory / name, self._file_bytes)
+                descriptor = allocate(self.directory / name, self._file_bytes, self._mode)
             except OSError as error:
                 self.appender.refuse_spare(error.errno or errno.EIO)
                 return error

@@ -62,7 +62,8 @@ inline uint64_t scan_frames(const LogBytes &log, uint64_t offset, std::vector<Fr
 // The first valid frame at or behind `offset`, or `limit` where there is none. Frames begin at multiples of 8.
 inline uint64_t find_frame(const LogBytes &log, uint64_t offset) {
     FrameHeader header;
-    for (offset = align8(offset); offset + FRAME_HEADER_BYTES <= log.limit; offset += 8) {
+    if (offset > log.limit) return log.limit;
+    for (offset = align8(offset); offset < log.limit && log.limit - offset >= FRAME_HEADER_BYTES; offset += 8) {
         uint32_t magic;
         std::memcpy(&magic, log.base + offset, sizeof magic);
         if (magic == FRAME_MAGIC && read_frame(log, offset, header)) return offset;

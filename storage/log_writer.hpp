@@ -1,6 +1,7 @@
 // Appending to the log: frames gathered into groups, one pwritev a group, fdatasync when the caller says so.
 //
-// 1. One thread (the owner: the journal, or Python under the interpreter's lock) calls everything but the spare-file calls.
+// 1. One thread (the owner: the journal, or Python under the interpreter's lock) calls everything but the spare-file calls;
+//    `failure` and `file_number` may be asked from any thread.
 // 2. A group never spans two files: a file with less than a whole group's room is closed and the next one begun.
 // 3. The first failed write or sync poisons the writer: every later call returns the same error, nothing is retried, and
 //    `durable_position` never moves again. (A failed fsync may have dropped the dirty pages; trying again would lie.)
@@ -17,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -166,10 +168,14 @@ class LogWriter {
     uint64_t offset() const { return offset_; }
     uint64_t written_bytes() const { return written_bytes_; }
     uint64_t sync_count() const { return sync_count_; }
-    const LogFailure &failure() const { return failure_; }
+    LogFailure failure() const {
+        std::lock_guard lock(failure_mutex_);
+        return failure_;
+    }
     const LogTopic &topic(uint32_t index) const { return topics_[index]; }
     int fail(int error, const char *doing, uint64_t offset) { return fail(error, doing, offset, file_number_); }
     int fail(int error, const char *doing, uint64_t offset, uint64_t file_number) {
+        std::lock_guard lock(failure_mutex_);
         if (failure_.error == 0) failure_ = {error, doing, file_number, offset};
         return failure_.error;
     }
@@ -341,14 +347,15 @@ class LogWriter {
     std::vector<LogTopic> topics_;
 
     int fd_ = -1;
-    uint64_t file_number_;
+    std::atomic<uint64_t> file_number_;
     uint64_t start_position_;
     uint64_t offset_;  // of the next frame in the current file; frames gathered but not yet written included
     uint64_t durable_position_ = 0;
     uint64_t marked_position_ = 0;
     uint64_t written_bytes_ = 0, sync_count_ = 0;
     bool earlier_unsynced_ = false;  // files before this one, or their names, may not be on the disk
-    LogFailure failure_;
+    LogFailure failure_;  // written once, under the mutex; the owner reads it without
+    mutable std::mutex failure_mutex_;
 
     std::vector<FrameHeader> headers_;
     std::vector<iovec> iovecs_;

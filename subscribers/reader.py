@@ -106,13 +106,16 @@ class TopicReader:
         if self._ring is not None:
             self._enter(self._ring, position)
 
-    def _enter(self, ring: Attached, position: int) -> None:
+    def _enter(self, ring: Attached, position: int, former: RingCursor | None = None) -> None:
+        """Begin in a ring behind `position`, in the reader table's entry of `former` where that may be kept."""
         cursor = RingCursor(ring.data.memory, ring.control.memory, ring.schema.dtype, self._follow, self._strategy)
-        cursor.register(self.name, position)
+        kept = former is not None and position + 1 >= cursor.oldest and cursor.adopt(former)
+        if not kept:
+            cursor.register(self.name, position)
+            self._holds = not self._reliable
         self._ring, self._cursor = ring, cursor
         self._rows_max = self._batch_rows or max(1, min(ring.header["slot_count"] // 4, BATCH_ROWS_MAX))
         self._from_log = self._log is not None and position + 1 < cursor.oldest
-        self._holds = not self._reliable
 
     @property
     def schema(self) -> Schema:
@@ -344,8 +347,9 @@ class TopicReader:
                 self._begin -= position
                 position = 0
                 self._log = None
-            self._enter(ring, position)
-            if self._reliable and self._cursor is not None and not self._from_log:
+            same_table = ring.control.inode == old.control.inode and not restarted
+            self._enter(ring, position, cursor if same_table else None)
+            if not self._holds and self._cursor is not None and not self._from_log:
                 self._holds = self._cursor.hold_writer()  # before the former entry stops holding it
             cursor.release()
 
