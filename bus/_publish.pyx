@@ -180,6 +180,9 @@ cdef class RingPublisher:
             self.busy = False
 
     cdef int _wake(self) except -1:
+        """What is left to do behind a record. Raises Fenced where it came too late: nobody may have seen it."""
+        if self.ring.fenced():
+            self._refuse()
         if self.ring.someone_sleeps():
             self.ring.wake_readers()
         if self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]):
@@ -187,7 +190,7 @@ cdef class RingPublisher:
         return 0
 
     cdef bint _must_wake(self) noexcept:
-        return self.ring.someone_sleeps() or (self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]))
+        return self.ring.fenced() or self.ring.someone_sleeps() or (self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]))
 
     cdef int _pack_array(self, Py_ssize_t index, char *payload, value) except -1:
         field = self.payload_dtype.fields[self.names[index]][0]

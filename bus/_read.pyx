@@ -191,8 +191,8 @@ cdef class RingCursor:
 
     @property
     def watermark(self):
-        """The followed watermark, now."""
-        return load_acquire_u64(self.ring.header.watermarks[<int>self.which].sequence)
+        """The followed watermark, now; in a fenced ring no more than its end."""
+        return self.ring.readable()
 
     @property
     def published(self):

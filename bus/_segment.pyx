@@ -8,6 +8,7 @@ from libc.string cimport memcmp, memcpy, memset
 from core cimport *
 
 import os
+import time
 
 from .errors import AttachError
 
@@ -119,12 +120,13 @@ def read_data(segment, str name):
 
 
 def read_state(segment):
-    """What changes in a data segment, read once: the watermarks by name, status bits, log errno, heartbeat."""
+    """What changes in a data segment, read once: the watermarks by name, where it ended, status bits, log errno, heartbeat."""
     cdef HeldBuffer hold
     hold.hold(segment, False)
     cdef const DataHeader *header = <const DataHeader *>hold.data()
     state = {name: load_acquire_u64(header.watermarks[which].sequence) for which, name in enumerate(WATERMARKS)}
     state["status"] = load_relaxed_u32(header.status)
+    state["ended"] = load_acquire_u64(header.watermarks[<int>W_ENDED].sequence)
     state["log_errno"] = load_relaxed_u32(header.log_errno)
     state["heartbeat_ns"] = load_relaxed_i64(header.heartbeat_ns)
     return state
@@ -157,6 +159,22 @@ def add_status(segment, control, uint32_t bits):
     for which in range(WATERMARK_COUNT):
         ring_doorbell(header.attention.wake[0] if which == W_PUBLISHED else header.doorbells[which].want,
                       header.doorbells[which].bell)
+
+
+def fence(segment, control):
+    """Stop whoever holds a ring from publishing into it, settle where it ends, and wake everybody who sleeps on the topic.
+
+    A writer that is in the middle of a call is told, whatever it still publishes; nobody reads behind the end (sync FENCE).
+    """
+    cdef HeldBuffer hold
+    hold.hold(segment, True)
+    cdef DataHeader *header = <DataHeader *>hold.data()
+    or_release_u32(header.status, C_STATUS_FENCED)
+    if not barrier_heavy():
+        time.sleep(0.05)  # more than any store takes to be seen
+    if load_acquire_u64(header.watermarks[<int>W_ENDED].sequence) == 0:  # else an earlier one, who then died, has settled it
+        store_release_u64(header.watermarks[<int>W_ENDED].sequence, load_acquire_u64(header.watermarks[<int>W_PUBLISHED].sequence))
+    add_status(segment, control, C_STATUS_FENCED)
 
 
 def beat(segment):

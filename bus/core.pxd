@@ -22,6 +22,7 @@ cdef extern from "atomics.hpp" namespace "ringmain" nogil:
     void store_release_u64 "ringmain::store_release<uint64_t>"(uint64_t &, uint64_t)
     uint32_t or_release_u32 "ringmain::or_release<uint32_t>"(uint32_t &, uint32_t)
     cbool barrier_register()
+    cbool barrier_heavy()
 
 cdef extern from "layout.hpp" namespace "ringmain" nogil:
     const uint32_t RING_VERSION, RING_BYTE_ORDER, C_READERS_MAX "ringmain::READERS_MAX", READY
@@ -31,7 +32,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
     const size_t C_DATA_HEADER_BYTES "ringmain::DATA_HEADER_BYTES"
     cdef enum Watermark "ringmain::Watermark":
         W_CLAIMED "ringmain::CLAIMED", W_PUBLISHED "ringmain::PUBLISHED", W_LOGGED "ringmain::LOGGED"
-        W_DURABLE "ringmain::DURABLE"
+        W_DURABLE "ringmain::DURABLE", W_ENDED "ringmain::ENDED"
     const uint32_t WATERMARK_COUNT
     cdef enum:
         C_STATUS_FENCED "ringmain::STATUS_FENCED", C_STATUS_LOG_FAILED "ringmain::STATUS_LOG_FAILED"
@@ -123,6 +124,7 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         cbool may_publish(uint64_t)
         void claim(uint64_t)
         void publish(uint64_t)
+        cbool fenced()
         cbool someone_sleeps()
         void wake_readers()
         void rescan()
@@ -142,6 +144,7 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         void open(const char *, ControlHeader *, Watermark)
         uint64_t oldest()
         cbool intact(uint64_t)
+        uint64_t readable()
         int poll(uint64_t, uint64_t &, uint64_t &)
         const char *slot(uint64_t)
 

@@ -170,6 +170,7 @@ class Journal {
     }
 
     int stop_with(int error) {
+        if (fenced()) error = ESTALE;  // then the log's files are another's, and what it says of them is no failure
         for (JournalRing &ring : rings_) {
             store_relaxed(ring.header->log_errno, static_cast<uint32_t>(error));
             if (error != ESTALE) or_release(ring.header->status, uint32_t{STATUS_LOG_FAILED});

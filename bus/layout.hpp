@@ -21,8 +21,8 @@ inline constexpr size_t DATA_HEADER_BYTES = 8192;
 inline constexpr uint32_t READERS_MAX = 1024;
 inline constexpr uint32_t READY = 0x59444552u;  // "REDY"
 
-enum Watermark : uint32_t { CLAIMED = 0, PUBLISHED = 1, LOGGED = 2, DURABLE = 3, INDEXED = 4, REPLICATED = 5 };
-inline constexpr uint32_t WATERMARK_COUNT = 8;  // two are free
+enum Watermark : uint32_t { CLAIMED = 0, PUBLISHED = 1, LOGGED = 2, DURABLE = 3, INDEXED = 4, REPLICATED = 5, ENDED = 6 };
+inline constexpr uint32_t WATERMARK_COUNT = 8;  // one is free
 
 // Bits of DataHeader::status.
 enum Status : uint32_t {

@@ -5,8 +5,9 @@
 //    does (sync PUBLISH). It claims a little ahead, so that the line of `claimed` moves between cores only now and then.
 // 3. A reader uses rows in place and asks afterwards whether `claimed` reached them meanwhile (sync LAP).
 // 4. The writer never passes `limit`: slot_count beyond what the journal has logged and every reliable reader has consumed.
-// 5. Abandoning a claim leaves `claimed` ahead of `published`; the next claim takes the same sequences again.
-// tests/model/ring.pml is the model of 1-3 and 5, register.pml of 4.
+// 5. A ring that was fenced ends at `ended`, whatever its writer, if it lives, still publishes (sync FENCE).
+// 6. Abandoning a claim leaves `claimed` ahead of `published`; the next claim takes the same sequences again.
+// tests/model/ring.pml is the model of 1-3 and 6, register.pml of 4.
 #pragma once
 
 #include <cstring>
@@ -69,6 +70,13 @@ struct RingWriter {
     void publish(uint64_t last) {
         published = last;
         store_release(header->watermarks[PUBLISHED].sequence, last);  // sync PUBLISH
+    }
+
+    // After `publish`: whether the record came too late. Either whoever fences sees what was published, or this sees the fence:
+    // there is a heavy barrier between the two on the other side (sync FENCE).
+    bool fenced() const {
+        std::atomic_signal_fence(std::memory_order_seq_cst);
+        return (load_relaxed(header->status) & STATUS_FENCED) != 0;
     }
 
     bool someone_sleeps() const {  // sync WAKE: ordered after `publish` by the sleeper's heavy barrier
@@ -177,11 +185,19 @@ struct RingReader {
         return claimed < slot_count || first > claimed - slot_count;
     }
 
+    // The last sequence there is to read: the followed watermark, and in a fenced ring nothing behind its end.
+    uint64_t readable() const {
+        const uint64_t last = load_acquire(header->watermarks[follow].sequence);  // sync PUBLISH
+        if (last <= cursor || (load_relaxed(header->status) & STATUS_FENCED) == 0) return last;
+        const uint64_t ended = load_acquire(header->watermarks[ENDED].sequence);  // 0: not settled yet
+        return last < ended ? last : ended;
+    }
+
     // Rows behind the cursor, contiguous in memory: `first` and `count` are set with POLL_ROWS. Never waits. What another
     // process wrote into the watermarks cannot lead outside the slots.
     PollResult poll(uint64_t count_max, uint64_t &first, uint64_t &count) {
         if (entry != nullptr) store_release(entry->consumed, cursor);
-        const uint64_t last = load_acquire(header->watermarks[follow].sequence);  // sync PUBLISH
+        const uint64_t last = readable();
         if (last <= cursor) return POLL_NOTHING;
         first = cursor + 1;
         if (!intact(first)) return POLL_LAPPED;

@@ -14,25 +14,38 @@ import errno
 import fcntl
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from ..storage import Log, Recovered, Schema
+from ..storage import Log, LogFailed, Recovered, Schema
 from ..storage.log import LOG_FILE_BYTES
 from . import _segment
 from ._journal import Journal
 from .errors import AttachError, NotFound, WriterAlive
 from .publisher import Publisher
-from .segments import MODES, Segment, bus_name, check_bus_name, control_name, data_name, draft_name, list_names
+from .segments import (
+    DIRECTORY,
+    MODES,
+    Segment,
+    bus_name,
+    check_bus_name,
+    control_name,
+    data_name,
+    draft_name,
+    is_locked,
+    list_names,
+)
 
 __all__ = ["Carried", "Writer"]
 
 SLOTS = 65_536
 HEARTBEAT_S = 0.25
+TAKE_OVER_TRIES = 5
 TAKE_OVER_WAIT_S = 0.05
 
 
@@ -135,13 +148,10 @@ class Writer:
         try:
             epoch = self._lock_bus(take_over)
             if self.data_dir is not None:
-                parts.log = Log(
+                parts.log = self._open_log(
                     self.data_dir / "log",
-                    self.schemas.values(),
-                    bus=self.bus,
                     epoch=epoch,
                     sync_files=sync != "never",
-                    mode=self._modes[0],
                     file_bytes=log_file_bytes,
                     retention_bytes=retention_bytes,
                     retention_age_s=retention_age,
@@ -172,6 +182,11 @@ class Writer:
                 try:
                     segment = Segment.open(name, writable=True)
                 except NotFound:
+                    continue
+                except AttachError:
+                    if not _is_unfinished(name):
+                        raise
+                    Segment.unlink(name)
                     continue
             descriptor = os.open(Path("/dev/shm") / name[1:], os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -206,7 +221,25 @@ class Writer:
                 control = Segment.open(control_name(self.bus, topic), writable=True)
                 _segment.read_data(data.memory, data.name)
                 _segment.check_control(control.memory, control.name)
-                _segment.add_status(data.memory, control.memory, _segment.STATUS_FENCED)
+                _segment.fence(data.memory, control.memory)
+
+    def _open_log(self, directory: Path, *, take_over: bool, **settings: Any) -> Log:
+        """Open the log. A writer that is taken over may be about to begin a file, or to remove one: then look again."""
+        for tries_left in reversed(range(TAKE_OVER_TRIES if take_over else 1)):
+            try:
+                return Log(
+                    directory,
+                    self.schemas.values(),
+                    bus=self.bus,
+                    mode=self._modes[0],
+                    take_over=take_over,
+                    **settings,
+                )
+            except (FileNotFoundError, LogFailed) as error:
+                if not tries_left or (isinstance(error, LogFailed) and error.errno != errno.EEXIST):
+                    raise
+            time.sleep(TAKE_OVER_WAIT_S)
+        raise AssertionError
 
     def _open_topics(self) -> None:
         parts = self._parts
@@ -272,6 +305,7 @@ class Writer:
             if old is not None and last >= first:
                 first = max(first, last - slot_count + 1)
                 _segment.copy_slots(old.memory, data.memory, first, last)
+                first = max(first, _readable(old, logged)[0])  # what a call under way has overwritten meanwhile
             # Slots below `first` hold nothing: announcing them as claimed over keeps readers from taking them for records.
             claimed = last if first == 1 else max(last, first - 1 + slot_count)
             known = last if logged is None else logged
@@ -365,6 +399,13 @@ def _slots_of(slots: int | Mapping[str, int], topic: str) -> int:
     return count
 
 
+def _is_unfinished(name: str) -> bool:
+    """Whether a bus segment has no size yet, and no owner: whoever made it died right then. (One that lives makes another.)"""
+    with contextlib.suppress(OSError):
+        return os.stat(DIRECTORY / name[1:]).st_size == 0 and not is_locked(name)
+    return False
+
+
 def _old_ring(name: str, schema: Schema, log_id: int) -> Segment | None:
     """The ring that an earlier writer left under this name, if it holds records of this very topic and log."""
     try:
@@ -393,6 +434,8 @@ def _readable(old: Segment | None, logged: int | None) -> tuple[int, int]:
         return last + 1, last
     state, header = _segment.read_state(old.memory), _segment.read_data(old.memory, old.name)
     first, last = max(1, state["claimed"] - header["slot_count"] + 1), state["published"]
+    if state["status"] & _segment.STATUS_FENCED:
+        last = state["ended"]
     if logged is not None and (last < logged or first > logged + 1):
         return logged + 1, logged
     return first, last
@@ -435,23 +478,29 @@ def _close(parts: _Parts) -> None:
     for publisher in parts.publishers.values():
         publisher.close()
     failure: Exception | None = None
+    fenced = False
     started = any(thread.ident is not None for thread in parts.threads)
     if parts.journal is not None and started:
         parts.journal.request_stop()
         parts.threads[0].join()
-        failure = parts.journal.failure()
+        fenced = parts.journal_result[:1] == [errno.ESTALE]
+        failure = None if fenced else parts.journal.failure()
     parts.stop.set()
     for thread in parts.threads:
         if thread.ident is not None:
             thread.join()
     if parts.log is not None:
-        parts.log.close(finish=not started)
+        # The newer writer may have removed what this one would tidy up.
+        with contextlib.suppress(FileNotFoundError) if fenced else contextlib.nullcontext():
+            parts.log.close(finish=not started)
     clean = failure is None and (not parts.journal_result or parts.journal_result[0] == 0)
     for topic, segment in parts.data.items():
         # A ring may hold what no log does: after a failed log, or one that was carried over by an opening that then failed.
         # It stays then, and the next writer saves it.
         if not clean or (not started and _holds_more_than_log(segment)):
             continue
+        if _segment.read_state(segment.memory)["status"] & _segment.STATUS_FENCED:
+            continue  # a newer writer reads it, replaces it, and leads its readers on
         _segment.add_status(segment.memory, parts.control[topic].memory, _segment.STATUS_CLOSED)
         if segment.is_current():
             Segment.unlink(segment.name)

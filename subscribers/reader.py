@@ -199,12 +199,13 @@ class TopicReader:
 
     def _wait(self, seconds: float) -> None:
         """Wait for something to happen. Takes nothing, and so may be run in another thread."""
-        if self._cursor is None or self._from_log:
+        cursor = self._cursor
+        if cursor is None or self._from_log:
             time.sleep(min(seconds, REOPEN_POLL_S))
-        elif not self._cursor.wait(seconds):
-            status = self._cursor.status
-            if status & (STATUS_FENCED | STATUS_CLOSED):  # the next ring is not there yet
-                time.sleep(min(seconds, REOPEN_POLL_S))
+        elif cursor.status & (STATUS_FENCED | STATUS_CLOSED) and cursor.watermark <= cursor.cursor:
+            time.sleep(min(seconds, REOPEN_POLL_S))  # the next ring is not there yet
+        else:
+            cursor.wait(seconds)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches, for as long as there will be any; waits between them."""
@@ -314,7 +315,7 @@ class TopicReader:
         if cursor.watermark > cursor.cursor:
             return
         status = cursor.status
-        if status & STATUS_CLOSED and not self._reopen:
+        if status & (STATUS_CLOSED | STATUS_FENCED) == STATUS_CLOSED and not self._reopen:
             self._ended = True
         elif status & (STATUS_FENCED | STATUS_CLOSED) or not self._still_current():
             self._reattach(cursor)

@@ -31,13 +31,15 @@ SOUND = [
     ("wake", "KILL"),
     ("wake", "WRITER_BARRIER KILL"),
     ("register", ""),
-    ("register", "SLOTS=4 ABORTS=0"),
+    ("register", "SLOTS=8 RECORDS=8 ABORTS=0"),
+    ("register", "SLOTS=1 AHEAD=0 ABORTS=0"),
+    ("register", "RESTARTED RECORDS=7"),
+    ("register", "READERS=2 SLOTS=2 AHEAD=1 RECORDS=4 ABORTS=0"),
 ]
 
 TORN = "assertion violated  !(wrong)"
 LAPPED = "assertion violated  !(1)"
-LAPPED_AFTER_REGISTERING = "assertion violated (memory[0]<=(cursor+2))"
-SKIPPED = "assertion violated (cursor<=committed)"
+LAPPED_AFTER_REGISTERING = "assertion violated (memory[0]<=(cursor+4))"
 ASLEEP = "invalid end state"
 
 BROKEN = [
@@ -62,14 +64,19 @@ BROKEN = [
     ("wake", "NO_BELL", ASLEEP),
     ("wake", "KILL NO_TIMEOUT", ASLEEP),
     ("register", "NO_REREAD", LAPPED_AFTER_REGISTERING),
-    ("register", "FROM_OLDEST", LAPPED_AFTER_REGISTERING),
-    ("register", "FROM_CLAIMED", SKIPPED),
+    ("register", "NO_QUARTER", LAPPED_AFTER_REGISTERING),
+    ("register", "WITHIN_HALF", LAPPED_AFTER_REGISTERING),
+    ("register", "NO_INTACT RESTARTED RECORDS=7", LAPPED_AFTER_REGISTERING),
+    ("register", "CLAIM_MORE", LAPPED_AFTER_REGISTERING),
+    ("register", "AHEAD=2", LAPPED_AFTER_REGISTERING),
+    ("register", "AHEAD_OF_LIMIT", LAPPED_AFTER_REGISTERING),
     ("register", "LOCAL_BARRIER", LAPPED_AFTER_REGISTERING),
     ("register", "ATTENTION_FIRST", LAPPED_AFTER_REGISTERING),
     ("register", "LOOK_EARLY", LAPPED_AFTER_REGISTERING),
     ("register", "NO_SCAN", LAPPED_AFTER_REGISTERING),
-    ("register", "CLEAR_AFTER_SCAN", LAPPED_AFTER_REGISTERING),
-    ("register", "PLAIN_CLEAR", LAPPED_AFTER_REGISTERING),
+    ("register", "CLEAR_AFTER_SCAN RECORDS=7", LAPPED_AFTER_REGISTERING),
+    ("register", "PLAIN_CLEAR RECORDS=7", LAPPED_AFTER_REGISTERING),
+    ("register", "LEAVE_SILENTLY", ASLEEP),
 ]
 
 
@@ -140,6 +147,11 @@ def test_a_broken_protocol_is_found_out(model: str, settings: str, found: str, t
 def test_the_lossy_reader_of_the_model_does_get_lapped(tmp_path: Path) -> None:
     verdict = verify(tmp_path, "ring", "REACH_LAPPED RECORDS=4 ABORTS=0")
     assert "assertion violated 0" in verdict.report
+
+
+@pytest.mark.parametrize("reached", ["REACH_HELD", "REACH_REFUSED"])
+def test_a_reader_of_the_model_comes_to_hold_the_writer_and_is_refused_before(reached: str, tmp_path: Path) -> None:
+    assert "assertion violated" in verify(tmp_path, "register", reached).report
 
 
 @pytest.mark.parametrize("missing", ["NO_CLAIM_FENCE", "NO_PUBLISH_RELEASE"])

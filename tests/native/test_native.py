@@ -1,0 +1,280 @@
+"""The C++ core under stress, as it is, under AddressSanitizer and UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+
+Each program is told by its opening comment. The last tests break one thing in a copy of the headers: the programs must notice.
+What they cannot notice on x86, a missing release fence, is tests/model's to find.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BINARIES = ROOT / "build" / "native"
+CXX = shlex.split(os.environ.get("CXX", "g++"))
+PYTHON_H = Path(sysconfig.get_paths()["include"]) / "Python.h"
+SECONDS = "1"
+SEEDS = 20  # a busy machine may need more than one run to come to the point
+FLAGS = ["-std=c++20", "-O2", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
+SANITIZERS = {
+    "plain": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
+    "thread": [
+        "-fsanitize=thread",
+        "-Wno-tsan",
+    ],  # the warning: it does not model fences, and nothing here rests on them
+}
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=66",
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:second_deadlock_stack=1",
+}
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(shutil.which(CXX[0]) is None, reason=f"needs a C++ compiler; {CXX[0]} is not there (set CXX)"),
+    pytest.mark.skipif(not PYTHON_H.exists(), reason=f"needs Python's headers; {PYTHON_H} is not there"),
+]
+
+
+def compile_command(program: str, sanitizer: str, headers: Path) -> list[str]:
+    folders = [HERE, headers / "bus", headers / "storage", PYTHON_H.parent]
+    includes = [f"-I{folder}" for folder in folders]
+    return [*CXX, *FLAGS, *SANITIZERS[sanitizer], *includes, str(HERE / f"{program}.cpp")]
+
+
+def compiled(program: str, sanitizer: str) -> Path:
+    """The program, built now unless a build of the same sources is there."""
+    command = compile_command(program, sanitizer, ROOT)
+    version = subprocess.run([*CXX, "--version"], check=True, capture_output=True).stdout
+    sources = sorted(
+        [*ROOT.glob("bus/*.hpp"), *ROOT.glob("storage/*.hpp"), HERE / "stress.hpp", HERE / f"{program}.cpp"]
+    )
+    parts = [version, shlex.join(command).encode(), *(source.read_bytes() for source in sources)]
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    binary = BINARIES / f"{program}-{sanitizer}-{digest}"
+    if not binary.exists():
+        BINARIES.mkdir(parents=True, exist_ok=True)
+        for old in BINARIES.glob(f"{program}-{sanitizer}-*"):
+            old.unlink(missing_ok=True)
+        build(command, binary)
+    return binary
+
+
+def build(command: list[str], binary: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / binary.name
+        done = subprocess.run([*command, "-o", str(made)], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        shutil.move(made, binary)
+
+
+def run(binary: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program. It ends by itself; one that hangs kills itself."""
+    command = [str(binary), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **OPTIONS},
+        timeout=170,
+    )
+
+
+def counts_of(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def working(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By sanitizer, why it cannot be used here; empty when it can."""
+    folder = tmp_path_factory.mktemp("probe")
+    source = folder / "probe.cpp"
+    source.write_text("int main() { return 0; }\n")
+    reasons: dict[str, str] = {}
+    for sanitizer, flags in SANITIZERS.items():
+        binary = folder / sanitizer
+        done = subprocess.run(
+            [*CXX, *flags, str(source), "-o", str(binary)], check=False, capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            done = subprocess.run([str(binary)], check=False, capture_output=True, text=True)
+        reasons[sanitizer] = (
+            "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it does not start"])[-1]
+        )
+    return reasons
+
+
+@pytest.fixture
+def need(working: dict[str, str]):
+    """need(sanitizer) skips the test where that sanitizer's runtime cannot be had."""
+
+    def check(sanitizer: str) -> None:
+        if working[sanitizer]:
+            pytest.skip(f"the {sanitizer} sanitizer does not work with {CXX[0]} here: {working[sanitizer]}")
+
+    return check
+
+
+# --- as it is ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "mode"),
+    [
+        ("plain", "processes"),
+        ("plain", "threads"),
+        ("address", "processes"),
+        ("address", "threads"),
+        ("thread", "threads"),
+    ],
+)
+def test_no_torn_row_is_accepted_and_no_reliable_reader_is_lapped(sanitizer: str, mode: str, need) -> None:
+    need(sanitizer)
+    counts: Counter[str] = Counter()
+    for seed in range(SEEDS):
+        counts.update(counts_of(run(compiled("ring_stress", sanitizer), mode, SECONDS, seed)))
+        if min(counts.values()) > 0 and counts["held"] > 1:
+            break
+    assert counts["published"] > 0
+    assert counts["read"] > 0
+    assert counts["lapped"] > 0, counts  # the writer did come round …
+    assert counts["torn"] > 0, counts  # … in the middle of a copy, which was then not believed
+    assert counts["held"] > 1, counts  # and somebody became reliable while it ran
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "sync"),
+    [*((sanitizer, "interval") for sanitizer in SANITIZERS), ("plain", "always"), ("plain", "never")],
+)
+def test_what_is_said_to_be_logged_is_in_the_files_and_in_the_end_everything_is(
+    sanitizer: str, sync: str, need, tmp_path: Path
+) -> None:
+    need(sanitizer)
+    counts = counts_of(run(compiled("journal_stress", sanitizer), tmp_path, sync, SECONDS, 1))
+    assert counts["rows"] > 0
+    assert counts["looks"] > 0, counts
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_a_changed_log_file_is_never_read_out_of_bounds_nor_believed(sanitizer: str, need) -> None:
+    need(sanitizer)
+    counts = counts_of(run(compiled("scan_fuzz", sanitizer), SECONDS, 1))
+    assert counts["found"] > counts["rounds"] > 0, counts  # most of a file is still read
+    assert 0 < counts["whole"] < counts["rounds"], counts
+    assert counts["forged"] > 0, counts
+
+
+# --- broken on purpose --------------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "the writer does not announce what it overwrites": (
+        "ring_stress", "plain", "processes", "bus/ring.hpp",
+        "store_relaxed(header->watermarks[CLAIMED].sequence, claimed);", "",
+        "a torn row was accepted",
+    ),
+    "validation is off by one": (
+        "ring_stress", "plain", "processes", "bus/ring.hpp",
+        "first > claimed - slot_count;", "first >= claimed - slot_count;",
+        "a torn row was accepted",
+    ),
+    "the writer does not look whether a reader has become reliable": (
+        "ring_stress", "plain", "processes", "bus/ring.hpp",
+        "load_relaxed(control->attention.wake[1]) == 0 &&", "",
+        "FAILED: ",
+    ),
+    "the writer does not wait for reliable readers": (
+        "ring_stress", "plain", "processes", "bus/ring.hpp",
+        "if (reader < allowed) allowed = reader;", "",
+        "while it holds the writer",
+    ),
+    "PUBLISH is not a release": (
+        "ring_stress", "thread", "threads", "bus/ring.hpp",
+        "store_release(header->watermarks[PUBLISHED]", "store_relaxed(header->watermarks[PUBLISHED]",
+        "data race",
+    ),
+    "PUBLISH is not an acquire": (
+        "ring_stress", "thread", "threads", "bus/ring.hpp",
+        "load_acquire(header->watermarks[follow].sequence);  // sync PUBLISH", "load_relaxed(header->watermarks[follow].sequence);",
+        "data race",
+    ),
+    "CONSUME is not an acquire": (
+        "ring_stress", "thread", "threads", "bus/ring.hpp",
+        "load_acquire(control->readers[index].consumed)", "load_relaxed(control->readers[index].consumed)",
+        "data race",
+    ),
+    "rows count as logged before they are written": (
+        "journal_stress", "plain", "interval", "bus/journal.hpp",
+        "if (const int error = log_->write_group(); error != 0) return stop_with(error);\n            if (wrote) raise_logged();",
+        "if (wrote) raise_logged();\n            if (const int error = log_->write_group(); error != 0) return stop_with(error);",
+        "FAILED: ",
+    ),
+    "LOGGED is not a release": (
+        "journal_stress", "thread", "interval", "bus/wait.hpp",
+        "store_release(header.watermarks[which].sequence", "store_relaxed(header.watermarks[which].sequence",
+        "data race",
+    ),
+    "the spare files have no lock": (
+        "journal_stress", "thread", "interval", "storage/log_writer.hpp",
+        "std::lock_guard lock(spares_mutex_);", "",
+        "data race",
+    ),
+    "a frame may reach beyond the file": (
+        "scan_fuzz", "address", "", "storage/log_scan.hpp",
+        "header.frame_bytes > log.limit - offset ||", "",
+        "AddressSanitizer",
+    ),
+    "a place beyond the file is searched": (
+        "scan_fuzz", "plain", "", "storage/log_scan.hpp",
+        "if (offset > log.limit) return log.limit;", "",
+        "before the place where the search began",
+    ),
+    "the checksum is not looked at": (
+        "scan_fuzz", "plain", "", "storage/log_scan.hpp",
+        "return found == header.crc;", "return found == header.crc || true;",
+        "a frame with a wrong checksum was found",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_core_is_found_out(what: str, need, tmp_path: Path) -> None:
+    program, sanitizer, mode, header, right, wrong, found = BROKEN[what]
+    need(sanitizer)
+    for room in ("bus", "storage"):
+        (tmp_path / room).mkdir()
+        for source in ROOT.glob(f"{room}/*.hpp"):
+            shutil.copy(source, tmp_path / room)
+    text = (tmp_path / header).read_text()
+    assert right in text, f"{header} has changed: {right!r} is no longer there to be broken"
+    (tmp_path / header).write_text(text.replace(right, wrong))
+    binary = tmp_path / program
+    build([*compile_command(program, sanitizer, tmp_path), "-Wno-error"], binary)
+    for seed in range(SEEDS):
+        arguments = {
+            "ring_stress": (mode, SECONDS, seed),
+            "journal_stress": (tmp_path / "log", mode, SECONDS, seed),
+            "scan_fuzz": (SECONDS, seed),
+        }
+        shutil.rmtree(tmp_path / "log", ignore_errors=True)
+        (tmp_path / "log").mkdir()
+        done = run(binary, *arguments[program])
+        if done.returncode != 0:
+            break
+    assert done.returncode != 0, done.stdout
+    assert found in done.stderr, done.stderr
