@@ -9,6 +9,8 @@ from libcpp.vector cimport vector
 
 from core cimport *
 
+import operator
+
 import numpy as np
 
 from .errors import Fenced, RingFull, WriterFailed
@@ -46,6 +48,51 @@ cdef FieldKind _kind(dtype) except *:
     if dtype.shape:
         return FIELD_ARRAY
     return {"i": FIELD_SIGNED, "u": FIELD_UNSIGNED, "f": FIELD_FLOAT, "b": FIELD_BOOL, "S": FIELD_BYTES}[dtype.kind]
+
+
+cdef object array_of(value, base, tuple shape):
+    """A value for an array field, in the field's type and shape, by the rules that hold for single values.
+
+    Raises TypeError, ValueError or OverflowError.
+    """
+    given = np.asarray(value) if base.kind != "S" or isinstance(value, np.ndarray) else np.array(value, object)
+    if given.dtype.kind not in {"i": "iub", "u": "iub", "f": "iubf", "b": "b", "S": "S"}[base.kind]:
+        given = np.array(value, object)  # such as a list of numbers for which numpy has no type that holds all
+    if given.shape != shape:
+        raise ValueError(f"shape {shape} is needed, got {given.shape}")
+    if given.dtype == object:
+        given = np.array([_item_of(item, base) for item in given.flat], object).reshape(shape)
+    if base.kind in "iu" and given.size:
+        bounds = np.iinfo(base)
+        if int(given.min()) < bounds.min or int(given.max()) > bounds.max:
+            raise OverflowError(f"values from {given.min()} to {given.max()} do not fit into {base}")
+    if base.kind == "S" and given.dtype != object and given.size and np.char.str_len(given).max() > base.itemsize:
+        raise ValueError(f"{np.char.str_len(given).max()} bytes do not fit into {base.itemsize}")
+    with np.errstate(over="ignore"):
+        item = given.astype(base)
+    if base.kind == "f" and (np.isinf(item) & ~np.isinf(given.astype("f8"))).any():
+        raise OverflowError(f"a value is too large for {base.itemsize} bytes")
+    return item
+
+
+cdef object _item_of(item, base):
+    """One item of an array that numpy left as an object."""
+    if base.kind in "iu":
+        try:
+            return operator.index(item)
+        except TypeError:
+            raise TypeError(f"whole numbers are needed, got {type(item).__name__}") from None
+    if base.kind == "f":
+        if isinstance(item, (str, bytes)) or not hasattr(item, "__float__"):
+            raise TypeError(f"numbers are needed, got {type(item).__name__}")
+        return float(item)
+    if base.kind == "b":
+        return bool(item)
+    if not isinstance(item, bytes):
+        raise TypeError(f"bytes are needed, got {type(item).__name__}" + ("; encode it first" if isinstance(item, str) else ""))
+    if len(item) > base.itemsize:
+        raise ValueError(f"{len(item)} bytes do not fit into {base.itemsize}")
+    return item
 
 
 cdef class RingPublisher:
@@ -120,7 +167,7 @@ cdef class RingPublisher:
 
     cdef int _refuse(self) except -1:
         """Raise what stands in the way of publishing, if anything does."""
-        cdef uint32_t status = load_relaxed_u32(self.ring.header.status)
+        cdef uint32_t status = load_acquire_u32(self.ring.header.status)
         if self.closed:
             raise ValueError(f"topic {self.topic!r}: the writer is closed")
         if status & C_STATUS_FENCED:
@@ -194,16 +241,7 @@ cdef class RingPublisher:
 
     cdef int _pack_array(self, Py_ssize_t index, char *payload, value) except -1:
         field = self.payload_dtype.fields[self.names[index]][0]
-        given = np.asarray(value)
-        if given.shape != field.shape:
-            raise ValueError(f"shape {field.shape} is needed, got {given.shape}")
-        if field.base.kind in "iu" and given.dtype.kind not in "iub":
-            raise TypeError(f"whole numbers are needed, got {given.dtype}")
-        if field.base.kind in "iu" and given.size:
-            bounds = np.iinfo(field.base)
-            if int(given.min()) < bounds.min or int(given.max()) > bounds.max:
-                raise OverflowError(f"values from {given.min()} to {given.max()} do not fit into {field.base}")
-        item = np.ascontiguousarray(given, dtype=field.base)
+        item = np.ascontiguousarray(array_of(value, field.base, field.shape))
         memcpy(payload + self.steps[index].offset, cnp.PyArray_DATA(<cnp.ndarray>item), self.steps[index].bytes)
         return 0
 
@@ -336,7 +374,7 @@ cdef class RingPublisher:
             if result == WAIT_MOVED:
                 return True
             PyErr_CheckSignals()
-            if not self.closed or load_relaxed_u32(self.ring.header.status) & ~<uint32_t>C_STATUS_CLOSED:
+            if not self.closed or load_acquire_u32(self.ring.header.status) & ~<uint32_t>C_STATUS_CLOSED:
                 self._refuse()
             elif result == WAIT_STATUS:
                 return False

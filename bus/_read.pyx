@@ -160,6 +160,8 @@ cdef class RingCursor:
         it claims ahead; within a quarter of the ring that cannot reach this cursor (sync REGISTER).
         """
         cdef ReaderEntry *entry = self.ring.entry
+        if self.ring.cursor + self.ring.slot_count // 4 < load_acquire_u64(self.ring.header.watermarks[<int>W_PUBLISHED].sequence):
+            return False
         store_release_u64(entry.consumed, self.ring.cursor)
         entry.policy = RELIABLE
         announce_readers(self.ring.control[0])
@@ -200,7 +202,7 @@ cdef class RingCursor:
 
     @property
     def status(self):
-        return load_relaxed_u32(self.ring.header.status)
+        return load_acquire_u32(self.ring.header.status)
 
     def count_overrun(self, uint64_t lost, uint64_t refilled, bint lapped):
         """Add to the counters in the reader table, which inspect and top show."""

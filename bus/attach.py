@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..storage import Schema
+from ..storage import Schema, SchemaError
 from . import _segment
 from .errors import AttachError, NotFound
 from .segments import Segment, data_name, open_control, split_address
@@ -67,7 +67,10 @@ def attach(address: str) -> Attached:
         raise AttachError(
             f"segment {name}: made for {header['bus']}/{header['topic']} or by two users; not to be trusted"
         )
-    schema = Schema.from_json(header["schema_json"])
+    try:
+        schema = Schema.from_json(header["schema_json"])
+    except SchemaError as error:
+        raise AttachError(f"segment {name}: its schema cannot be read: {error}") from None
     if schema.hash != header["schema_hash"] or schema.row_bytes != header["row_bytes"]:
         raise AttachError(f"segment {name}: its schema does not match its header; damaged, or of another release")
     return Attached(bus, topic, data, control, header, schema)

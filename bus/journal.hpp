@@ -146,13 +146,13 @@ class Journal {
     }
 
     void nap(uint32_t kicks, int64_t now, int64_t idle_since) {
-        int64_t sleep_ns = 50'000;
         const bool deep = now - idle_since > 20'000'000;
+        int64_t sleep_ns = deep ? SLICE_NS : 50'000;
         if (dirty_ && mode_ == SYNC_INTERVAL) {
             const int64_t due_ns = last_sync_ns_ + interval_ns_ - now;
-            if (deep || due_ns < sleep_ns) sleep_ns = due_ns > 1'000 ? due_ns : 1'000;
-        } else if (deep) {
-            sleep_ns = SLICE_NS;
+            if (due_ns < sleep_ns) sleep_ns = due_ns > 1'000 ? due_ns : 1'000;
+        }
+        if (sleep_ns > 1'000'000) {
             store_relaxed(asleep_, 1u);
             if (!barrier_heavy()) sleep_ns = 1'000'000;  // sync WAKE; without it a publish may go unseen: look again soon
         }
@@ -184,7 +184,7 @@ class Journal {
     std::vector<JournalRing> rings_;
     const SyncMode mode_;
     const int64_t interval_ns_;
-    int64_t last_sync_ns_ = 0;
+    int64_t last_sync_ns_ = monotonic_ns();
     bool dirty_ = false;  // written since the last sync
     uint32_t stop_ = 0;
     alignas(LINE) uint32_t kicks_ = 0;

@@ -3,6 +3,7 @@
 
 #include <Python.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -67,7 +68,16 @@ inline bool pack_field(const FieldStep &step, char *payload, PyObject *value) {
     case FIELD_FLOAT: {
         const double number = PyFloat_AsDouble(value);
         if (number == -1.0 && PyErr_Occurred()) return false;
-        if (step.item_bytes == 8) put<double>(at, number); else put<float>(at, static_cast<float>(number));
+        if (step.item_bytes == 8) {
+            put<double>(at, number);
+            return true;
+        }
+        const auto narrow = static_cast<float>(number);
+        if (std::isinf(narrow) && !std::isinf(number)) {
+            PyErr_SetString(PyExc_OverflowError, "too large for 4 bytes");
+            return false;
+        }
+        put<float>(at, narrow);
         return true;
     }
     case FIELD_BOOL: {

@@ -59,7 +59,7 @@ inline WaitResult wait_for(const DataHeader &header, ControlHeader &control, Wat
                            int64_t timeout_ns, WaitStrategy strategy) {
     const uint64_t &watermark = header.watermarks[which].sequence;
     if (load_acquire(watermark) > cursor) return WAIT_MOVED;
-    if (load_relaxed(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
+    if (load_acquire(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
     if (timeout_ns <= 0) return WAIT_TIMEOUT;
     const int64_t deadline = monotonic_ns() + timeout_ns;
     // Even a sleeper spins first for a moment: a record that is on its way is then read without a wake call.
@@ -72,7 +72,7 @@ inline WaitResult wait_for(const DataHeader &header, ControlHeader &control, Wat
             else
                 std::atomic_signal_fence(std::memory_order_seq_cst);
         }
-        if (load_relaxed(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
+        if (load_acquire(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
         if (monotonic_ns() >= spin_until) break;
     }
     if (strategy != WAIT_FUTEX) return WAIT_TIMEOUT;
@@ -82,7 +82,7 @@ inline WaitResult wait_for(const DataHeader &header, ControlHeader &control, Wat
     store_relaxed(want, 1u);
     const bool ordered = barrier_heavy();  // sync WAKE
     if (load_acquire(watermark) > cursor) return WAIT_MOVED;
-    if (load_relaxed(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
+    if (load_acquire(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
     int64_t left = deadline - monotonic_ns();
     if (!ordered && left > 1'000'000) left = 1'000'000;  // without the barrier a wake may be missed: sleep only briefly
     if (left > 0) futex_wait(door.bell, bell, left);

@@ -486,6 +486,8 @@ def _close(parts: _Parts) -> None:
         fenced = parts.journal_result[:1] == [errno.ESTALE]
         failure = None if fenced else parts.journal.failure()
     parts.stop.set()
+    if parts.log is not None:
+        os.eventfd_write(parts.log.appender.wants_spare_fd, 1)  # the keeper sleeps on it
     for thread in parts.threads:
         if thread.ident is not None:
             thread.join()

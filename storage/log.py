@@ -174,7 +174,7 @@ class Log:
         try:
             if finish and self.appender.failure() is None:
                 self.appender.finish()
-            if self.appender.failure() is None:
+            if self.appender.failure() is None and holds_lock(self.directory, self._lock):
                 free_tail(file_path(self.directory, self.appender.file_number), self.appender.offset)
         finally:
             self._drop_spares()

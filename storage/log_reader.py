@@ -68,6 +68,8 @@ class LogReader:
         if not numbers:
             raise FileNotFoundError(2, "holds no log files", str(self.directory))
         self.schema = self._find_schema(numbers[-1][0])
+        assert self._part is not None
+        self.log_id = self._part.file.header.log_id
 
     def _find_schema(self, newest: int) -> Schema:
         part = self._load(newest)

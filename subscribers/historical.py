@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from ..bus import NotFound, attach
+import numpy as np
+
+from ..bus import NotFound, Overrun, attach
+from ..bus._read import RingCursor
 from ..bus.segments import split_address
 from ..storage import LogReader
-from .reader import Follow, TopicReader, Wait
+from .reader import BATCH_ROWS_MAX, Follow, TopicReader, Wait
 
 __all__ = ["Historical"]
 
@@ -24,6 +27,7 @@ class Historical(TopicReader):
     repeat, and then behaves as RealTime does (follow, reliable, wait, name, reopen).
     batch_rows: most rows a batch. Rows are views over the mapped log, valid for as long as they are kept.
 
+    data_dir of a log that the running bus does not write is read alone.
     Raises NotFound, AttachError, FileNotFoundError, StorageError (HistoryGone where `start` is no longer kept), ValueError.
     """
 
@@ -61,6 +65,12 @@ class Historical(TopicReader):
         if ring is not None and directory is not None and ring.log_directory is not None:
             directory = ring.log_directory if data_dir is None else directory
         log = LogReader(directory, topic) if directory is not None else None
+        if ring is not None and log is not None and ring.header["log_id"] != log.log_id:
+            if live:
+                raise ValueError(
+                    f"{address}: the running bus does not write the log in {directory}; leave out data_dir"
+                )
+            ring = None
         if log is None and (since is not None or until is not None):
             raise ValueError(f"{address}: time can be asked for only where the bus has a data_dir")
         super().__init__(
@@ -77,15 +87,32 @@ class Historical(TopicReader):
         first = 1 if start == "earliest" else start
         if log is not None:
             if since is not None:
-                first = log.find_time(since)
+                first = self._find_time(log, since)
             elif start == "earliest":
                 first = log.oldest
             if until is not None:
-                last = log.find_time(until) - 1
-        self._open_at(first - 1)
-        if log is None and self._cursor is not None and start == "earliest":
-            self._begin = self._cursor.cursor = self._cursor.oldest - 1
-        if last is None and not live and self._cursor is not None:
-            last = self._cursor.watermark
+                last = self._find_time(log, until) - 1
+        self._open_at(first - 1, oldest=log is None and start == "earliest")
+        if not live and self._cursor is not None:
+            newest = self._cursor.watermark
+            last = newest if last is None else min(last, newest)
         self._last = last
         self._from_log = log is not None
+
+    def _find_time(self, log: LogReader, timestamp_ns: int) -> int:
+        """The sequence of the first record stamped at or after that time, in the log or not logged yet."""
+        found = log.find_time(timestamp_ns)
+        if self._ring is None:
+            return found
+        cursor = RingCursor(self._ring.data.memory, self._ring.control.memory, self._ring.schema.dtype, self._follow, 0)
+        cursor.cursor = found - 1
+        try:
+            while (batch := cursor.poll(BATCH_ROWS_MAX)) is not None:
+                at = int(np.searchsorted(batch.rows["timestamp_ns"], timestamp_ns))
+                batch.validate()
+                if at < len(batch):
+                    return batch.first + at
+                found = batch.last + 1
+        except Overrun:  # then it is in the log by now
+            return log.find_time(timestamp_ns)
+        return found

@@ -36,6 +36,7 @@ Wait: TypeAlias = Literal["futex", "spin", "yield"]
 STRATEGIES = ("futex", "spin", "yield")  # by their numbers in wait.hpp
 SLICE_S = 0.5  # how often a waiting reader looks whether its ring is still the topic's
 REOPEN_POLL_S = 0.02
+LAPPED_TRIES = 8  # of finding a place in a ring that is written faster than it is read
 BATCH_ROWS_MAX = 65_536
 
 
@@ -100,11 +101,17 @@ class TopicReader:
 
     # --- positions --------------------------------------------------------------------------------------------------
 
-    def _open_at(self, position: int) -> None:
-        """Begin behind `position`."""
+    def _open_at(self, position: int, *, oldest: bool = False) -> None:
+        """Begin behind `position`, or (oldest) at the first record that the ring holds."""
         self._begin = self._position = position
-        if self._ring is not None:
-            self._enter(self._ring, position)
+        if self._ring is None:
+            return
+        self._enter(self._ring, position)
+        assert self._cursor is not None
+        if oldest:
+            self._begin = self._cursor.cursor = self._cursor.oldest - 1
+        if not self._holds and not self._from_log:
+            self._holds = self._cursor.hold_writer()
 
     def _enter(self, ring: Attached, position: int, former: RingCursor | None = None) -> None:
         """Begin in a ring behind `position`, in the reader table's entry of `former` where that may be kept."""
@@ -303,10 +310,19 @@ class TopicReader:
         if self._log is not None:
             self._from_log = True
             return self._poll_log()
-        oldest, published = cursor.oldest, cursor.published
-        resume_at = oldest + (published + 1 - oldest) // 4
-        self._count_lost(resume_at - overrun.wanted)
-        cursor.cursor = resume_at - 1
+        for _ in range(LAPPED_TRIES):
+            oldest, published = cursor.oldest, cursor.published
+            resume_at = oldest + (published + 1 - oldest) // 4
+            self._count_lost(resume_at - overrun.wanted)
+            cursor.cursor = resume_at - 1
+            try:
+                batch = cursor.poll(self._rows_max)
+            except Overrun as again:
+                overrun = again
+                continue
+            if batch is not None:
+                batch.lost, self._lost_before = self._lost_before, 0
+            return batch
         return None
 
     # --- another ring -----------------------------------------------------------------------------------------------

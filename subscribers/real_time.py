@@ -59,9 +59,6 @@ class RealTime(TopicReader):
             marks = ring.watermarks()
             self._open_at(getattr(marks, follow))
         elif start == "earliest":
-            oldest = log.oldest if log is not None else 1
-            self._open_at(oldest - 1)
-            if not has_log and self._cursor is not None:
-                self._begin = self._cursor.cursor = self._cursor.oldest - 1
+            self._open_at(log.oldest - 1 if log is not None else 0, oldest=not has_log)
         else:
             self._open_at(start - 1)

@@ -91,7 +91,7 @@ class Observer:
             opened_age_s=_age_s(header["created_ns"], now_ns),
             heartbeat_age_s=_age_s(state["heartbeat_ns"], now_ns),
             status=tuple(_status_words(state["status"])),
-            log_error=os.strerror(state["log_errno"]) if state["log_errno"] else "",
+            log_error=_error_text(state["log_errno"]),
             log_directory=str(Path(header["data_dir"]) / "log") if header["data_dir"] else None,
             schema=schema_facts(schema) if schema is not None else None,
             claimed=state["claimed"],
@@ -175,3 +175,10 @@ def _status_words(status: int) -> list[str]:
 
 def _age_s(since_ns: int, now_ns: int) -> float:
     return round(max(0, now_ns - since_ns) / 1e9, 3)
+
+
+def _error_text(number: int) -> str:
+    """What an errno means; the number itself where it cannot be one."""
+    if not number:
+        return ""
+    return os.strerror(number) if number < 1 << 31 else f"error {number}"

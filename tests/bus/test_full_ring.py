@@ -397,7 +397,6 @@ def test_what_a_lossy_reader_missed_is_counted_to_the_last_record(bus_name):
         assert entry["consumed"] == published
 
 
-@pytest.mark.xfail(strict=True, reason="the poll that finds itself lapped gives nothing, though there are records")
 def test_a_poll_that_was_lapped_gives_the_next_records_there_are(bus_name):
     with Writer(bus_name, [PAIRS], slots=SLOTS) as writer, RealTime(f"{bus_name}/pairs") as reader:
         publish(writer, 10 * SLOTS)
@@ -417,7 +416,6 @@ def test_lag_is_what_is_still_to_be_read(bus_name):
 # --- becoming reliable ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="it begins to hold only with its first poll")
 def test_a_reliable_reader_holds_the_writer_from_the_moment_it_is_opened(bus_name):
     with (
         Writer(bus_name, [PAIRS], slots=SLOTS, full="raise") as writer,

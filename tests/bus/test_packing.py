@@ -238,7 +238,7 @@ def test_short_bytes_are_filled_with_zeros_whatever_the_slot_held_before(bus_nam
         ("grid", [["1", "2", "3"], ["4", "5", "6"]], TypeError),
         ("grid", None, ValueError),
         ("reals", [1.0], ValueError),
-        ("reals", ["x", 1.0], ValueError),
+        ("reals", ["x", 1.0], TypeError),
         ("reals", [10**400, 1.0], OverflowError),
     ],
 )
@@ -336,14 +336,12 @@ def test_a_value_that_publishes_while_it_is_packed_is_refused(bus_name):
         assert topic.rows()[["left", "right"]].tolist() == [(1, 2)]
 
 
-@pytest.mark.xfail(strict=True, reason="numpy reads such a list as floats, and the packing believes it")
 def test_lists_of_large_and_small_unsigned_numbers_are_stored_exactly(bus_name):
     with opened(bus_name, Schema("topic", {"array": "3u8"})) as topic:
         topic.publish([0, 2**63, 2**64 - 1])
         assert topic.rows()["array"].tolist() == [[0, 2**63, 2**64 - 1]]
 
 
-@pytest.mark.xfail(strict=True, reason="a list with such a number becomes one of objects or floats: TypeError")
 def test_numbers_too_large_for_any_type_overflow_in_lists_too(bus_name):
     with opened(bus_name, Schema("topic", {"array": "2i8"})) as topic:
         for value in (2**63, 2**64, -(2**63) - 1):
@@ -351,7 +349,6 @@ def test_numbers_too_large_for_any_type_overflow_in_lists_too(bus_name):
                 topic.publish([0, value])
 
 
-@pytest.mark.xfail(strict=True, reason="arrays of bytes are cut, and text is encoded, without a word")
 @pytest.mark.parametrize(
     ("value", "error"),
     [
@@ -370,7 +367,6 @@ def test_arrays_of_bytes_are_held_to_the_rules_of_single_ones(bus_name, value, e
         assert topic.published == 0
 
 
-@pytest.mark.xfail(strict=True, reason="arrays of floats take text, None and complex numbers")
 @pytest.mark.parametrize("value", [["1", "2"], [None, 1.0], [1.0, 2j], [b"1", b"2"]])
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 def test_arrays_of_floats_are_held_to_the_rules_of_single_ones(bus_name, value):
@@ -380,7 +376,6 @@ def test_arrays_of_floats_are_held_to_the_rules_of_single_ones(bus_name, value):
         assert topic.published == 0
 
 
-@pytest.mark.xfail(strict=True, reason="becomes infinity without a word")
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_a_float_too_large_for_its_field_is_refused(bus_name):
     with opened(bus_name, Schema("topic", {"narrow": "f4", "pair": "2f4"})) as topic:

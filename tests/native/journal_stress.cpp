@@ -171,7 +171,7 @@ void keep(Work &work, int &number) {
 uint64_t wait_and_look(Work &work, uint64_t seed) {
     Random random(seed);
     uint64_t looks = 0, file_number = 1;
-    while (!work.published_all) {
+    do {
         const Watermark which = work.waits_for_disk && random.below(2) == 0 ? DURABLE : LOGGED;
         const size_t topic = random.below(TOPICS);
         Ring &ring = work.rings[topic];
@@ -193,7 +193,7 @@ uint64_t wait_and_look(Work &work, uint64_t seed) {
             fail("waiter: topic %zu, row %llu was said to be logged, the files end before %llu", topic,
                  static_cast<unsigned long long>(wanted), static_cast<unsigned long long>(next[topic]));
         ++looks;
-    }
+    } while (!work.published_all);
     return looks;
 }
 

@@ -111,7 +111,6 @@ def test_a_last_sequence_that_is_still_to_come_is_waited_for_when_live(bus_name,
             assert reader.position == 15
 
 
-@pytest.mark.xfail(strict=True, reason="it waits for the last sequence although it is not live")
 def test_a_last_sequence_that_is_still_to_come_does_not_keep_it_from_ending(bus_name, tmp_path):
     with open_writer(bus_name, tmp_path) as writer:
         publish(writer["points"], 10)
@@ -241,7 +240,6 @@ def pause_with_log_behind(child: Child, address: str) -> Watermarks:
     return attach(address).watermarks()
 
 
-@pytest.mark.xfail(strict=True, reason="only the log is asked for the time, and it may be behind the ring")
 def test_a_time_is_found_among_records_that_are_not_logged_yet(bus_name, tmp_path, children):
     address, child = f"{bus_name}/points", children.start()
     child.run(OPEN, bus=bus_name, data_dir=tmp_path)
@@ -508,7 +506,6 @@ def test_it_needs_no_running_bus_where_the_data_directory_is_given(bus_name, tmp
     assert child.ask("sum(len(batch) for batch in reader)") == 10 * SLOTS
 
 
-@pytest.mark.xfail(strict=True, reason="the ring of the running bus is taken for the end of any log")
 def test_a_data_directory_that_the_running_bus_does_not_write_is_read_alone(bus_name, tmp_path):
     with open_writer(bus_name, tmp_path / "yesterday") as writer:
         publish(writer["points"], 10)
