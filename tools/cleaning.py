@@ -15,11 +15,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ..bus import AttachError, NotFound
-from ..bus.segments import DIRECTORY, Segment, bus_name, check_bus_name, control_name, data_name, list_names
+from ..bus import AttachError
+from ..bus.segments import DIRECTORY, Segment, bus_name, check_bus_name, control_name, data_name, draft_name, list_names
 from .exit_codes import FAILED
+from .inspecting import no_such_bus
 from .observing import Observer
-from .printing import mebibytes, note, plain, print_json, stdout
+from .printing import counted, memory, note, plain, print_json, print_text, stdout
 from .snapshot import BusFacts, TopicFacts
 
 __all__ = ["clean"]
@@ -37,7 +38,7 @@ class Cleaned(msgspec.Struct, kw_only=True):
 
 
 def clean(
-    bus: Annotated[str | None, typer.Argument(metavar="[BUS]", help="Only this bus; all without.")] = None,
+    bus: Annotated[str | None, typer.Argument(metavar="BUS", help="Only this bus; all without.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, remove nothing.")] = False,
     force: Annotated[
         bool,
@@ -53,7 +54,7 @@ def clean(
     Example: ringmain clean --dry-run
     """
     if bus is not None and check_bus_name(bus) not in list_names():
-        raise NotFound(f"no bus {bus!r} is open on this machine; `ringmain ls` lists them")
+        raise no_such_bus(bus)
     results = [_clean_bus(name, dry_run, force) for name in list_names() if bus is None or name == bus]
     if as_json:
         print_json({"dry_run": dry_run, "buses": results})
@@ -88,7 +89,7 @@ def _remove(facts: BusFacts, dry_run: bool, unlogged: int) -> Cleaned:
     result = Cleaned(
         bus=facts.bus, action="would remove" if dry_run else "removed", reason="its writer is dead", lost_count=lost
     )
-    names = [make(facts.bus, topic.topic) for topic in facts.topics for make in (data_name, control_name)]
+    names = [make(facts.bus, topic.topic) for topic in facts.topics for make in (data_name, draft_name, control_name)]
     for name in [*names, bus_name(facts.bus)]:  # its lock goes last
         try:
             size_bytes = os.stat(DIRECTORY / name[1:]).st_size
@@ -140,7 +141,7 @@ def _tell(results: list[Cleaned]) -> None:
     if not results:
         note("nothing to clean: no buses are open on this machine")
     for result in results:
-        what = f": {len(result.segments)} segments, {mebibytes(result.freed_bytes)} MiB" if result.segments else ""
-        stdout().print(plain(f"{result.bus}: {result.action}{what}; {result.reason}"), soft_wrap=True)
+        what = f" {counted(len(result.segments), 'segment')}, {memory(result.freed_bytes)}" if result.segments else ""
+        print_text(stdout(), plain(f"{result.bus}: {result.action}{what}; {result.reason}"))
         if result.lost_count and result.segments:
             note(f"warning: {result.bus}: {result.lost_count:,} records are only in its rings, and are lost with them")

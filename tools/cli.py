@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from .bench import bench_app
 from .cleaning import clean
 from .demo import demo
-from .exit_codes import EXIT_CODES_HELP, explain
+from .exit_codes import EXIT_CODES_HELP, OK, explain
 from .inspecting import inspect
 from .listing import ls
 from .log_command import log_app
-from .printing import plain, stderr
+from .printing import note
 from .publishing import publish
 from .subscribing import subscribe
 from .top import top
@@ -26,13 +28,28 @@ __all__ = ["app", "main"]
 
 TERMINATED = 128 + signal.SIGTERM
 
+
+class _Commands(TyperGroup):
+    """Runs the command. A pipe that nobody reads any more (`| head`) ends it, and is no error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise typer.Exit(OK) from None
+        finally:
+            _flush()
+
+
 app = typer.Typer(
     name="ringmain",
+    cls=_Commands,
     help="Publish records into shared memory and a durable log, read them from any process, and look inside.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # a paragraph of a docstring is one, however its lines break
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=EXIT_CODES_HELP)(demo)
@@ -49,19 +66,40 @@ app.add_typer(bench_app, name="bench")
 def main() -> NoReturn:
     """Run the command line and leave with its exit code. RINGMAIN_TRACEBACK=1 shows where an error came from."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    _open_standard_streams()
     try:
         app(prog_name="ringmain")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads us any more: that is not an error
-        sys.exit(0)
     except Exception as error:
         told = explain(error)
         if told is None or os.environ.get("RINGMAIN_TRACEBACK"):
             raise
         code, line = told
-        stderr().print(plain(f"ringmain: {line}"), soft_wrap=True)
+        note(f"ringmain: {line}")
         sys.exit(code)
     sys.exit(0)
+
+
+def _flush() -> None:
+    """Write what is still to be written while an error can be told; the rest goes nowhere once nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_standard_streams() -> None:
+    """Make them fit for use, however we were started.
+
+    Where a shell has closed one (`>&-`), what is for it goes nowhere, and into no file that is opened later.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 takes the lowest free descriptor, which is its own
+    if isinstance(sys.stdout.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED: its `write` may write a part of what it gets, when a signal comes, and tells by the count alone.
+        given = sys.stdout
+        stream = io.BufferedWriter(given.buffer)
+        sys.stdout = io.TextIOWrapper(stream, given.encoding, given.errors, line_buffering=given.isatty())
 
 
 def _on_terminate(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -29,11 +29,16 @@ __all__ = ["demo"]
 
 
 def demo(
-    seconds: Annotated[float, typer.Option(help="How long the exchange is open.", min=2.0, max=3600.0)] = 20.0,
-    rate: Annotated[float, typer.Option(help="Records per second, over all topics.", min=10.0)] = 50_000.0,
-    seed: Annotated[int, typer.Option(help="Chooses the order flow; the same seed makes the same records.", min=0)] = 1,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", help="How long the exchange is open.", min=2.0, max=3600.0)
+    ] = 20.0,
+    rate: Annotated[float, typer.Option(metavar="N", help="Records per second, over all topics.", min=10.0)] = 50_000.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Chooses the order flow; the same seed makes the same records.", min=0)
+    ] = 1,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Empty or new folder for the log, kept afterwards. Without: a temporary one.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Empty or new folder for the log, kept afterwards. Without: a temporary one."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Only print one JSON object at the end.")] = False,
 ) -> None:
@@ -119,13 +124,13 @@ def _tell(console: Console, summary: Summary) -> None:
             (f"{summary.outage_s:.2f} s later", "bold"),
             ", having recovered ",
             (f"{recovered:,} records", "bold"),
-            f": {summary.recovered_from_log_count:,} from the log, and {summary.recovered_from_rings_count:,} that it did not "
-            "hold yet from the rings. Published and lost: ",
+            f": {summary.recovered_from_log_count:,} from the log, and {summary.recovered_from_rings_count:,} that only the "
+            "rings held. Published and lost: ",
             _zero(summary.lost_count),
             ".",
         )
     )
-    table = new_table("Subscriber", "Topic", ">Read", ">Of them from the log", ">Gaps", ">Repeats")
+    table = new_table("Subscriber", "Topic", ">Read", ">From the log", ">Gaps", ">Repeats")
     for reader in summary.readers:
         table.add_row(
             reader.name,
@@ -135,7 +140,9 @@ def _tell(console: Console, summary: Summary) -> None:
             _zero(reader.gap_count),
             _zero(reader.repeat_count),
         )
+    console.print()
     console.print(table)
+    console.print()
     if summary.ok:
         console.print(
             "Every record in the log is what the exchange makes from its seed, computed once more; every byte that the "

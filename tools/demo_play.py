@@ -28,6 +28,7 @@ LOOK_EVERY_S = 0.2
 LOOKS_KEPT = 6  # rates are over the time between the first and the last of these
 PATIENCE_S = 30.0  # for a child that is to start, to catch up or to end
 CAUGHT_UP_US = 100_000
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,9 @@ class Play:
 
     def close(self) -> None:
         """End what still runs, and remove what a killed publisher left in shared memory."""
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C changes nothing
+        before = {
+            number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS
+        }  # an impatient second Ctrl-C changes nothing
         try:
             children = (*self.publishers, *self.subscribers.values())
             for child in children:
@@ -220,7 +223,8 @@ class Play:
                     Segment.unlink(control_name(self.bus, topic))
                 Segment.unlink(bus_name(self.bus))
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def __enter__(self) -> Play:
         return self

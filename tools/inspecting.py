@@ -13,15 +13,17 @@ from rich.text import Text
 from ..bus import NotFound
 from ..bus.segments import check_bus_name, split_address
 from .observing import Observer
-from .printing import age, count, mebibytes, new_table, pairs, plain, print_json, rate, state_text, stdout
+from .printing import age, count, memory, new_table, pairs, plain, print_json, rate, state_text, stdout
 from .snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
 
-__all__ = ["inspect", "reader_state"]
+__all__ = ["inspect", "no_such_bus", "reader_state"]
 
 
 def inspect(
     address: Annotated[str, typer.Argument(metavar="BUS[/TOPIC]", help="A bus, or one topic of it.")],
-    interval: Annotated[float, typer.Option(help="Seconds over which rates are measured; 0: no rates.", min=0.0)] = 0.5,
+    interval: Annotated[
+        float, typer.Option(metavar="S", help="Seconds over which rates are measured; 0: no rates.", min=0.0)
+    ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with everything in it.")] = False,
 ) -> None:
     """Look inside a bus, or one topic of it: header, schema, watermarks, rates, and each reader.
@@ -52,9 +54,14 @@ def _look(bus: str, topic: str | None, interval: float) -> BusFacts:
     return snapshot.buses[0]
 
 
+def no_such_bus(bus: str) -> NotFound:
+    """What to say where a bus is asked for that is not there."""
+    return NotFound(f"no bus {bus!r} is open on this machine; start its writer, or see `ringmain ls`")
+
+
 def _found(snapshot: Snapshot, bus: str, topic: str | None) -> Snapshot:
     if not snapshot.buses:
-        raise NotFound(f"no bus {bus!r} is open on this machine; start its writer, or see `ringmain ls`")
+        raise no_such_bus(bus)
     if topic is not None and not snapshot.buses[0].topics:
         raise NotFound(f"bus {bus!r} has no topic {topic!r}; `ringmain inspect {bus}` lists those it has")
     return snapshot
@@ -67,13 +74,13 @@ def print_bus(console: Console, bus: BusFacts) -> None:
     console.print(_title(bus, bus.bus))
     console.print(pairs(("log", _directory(bus)), *_problem_rows(bus.problem)))
     table = new_table(
-        "topic",
+        "~topic",
         ">published\nper second",
         ">logged\nbehind",
         ">durable\nbehind",
-        ">slots\nMiB",
-        ">row bytes",
-        ">readers\nworst lag",
+        ">slots\nmemory",
+        ">row\nbytes",
+        ">readers\nmost lag",
     )
     for topic in bus.topics:
         worst = max((reader.lag_count for reader in topic.readers), default=None)
@@ -82,17 +89,19 @@ def print_bus(console: Console, bus: BusFacts) -> None:
             f"{count(topic.published)}\n{rate(topic.published_per_s)}",
             f"{count(topic.logged)}\n{_behind(topic, topic.logged)}",
             f"{count(topic.durable)}\n{_behind(topic, topic.durable)}",
-            f"{count(topic.slot_count)}\n{mebibytes(topic.segment_bytes)}",
+            f"{count(topic.slot_count)}\n{memory(topic.segment_bytes)}",
             count(topic.schema.row_bytes if topic.schema is not None else None),
             f"{len(topic.readers)}\n{count(worst)}",
         )
+    console.print()
     console.print(table)
     for topic in bus.topics:
         for name, text in _problem_rows(topic.problem, topic):
             console.print(pairs((f"{topic.topic} {name}", text)))
         if topic.readers:
-            console.print(_readers(topic.readers, title=f"readers of {topic.topic}"))
+            _print_readers(console, topic.readers, f"readers of {topic.topic}")
     if bus.topics:
+        console.print()
         console.print(
             Text(f"ringmain inspect {bus.bus}/{bus.topics[0].topic} shows a topic's schema", style="dim"),
             soft_wrap=True,
@@ -106,16 +115,18 @@ def print_topic(console: Console, bus: BusFacts, topic: TopicFacts) -> None:
     console.print(_title(bus, f"{bus.bus}/{topic.topic}"))
     rows = [("log", _directory(bus)), *_problem_rows(bus.problem), *_problem_rows(topic.problem, topic)]
     if topic.slot_count is not None and topic.schema is not None:
-        ring = f"{topic.slot_count:,} slots of {topic.schema.row_bytes:,} bytes, {mebibytes(topic.segment_bytes)} MiB; opened "
+        ring = f"{topic.slot_count:,} slots of {topic.schema.row_bytes:,} bytes, {memory(topic.segment_bytes)}; opened "
         rows.insert(0, ("ring", plain(f"{ring}{age(topic.opened_age_s)} ago")))
     console.print(pairs(*rows))
     if topic.published is not None:
+        console.print()
         console.print(_watermarks(topic))
     if topic.schema is not None:
         _print_schema(console, topic.topic, topic.schema)
     if topic.readers:
-        console.print(_readers(topic.readers, title=f"readers ({len(topic.readers)})"))
+        _print_readers(console, topic.readers, f"readers ({len(topic.readers)})")
     elif topic.published is not None:
+        console.print()
         console.print(Text("no readers", style="dim"))
 
 
@@ -131,10 +142,11 @@ def _watermarks(topic: TopicFacts) -> Table:
 
 
 def _print_schema(console: Console, topic: str, schema: SchemaFacts) -> None:
-    table = new_table("field", "type", "key", "unit", title=f"schema {topic}, hash {schema.hash}")
+    table = new_table("field", "type", "key", "~unit")
     for column in schema.fields:
         position = str(schema.key.index(column.name) + 1) if column.name in schema.key else ""
         table.add_row(column.name, column.type, position, plain(column.unit))
+    _print_title(console, f"schema {topic}, hash {schema.hash}")
     console.print(table)
     if schema.description:
         console.print(plain(schema.description, style="dim"))
@@ -177,16 +189,21 @@ def reader_state(reader: ReaderFacts) -> Text:
     return state_text(reader.process)
 
 
-def _readers(readers: tuple[ReaderFacts, ...], title: str) -> Table:
+def _print_title(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, style="italic"))
+
+
+def _print_readers(console: Console, readers: tuple[ReaderFacts, ...], title: str) -> None:
     columns = (
-        "reader\nreads",
+        "~reader\nreads",
         ">pid\nstate",
         ">consumed\nlag",
-        ">per second\nheartbeat age",
+        ">per second\nseen",
         ">overruns\n",
         ">lost\nrefilled",
     )
-    table = new_table(*columns, title=title)
+    table = new_table(*columns)
     for reader in readers:
         name = plain(reader.name)
         name.append(f"\n{reader.follow}, {reader.policy}", style="dim")
@@ -194,8 +211,9 @@ def _readers(readers: tuple[ReaderFacts, ...], title: str) -> Table:
             name,
             Text.assemble(f"{reader.pid}\n", reader_state(reader)),
             f"{reader.consumed:,}\n{reader.lag_count:,}",
-            f"{rate(reader.consumed_per_s)}\n{age(reader.heartbeat_age_s)}",
+            f"{rate(reader.consumed_per_s)}\n{age(reader.heartbeat_age_s)} ago",
             count(reader.overrun_count),
             f"{reader.lost_count:,}\n{reader.refilled_count:,}",
         )
-    return table
+    _print_title(console, title)
+    console.print(table)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from .observing import Observer
-from .printing import count, mebibytes, new_table, note, plain, print_json, state_text, stdout
+from .printing import count, memory, new_table, note, plain, print_json, state_text, stdout
 from .snapshot import BusFacts
 
 __all__ = ["ls"]
@@ -30,7 +30,7 @@ def ls(
     if not snapshot.buses:
         note("no buses are open on this machine")
         return
-    table = new_table("BUS/TOPIC", "WRITER", ">PID", ">EPOCH", ">RECORDS", ">MiB", ">READERS")
+    table = new_table("~BUS/TOPIC", "WRITER", ">PID", ">EPOCH", ">RECORDS", ">MEMORY", ">READERS")
     problems: list[str] = []
     for bus in snapshot.buses:
         _add(table, bus)
@@ -52,6 +52,6 @@ def _add(table: Table, bus: BusFacts) -> None:
             pid,
             "-" if topic.epoch is None else str(topic.epoch),
             count(topic.published),
-            mebibytes(topic.segment_bytes),
+            memory(topic.segment_bytes),
             "-" if topic.published is None else str(len(topic.readers)),
         )

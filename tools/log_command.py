@@ -15,13 +15,25 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..storage import LogReader
+from ..storage import LogLocked
 from ..storage.log_files import list_files, open_file, read_topics
 from ..storage.repair import RepairReport
 from ..storage.repair import repair as repair_log
 from .exit_codes import EXIT_CODES_HELP, FAILED
-from .log_contents import FRAME_KINDS, LogFacts, find_log, look_at_log
-from .printing import mebibytes, new_table, note, pairs, plain, plain_lines, print_json, stderr, stdout
+from .log_contents import FRAME_KINDS, LogFacts, find_log, look_at_log, open_topic, writer_of
+from .printing import (
+    counted,
+    memory,
+    new_table,
+    note,
+    pairs,
+    plain,
+    plain_lines,
+    print_json,
+    print_text,
+    stderr,
+    stdout,
+)
 from .row_formats import Format, column_values, open_format
 
 __all__ = ["log_app"]
@@ -41,7 +53,7 @@ class FrameFacts(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     first_sequence: int
     row_count: int
-    frame_bytes: int
+    payload_bytes: int
     durable_position: int  # bytes of the whole log that were on the disk when it was written
 
 
@@ -78,8 +90,8 @@ def dump(
 def verify(directory: Directory, as_json: AsJson = False) -> None:
     """Read a whole log and prove every checksum, order and connection in it. Changes nothing.
 
-    Damage is named with file and byte, and the exit code is then 1. A last frame that a killed writer did not finish is no
-    damage: the next writer cuts it off.
+    The first damage of each file is named with its byte, and the exit code is then 1. A last frame that a killed writer
+    did not finish is no damage: the next writer cuts it off.
 
     Example: ringmain log verify data
     """
@@ -108,6 +120,8 @@ def repair(
     Example: ringmain log repair data
     """
     log = find_log(directory)
+    if (writer_pid := writer_of(log)) is not None:  # told at once, not after all of it was read
+        raise LogLocked(log, writer_pid)
     with _progress("verifying") as progress:
         before = look_at_log(log, progress)
     if not yes:
@@ -119,7 +133,7 @@ def repair(
     if as_json:
         print_json({"damage_before": before.damage, "lost_count": report.lost_count, **_as_facts(report)})
     else:
-        stdout().print(plain_lines(str(report)), soft_wrap=True)
+        print_text(stdout(), plain_lines(str(report)))
 
 
 def _ask(log: Path) -> None:
@@ -138,13 +152,14 @@ def _as_facts(report: RepairReport) -> dict[str, Any]:
 
 def _print_log(console: Console, facts: LogFacts) -> None:
     _print_head(console, facts)
-    table = new_table("file", ">epoch", "created (UTC)", ">frames", ">MiB used", "end")
+    table = new_table("file", ">epoch", "created (UTC)", ">frames", ">used", "end")
     for number, file in enumerate(facts.files, start=1):
         ended = (
             "closed" if file.closed else "" if number < len(facts.files) else "open" if facts.writer_pid else "killed"
         )
-        frames, used = f"{file.frame_count:,}", mebibytes(file.used_bytes)
+        frames, used = f"{file.frame_count:,}", memory(file.used_bytes)
         table.add_row(Path(file.path).name, str(file.epoch), _moment(file.created_ns), frames, used, ended)
+    console.print()
     console.print(table)
     _print_topics(console, facts)
     _print_findings(console, facts)
@@ -156,8 +171,8 @@ def _print_verdict(console: Console, facts: LogFacts) -> None:
     _print_findings(console, facts)
     speed = facts.checked_bytes / facts.seconds / 1e9 if facts.seconds else 0.0
     console.print(
-        f"checked {len(facts.files):,} files, {facts.record_count:,} records, {mebibytes(facts.checked_bytes)} MiB in "
-        f"{facts.seconds:.2f} s ({speed:.1f} GB/s)"
+        f"checked {counted(len(facts.files), 'file')}, {counted(facts.record_count, 'record')}, {memory(facts.checked_bytes)} in "
+        f"{facts.seconds:.2f} s" + (f", {speed:.1f} GB/s" if speed >= 0.1 else "")
     )
 
 
@@ -169,7 +184,7 @@ def _print_head(console: Console, facts: LogFacts) -> None:
 
 
 def _print_topics(console: Console, facts: LogFacts) -> None:
-    table = new_table("topic", ">records", ">oldest", ">last", "last published (UTC)", ">row bytes")
+    table = new_table("~topic", ">records", ">oldest", ">last", "last published\n(UTC)", ">row\nbytes")
     for topic in facts.topics:
         held = topic.last - topic.oldest + 1
         table.add_row(
@@ -180,7 +195,9 @@ def _print_topics(console: Console, facts: LogFacts) -> None:
             _moment(topic.last_timestamp_ns) if topic.last else "-",
             f"{topic.row_bytes:,}",
         )
+    console.print()
     console.print(table)
+    console.print()
 
 
 def _print_findings(console: Console, facts: LogFacts) -> None:
@@ -192,9 +209,9 @@ def _print_findings(console: Console, facts: LogFacts) -> None:
         )
     for damage in facts.damage:
         place = damage.path if damage.offset is None else f"{damage.path}, byte {damage.offset:,}"
-        console.print(plain(f"DAMAGED {place}: {damage.message}", style="red"), soft_wrap=True)
+        print_text(console, plain(f"DAMAGED {place}: {damage.message}", style="red"))
     if facts.damage:
-        console.print("restore a copy, or give up what is damaged with `ringmain log repair`", soft_wrap=True)
+        print_text(console, plain("restore a copy, or give up what is damaged with `ringmain log repair`"))
     else:
         console.print(plain("sound", style="green"))
 
@@ -203,7 +220,7 @@ def _print_findings(console: Console, facts: LogFacts) -> None:
 
 
 def _dump_rows(log: Path, topic: str, limit: int, as_json: bool) -> None:
-    reader = LogReader(log, topic)
+    reader = open_topic(log, topic)
     console = stdout()
     table = open_format(
         Format.table, sys.stdout.buffer, reader.schema, width=console.width if console.is_terminal else None
@@ -243,7 +260,7 @@ def _dump_frames(log: Path, topic: str | None, limit: int, as_json: bool) -> Non
     if as_json:
         print_json({"directory": str(log), "frames": found, "more": more})
         return
-    table = new_table("file", ">offset", "kind", "topic", ">first sequence", ">rows", ">bytes", ">durable before")
+    table = new_table("file", ">offset", "kind", "~topic", ">first\nsequence", ">rows", ">bytes", ">durable\nbefore")
     for frame in found:
         table.add_row(
             Path(frame.file).name,
@@ -252,7 +269,7 @@ def _dump_frames(log: Path, topic: str | None, limit: int, as_json: bool) -> Non
             frame.topic,
             f"{frame.first_sequence:,}" if frame.topic else "",
             f"{frame.row_count:,}" if frame.kind == "rows" else "",
-            f"{frame.frame_bytes:,}",
+            f"{frame.payload_bytes:,}",
             f"{frame.durable_position:,}",
         )
     stdout().print(table)
@@ -276,7 +293,7 @@ def _frames(log: Path, topic: str | None) -> Iterator[FrameFacts]:
                     topic=name,
                     first_sequence=int(frame["first_sequence"]),
                     row_count=int(frame["row_count"]),
-                    frame_bytes=int(frame["frame_bytes"]),
+                    payload_bytes=int(frame["payload_bytes"]),
                     durable_position=int(frame["durable_position"]),
                 )
 

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import msgspec
 
-from ..storage import Corruption, StorageError, _log
+from ..bus import NotFound
+from ..storage import Corruption, LogReader, StorageError, _log
 from ..storage.log_files import list_files, open_file, read_topics
 from ..storage.recovery import Contents, examine
 from .processes import flock_holder
 
-__all__ = ["DamageFacts", "FileFacts", "LogFacts", "LogTopicFacts", "find_log", "look_at_log"]
+__all__ = [
+    "DamageFacts",
+    "FileFacts",
+    "LogFacts",
+    "LogTopicFacts",
+    "find_log",
+    "look_at_log",
+    "open_topic",
+    "writer_of",
+]
 
 FRAME_KINDS = {
     _log.FRAME_ROWS: "rows",
@@ -82,6 +92,22 @@ def find_log(path: Path) -> Path:
         if directory.is_dir() and list_files(directory):
             return directory
     raise FileNotFoundError(2, "holds no log: no files such as 0000000001.log here or in its folder log", str(path))
+
+
+def open_topic(directory: Path, topic: str) -> LogReader:
+    """A topic of a log. Raises NotFound, with the topics there are, where it is not one of them."""
+    try:
+        return LogReader(directory, topic)
+    except StorageError:
+        if topic in (names := _newest_topics(directory)):
+            raise
+        raise NotFound(f"{directory}: no topic {topic!r} in this log; it has {', '.join(names) or 'none'}") from None
+
+
+def _newest_topics(directory: Path) -> list[str]:
+    number, path = list_files(directory)[-1]
+    file = open_file(path, number)
+    return [declared.schema.name for declared in read_topics(file, file.scan()[0])]
 
 
 def look_at_log(directory: Path, progress: Callable[[int, int], None] | None = None) -> LogFacts:

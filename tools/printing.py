@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 from rich import box
@@ -14,19 +15,23 @@ from rich.text import Text
 __all__ = [
     "age",
     "count",
-    "mebibytes",
+    "counted",
+    "memory",
     "new_table",
     "note",
     "pairs",
     "plain",
     "plain_lines",
     "print_json",
+    "print_json_line",
+    "print_text",
     "rate",
     "state_text",
     "stderr",
     "stdout",
 ]
 
+PIPE_COLUMNS = 1000
 STATE_STYLES = {
     "alive": "green", "stopped": "yellow", "starting": "yellow", "dead": "red", "closed": "dim",
     "log failed": "red", "unreadable": "yellow",
@@ -35,22 +40,38 @@ STATE_STYLES = {
 
 def stdout() -> Console:
     """The console for results. Made when it is needed, since tests and pipes replace the stream."""
-    return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, highlight=False, width=_width(sys.stdout))
 
 
 def stderr() -> Console:
     """The console for everything that is not the result."""
-    return Console(file=sys.stderr, highlight=False)
+    return Console(file=sys.stderr, highlight=False, width=_width(sys.stderr))
+
+
+def _width(stream: TextIO) -> int | None:
+    """None: the terminal's, or what COLUMNS says. Where there is no terminal nothing need be cut to fit one."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
 
 
 def note(text: str) -> None:
     """A line beside the result."""
-    stderr().print(plain(text), soft_wrap=True)
+    print_text(stderr(), plain(text))
+
+
+def print_text(console: Console, text: Text) -> None:
+    """A sentence or more, wrapped between words on a terminal and left whole elsewhere."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def print_json(facts: object) -> None:
     """One JSON object on standard output."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
+
+
+def print_json_line(facts: object) -> None:
+    """One JSON object on a line of its own, at once."""
+    sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
+    sys.stdout.flush()
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -63,13 +84,18 @@ def plain_lines(text: str) -> Text:
     return Text("\n").join(plain(line) for line in text.splitlines())
 
 
-def new_table(*columns: str, title: str = "") -> Table:
-    """A table without frames. A column named ">x" is aligned to the right; "\\n" in a name makes two lines of it."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", header_style="bold")
+def new_table(*columns: str) -> Table:
+    """A table without frames. "\\n" in a column's name makes two lines of it.
+
+    ">x" is aligned to the right. "~x" gives way where the terminal is too narrow, and is then folded; all others stay whole.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
-        right = column.startswith(">")
         table.add_column(
-            column.removeprefix(">"), justify="right" if right else "left", overflow="ellipsis", no_wrap=True
+            column.lstrip(">~"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold" if column.startswith("~") else "ellipsis",
+            no_wrap=not column.startswith("~"),
         )
     return table
 
@@ -82,12 +108,23 @@ def count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A count of things: "1 file", "2 files"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def rate(per_second: float | None) -> str:
     return "-" if per_second is None else f"{per_second:,.0f}"
 
 
-def mebibytes(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 2**20:,.1f}"
+def memory(size_bytes: int | None) -> str:
+    """A size in the largest unit that leaves something before the point."""
+    if size_bytes is None:
+        return "-"
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size_bytes >= 1 << power:
+            return f"{size_bytes / (1 << power):,.1f} {unit}"
+    return f"{size_bytes} B"
 
 
 def age(seconds: float | None) -> str:

@@ -26,7 +26,7 @@ def process_state(pid: int, started: int) -> str:
 
 
 def flock_holder(path: Path, *, any_device: bool = False) -> int | None:
-    """The pid of a process that holds a flock(2) on the file, or None.
+    """The pid of another process that holds a flock(2) on the file, or None.
 
     Read from the kernel's list: trying the lock would refuse it, for an instant, to a writer that is just starting.
     any_device: the file system may tell another device number than the list does (overlay and btrfs do).
@@ -41,6 +41,6 @@ def flock_holder(path: Path, *, any_device: bool = False) -> int | None:
         words = line.split()  # 1: FLOCK ADVISORY WRITE pid major:minor:inode start end
         if len(words) == 8 and words[1] == "FLOCK":
             place, _, inode = words[5].rpartition(":")
-            if int(inode) == status.st_ino and (any_device or place == device):
+            if int(inode) == status.st_ino and (any_device or place == device) and int(words[4]) != os.getpid():
                 return int(words[4])
     return None

@@ -104,6 +104,8 @@ def publish(
     bus, topic = split_address(address)
     if wait in (Reached.logged, Reached.durable) and data_dir is None:
         raise ValueError(f"--wait {wait}: nothing is {wait} without --data-dir")
+    if wait is Reached.durable and sync is Sync.never:
+        raise ValueError("--wait durable: nothing is known to be durable with --sync never")
     plan = load_map(mapping, find_schema(topic, schema))
     pace = Pace(rate, speed)
     if speed is not None and plan.pace is None:
@@ -111,16 +113,17 @@ def publish(
     tally = Tally(topic=address, rejects=None if rejects is None else str(rejects))
     started = time.monotonic()
     with CsvRows(csv, plan, rejects=rejects) as rows:
+        writer = Writer(bus, [plan.schema], data_dir=data_dir, slots=slots, sync=sync.value)
         try:
-            with Writer(bus, [plan.schema], data_dir=data_dir, slots=slots, sync=sync.value) as writer:
-                publisher = writer[topic]
-                try:
-                    _await_readers(address, readers)
-                    _publish_rows(publisher, rows, plan, pace, wait, tally)
-                finally:
-                    tally.last_sequence = publisher.watermarks.published
-            if data_dir is not None and sync is not Sync.never:
-                tally.durable_sequence = tally.last_sequence  # closing has synced everything
+            publisher = writer[topic]
+            try:
+                _await_readers(address, readers)
+                _publish_rows(publisher, rows, plan, pace, wait, tally)
+            finally:
+                tally.last_sequence = publisher.watermarks.published
+                writer.close()
+                if data_dir is not None and sync is not Sync.never:
+                    tally.durable_sequence = tally.last_sequence  # closing has synced everything
         finally:
             tally.filtered_count, tally.rejected_count = rows.counts.filtered, rows.counts.bad
             tally.seconds = round(time.monotonic() - started, 3)
@@ -146,13 +149,14 @@ def _publish_rows(
 ) -> None:
     with _progress(rows) as advance:
         for batch in rows:
+            advance.begin(len(batch))
             times_ns = None if plan.pace is None else batch[plan.pace]
             for part in pace.slices(len(batch), times_ns):
                 last = publisher.publish_batch(batch[part])
                 tally.published_count += part.stop - part.start
                 if wait is not None:
                     publisher.wait(last, wait.value)
-                advance(tally.published_count)
+                advance(tally.published_count, part.stop)
 
 
 def _await_readers(address: str, wanted: int) -> None:
@@ -174,12 +178,19 @@ class _Advance:
 
     def __init__(self, progress: Progress | None, rows: CsvRows) -> None:
         self._progress, self._rows = progress, rows
+        self._before = self._behind = self._batch_count = 0
         if progress is not None:
             self._task = progress.add_task("publishing", total=rows.bytes_total, records="0")
 
-    def __call__(self, published_count: int) -> None:
+    def begin(self, batch_count: int) -> None:
+        """A batch of so many rows is to be published, that was made of the bytes read since the one before."""
+        self._before, self._behind, self._batch_count = self._behind, self._rows.bytes_read, batch_count
+
+    def __call__(self, published_count: int, batch_done: int) -> None:
+        """So many rows are published in all, so many of this batch."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=self._rows.bytes_read, records=f"{published_count:,}")
+            done = self._before + (self._behind - self._before) * batch_done / self._batch_count
+            self._progress.update(self._task, completed=done, records=f"{published_count:,}")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import datetime
 import io
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence, Set
 from enum import StrEnum
 from typing import IO, Any, Protocol, TypeAlias, cast
@@ -200,9 +201,8 @@ class TableFormat:
         left_out = names[len(self._names) :]
         header = self._line([self._title(name) for name in self._names])
         if left_out:
-            header = (
-                f"(no room for {', '.join(left_out)}: widen the terminal, choose --fields, or --format csv)\n{header}"
-            )
+            told = f"(no room for {', '.join(left_out)}: widen the terminal, choose --fields, or --format csv)"
+            header = f"{textwrap.fill(told, room or len(told))}\n{header}"
         self._out.write(header.encode())
 
     def _title(self, name: str) -> str:

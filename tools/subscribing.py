@@ -24,6 +24,7 @@ from ..bus.segments import split_address
 from ..subscribers import Historical, RealTime, Stats
 from ..subscribers.reader import TopicReader, wait_for_topic
 from .exit_codes import FAILED, INTERRUPTED, OK
+from .log_contents import open_topic
 from .positions import Position, read_position
 from .printing import note
 from .row_formats import Format, RowWriter, open_format
@@ -126,6 +127,8 @@ def _open(
         start = begin.value if begin.kind == "sequence" else "latest" if begin.kind == "latest" else "earliest"
         return RealTime(address, follow=follow.value, start=start, reliable=reliable, name=NAME)
     past = mode is Mode.historical
+    if data_dir is not None:
+        open_topic(data_dir / "log", split_address(address)[1])  # says what is missing, and what there is instead
     return Historical(
         address,
         data_dir=data_dir,

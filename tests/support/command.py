@@ -64,8 +64,9 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\r")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a plain shell: nothing in it tells Rich or Typer how wide or colourful to be."""
-    telling = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TERMINAL_WIDTH", "TTY_COMPATIBLE", "RINGMAIN_TRACEBACK")
+    """The environment of a plain shell: nothing in it says how wide or colourful to be, or how to write."""
+    telling = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TERMINAL_WIDTH", "TTY_COMPATIBLE")
+    telling += ("PYTHONUNBUFFERED", "RINGMAIN_TRACEBACK")
     return {name: value for name, value in os.environ.items() if name not in telling} | more
 
 

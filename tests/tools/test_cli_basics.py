@@ -1,0 +1,228 @@
+"""What all commands have in common: help, exit codes, one line for an error, pipes that close, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from ringmain.bus.errors import AttachError, NotFound
+from ringmain.storage import SchemaError
+from ringmain.tools.cli import app
+from ringmain.tools.exit_codes import FAILED, INTERRUPTED, MISSING, OK, USAGE, explain
+from support.children import Children
+from support.command import COMMAND, TIMEOUT_S, environment, finish, ringmain, started
+from support.logs import PAIRS, POINTS, Builder, wait_until
+from support.streams import readers
+
+pytestmark = pytest.mark.process
+
+BENCHES = ("publish", "latency", "throughput", "fanout", "log", "append", "recover", "wake", "all")
+GROUPS = ("", "log", "bench")
+COMMANDS = (
+    *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean"),
+    *("log dump", "log verify", "log repair"),
+    *(f"bench {name}" for name in BENCHES),
+)
+PRINT_FACTS = {*COMMANDS} - {"subscribe"}  # which has --format json
+TERMINATED = 128 + signal.SIGTERM
+
+
+def declared() -> Iterator[str]:
+    """Every command there is, "log" and "log dump" alike."""
+
+    def walk(command: object, path: str) -> Iterator[str]:
+        yield path
+        for name, below in getattr(command, "commands", {}).items():
+            yield from walk(below, f"{path} {name}".strip())
+
+    return walk(typer.main.get_command(app), "")
+
+
+def test_there_are_these_commands() -> None:
+    assert set(declared()) == {*GROUPS, *COMMANDS}
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*GROUPS, *COMMANDS], ids=lambda path: path or "ringmain")
+def test_every_command_explains_itself(path: str) -> None:
+    done = ringmain(*path.split(), "--help")
+    text = done.stdout.decode()
+    assert (done.returncode, done.stderr) == (OK, b"")
+    assert f"Usage: ringmain {path}".strip() in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert ("--json" in text) == (path in PRINT_FACTS)
+    if path and not path.startswith("bench") and path not in GROUPS:
+        assert f"Example: ringmain {path}" in text
+        assert "Exit codes: 0 all is well" in text
+
+
+def test_help_has_a_short_name() -> None:
+    assert ringmain("ls", "-h").stdout == ringmain("ls", "--help").stdout
+
+
+@pytest.mark.parametrize("path", ["", "log", "bench", "publish", "subscribe", "inspect", "log verify"])
+def test_a_command_that_needs_more_shows_its_help(path: str) -> None:
+    done = ringmain(*path.split())
+    assert done.returncode == USAGE
+    assert f"Usage: ringmain {path}".strip() in (done.stdout + done.stderr).decode()
+
+
+def test_the_installed_script_is_the_same_command() -> None:
+    script = Path(sys.executable).with_name("ringmain")
+    if not script.exists():
+        pytest.skip("ringmain is not installed beside this Python")
+    done = subprocess.run([script, "--help"], capture_output=True, check=True, env=environment())
+    assert done.stdout == ringmain("--help").stdout
+
+
+# --- exit codes and errors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("nosuch", USAGE, "No such command 'nosuch'"),
+        ("--nosuch", USAGE, "No such option: --nosuch"),
+        ("ls --nosuch", USAGE, "No such option: --nosuch"),
+        ("ls more", USAGE, "unexpected extra argument"),
+        ("subscribe a/b --format xml", USAGE, "'xml' is not one of 'table', 'csv', 'json', 'npy'"),
+        ("subscribe a/b --count 0", USAGE, "greater than or equal to 1"),
+        ("subscribe a", USAGE, "BUS/TOPIC is expected"),
+        ("subscribe a/b --from yesterday", USAGE, "--from: latest, earliest, a sequence, or a time"),
+        ("subscribe a/b --until latest", USAGE, "--until: a sequence or a time is expected"),
+        ("subscribe a/b --data-dir x", USAGE, "--data-dir is for --mode historical"),
+        ("inspect A", USAGE, "bus name 'A': lower-case letters"),
+        ("inspect a/b/c", USAGE, "BUS/TOPIC is expected"),
+        ("top A", USAGE, "bus name 'A'"),
+        ("clean A", USAGE, "bus name 'A'"),
+        ("publish a/b --csv -", USAGE, "Missing option '--map'"),
+        ("publish a/b --csv - --map nosuch.toml", USAGE, "those that ship are orders, trades, accounts, quotes"),
+        ("publish a/trades --csv - --map nosuch.toml", MISSING, "nosuch.toml: No such file or directory"),
+        ("subscribe nosuch/trades", MISSING, "no topic 'nosuch/trades' is open on this machine"),
+        ("inspect nosuch", MISSING, "no bus 'nosuch' is open on this machine"),
+        ("inspect nosuch/trades", MISSING, "no bus 'nosuch' is open on this machine"),
+        ("top nosuch", MISSING, "no bus 'nosuch' is open on this machine"),
+        ("clean nosuch", MISSING, "no bus 'nosuch' is open on this machine"),
+        ("log verify nosuch", MISSING, "nosuch: holds no log"),
+        ("log dump nosuch", MISSING, "nosuch: holds no log"),
+        ("log repair nosuch", MISSING, "nosuch: holds no log"),
+        ("demo --seconds 1", USAGE, "greater than or equal to 2"),
+    ],
+)
+def test_an_error_is_told_beside_the_result_and_by_the_exit_code(line: str, code: int, words: str) -> None:
+    done = ringmain(*line.split())
+    told = " ".join(done.stderr.decode().replace("│", " ").split())
+    assert done.returncode == code
+    assert words in told
+    assert "Traceback" not in told
+    assert done.stdout == b""
+
+
+def test_the_exit_codes_are_what_scripts_rely_on() -> None:
+    assert (OK, FAILED, USAGE, MISSING, INTERRUPTED) == (0, 1, 2, 3, 130)
+
+
+def test_an_error_is_one_line_with_its_kind_as_exit_code() -> None:
+    assert explain(NotFound("no bus")) == (MISSING, "no bus")
+    assert explain(AttachError("damaged")) == (FAILED, "damaged")
+    assert explain(SchemaError("no fields", source="a.toml")) == (FAILED, "a.toml: no fields")
+    assert explain(FileNotFoundError(2, "No such file or directory", "a")) == (MISSING, "a: No such file or directory")
+    assert explain(OSError(28, "No space left on device")) == (FAILED, "No space left on device")
+    assert explain(ValueError("--rate: a number")) == (USAGE, "--rate: a number")
+    assert explain(ZeroDivisionError()) is None  # a defect of ours: it is to be seen as one
+
+
+def test_who_wants_to_know_where_an_error_comes_from_can_see_it() -> None:
+    done = ringmain("inspect", "nosuch", env=environment(RINGMAIN_TRACEBACK="1"))
+    assert b"Traceback" in done.stderr
+    assert done.returncode != OK
+
+
+# --- pipes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log with more in it than a pipe holds."""
+    builder = Builder(tmp_path / "log")
+    builder.begin()
+    for _ in range(10):
+        builder.rows(POINTS, 5_000)
+        builder.rows(PAIRS, 100)
+    builder.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "log dump DIR --topic points --limit 0",
+        "log dump DIR --topic points --limit 0 --json",
+        "subscribe test/points --mode historical --data-dir DIR",
+        "subscribe test/points --mode historical --data-dir DIR --format csv",
+        "subscribe test/points --mode historical --data-dir DIR --format json",
+        "subscribe test/points --mode historical --data-dir DIR --format npy",
+    ],
+)
+def test_a_reader_that_has_seen_enough_ends_it_quietly(line: str, log: Path) -> None:
+    with started(*line.replace("DIR", str(log)).split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert os.read(process.stdout.fileno(), 100)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == OK
+
+
+def test_output_that_nobody_takes_is_no_fault() -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *COMMAND, "ls", "--json"], capture_output=True, check=False, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (OK, b"")
+
+
+def test_output_that_does_not_fit_is_a_fault(log: Path) -> None:
+    for line in (
+        "ls --json",
+        f"log dump {log}",
+        f"subscribe test/points --mode historical --data-dir {log} --format csv",
+    ):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*COMMAND, *line.split()], stdout=full, stderr=subprocess.PIPE, check=False, env=environment()
+            )
+        assert done.returncode == FAILED
+        assert done.stderr == b"ringmain: No space left on device\n"
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+def test_a_signal_ends_a_waiting_command_at_once(number: signal.Signals, code: int, bus_name: str) -> None:
+    with Children() as children:
+        writer = children.start()
+        writer.run("writer = Writer(name, [POINTS])", name=bus_name)
+        with started("subscribe", f"{bus_name}/points") as process, started("top", bus_name, "--json") as other:
+            wait_until(lambda: bool(readers(f"{bus_name}/points")), TIMEOUT_S)
+            assert other.stdout is not None
+            assert json.loads(other.stdout.readline())["buses"][0]["bus"] == bus_name
+            for command in (process, other):
+                command.send_signal(number)
+                got, _, err = finish(command)
+                assert got == code
+                assert "Traceback" not in err
+        assert not readers(f"{bus_name}/points")  # it has taken its name off the list
+
+
+def test_nothing_but_json_is_on_standard_output() -> None:
+    assert json.loads(ringmain("ls", "--json").stdout).keys() == {"taken_ns", "buses"}
