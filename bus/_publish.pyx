@@ -237,7 +237,8 @@ cdef class RingPublisher:
         return 0
 
     cdef bint _must_wake(self) noexcept:
-        return self.ring.fenced() or self.ring.someone_sleeps() or (self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]))
+        return (self.ring.fenced() or self.ring.someone_sleeps()
+                or (self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0])))
 
     cdef int _pack_array(self, Py_ssize_t index, char *payload, value) except -1:
         field = self.payload_dtype.fields[self.names[index]][0]

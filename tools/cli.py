@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
+from collections.abc import Generator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -29,16 +31,27 @@ __all__ = ["app", "main"]
 TERMINATED = 128 + signal.SIGTERM
 
 
+@contextlib.contextmanager
+def _written_out() -> Generator[None]:
+    """All output is written, or its error is raised. A pipe that nobody reads any more (`| head`) is an end, and no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise typer.Exit(OK) from None
+    finally:
+        _flush()
+
+
 class _Commands(TyperGroup):
-    """Runs the command. A pipe that nobody reads any more (`| head`) ends it, and is no error."""
+    """Runs the commands."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:  # `--help` is printed in here
+        with _written_out():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _written_out():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise typer.Exit(OK) from None
-        finally:
-            _flush()
 
 
 app = typer.Typer(
@@ -80,11 +93,13 @@ def main() -> NoReturn:
 
 
 def _flush() -> None:
-    """Write what is still to be written while an error can be told; the rest goes nowhere once nobody reads it."""
+    """Write what is still to be written, while an error can be told. What cannot be goes nowhere, so that it fails once."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # that nobody reads us any more is no fault
+            raise
 
 
 def _open_standard_streams() -> None:

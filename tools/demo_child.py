@@ -88,8 +88,8 @@ class Child(Generic[Report]):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._listener.join()
-        if self._process.stdout is not None:
+        self._listener.join(STOP_S)  # what the process had started may still have its output open
+        if self._process.stdout is not None and not self._listener.is_alive():
             self._process.stdout.close()
 
     def _listen(self, report_type: type[Report]) -> None:

@@ -40,12 +40,18 @@ STATE_STYLES = {
 
 def stdout() -> Console:
     """The console for results. Made when it is needed, since tests and pipes replace the stream."""
-    return Console(file=sys.stdout, highlight=False, width=_width(sys.stdout))
+    return _Console(file=sys.stdout, highlight=False, width=_width(sys.stdout))
 
 
 def stderr() -> Console:
     """The console for everything that is not the result."""
-    return Console(file=sys.stderr, highlight=False, width=_width(sys.stderr))
+    return _Console(file=sys.stderr, highlight=False, width=_width(sys.stderr))
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line to say what that means; Rich would end the process with exit code 1."""
+        raise BrokenPipeError
 
 
 def _width(stream: TextIO) -> int | None:

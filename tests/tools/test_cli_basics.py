@@ -183,6 +183,16 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(line: str, log: Path) -> 
         assert process.wait() == OK
 
 
+@pytest.mark.parametrize("line", ["log verify DIR", "log verify DIR --json", "log dump DIR --frames"])
+def test_a_reader_that_never_began_ends_it_quietly(line: str, log: Path) -> None:
+    with started(*line.replace("DIR", str(log)).split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == OK
+
+
 def test_output_that_nobody_takes_is_no_fault() -> None:
     done = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *COMMAND, "ls", "--json"], capture_output=True, check=False, env=environment()
@@ -192,6 +202,7 @@ def test_output_that_nobody_takes_is_no_fault() -> None:
 
 def test_output_that_does_not_fit_is_a_fault(log: Path) -> None:
     for line in (
+        "--help",
         "ls --json",
         f"log dump {log}",
         f"subscribe test/points --mode historical --data-dir {log} --format csv",

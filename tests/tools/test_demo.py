@@ -186,10 +186,10 @@ def test_ctrl_c_on_the_live_view_leaves_nothing_behind_and_the_terminal_as_befor
     with on_terminal("demo", "--seconds", "60", "--rate", "5000", env={"TMPDIR": str(folder)}) as terminal:
         terminal.wait_for("read: trades once published")
         pid = terminal.process.pid
-        (tape,) = (child for child in processes_of(pid) if "tape" in child.cmdline())
-        stop(tape.pid)
+        (publisher,) = (child for child in processes_of(pid) if "ringmain.tools.demo_publisher" in child.cmdline())
+        stop(publisher.pid)
         terminal.type("\x03")
-        wait_until(lambda: processes_of(pid) == [tape], TIMEOUT_S)
+        wait_until(lambda: processes_of(pid) == [publisher], TIMEOUT_S)
         terminal.type("\x03")
         assert terminal.finish() == INTERRUPTED
         check_nothing_left(pid, folder)
