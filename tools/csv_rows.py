@@ -173,7 +173,12 @@ class _Rejects:
     """The file of rows set aside. Each row's bytes are kept as they were, whatever their encoding."""
 
     def __init__(self, path: str | Path, source: object, encoding: str) -> None:
-        if isinstance(source, str | Path) and os.path.exists(path) and os.path.samefile(path, source):
+        if (
+            isinstance(source, str | Path)
+            and os.path.exists(path)
+            and os.path.exists(source)
+            and os.path.samefile(path, source)
+        ):
             raise ValueError(f"{path}: the rejects must go to another file than the one that is read")
         self._encoding = encoding
         self._file = open(path, "wb")  # noqa: SIM115

@@ -665,3 +665,12 @@ def test_real_orders_of_five_securities_with_dates_in_a_column_of_their_own(data
     assert set(rows["instrument"].tolist()) == {605580, 600536}
     assert not (rows["price"] % 100).any()
     assert re.fullmatch(r"2023-07-11T01:15:00\.\d+", str(rows["exchange_ns"].min().astype("M8[ns]")))
+
+
+def test_a_rejects_file_that_is_there_already_is_written_anew_beside_standard_input_too(tmp_path, monkeypatch):
+    rejects = tmp_path / "rejects.csv"
+    rejects.write_text("of an earlier run")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"n,t\n1,a\nx,b\n")))
+    with CsvRows("-", parse_map(PAIR_MAP, PAIR), rejects=rejects) as reader:
+        assert sum(len(batch) for batch in reader) == 1
+    assert "earlier" not in rejects.read_text()
