@@ -177,6 +177,20 @@ def fence(segment, control):
     add_status(segment, control, C_STATUS_FENCED)
 
 
+def set_closed(control, uint32_t epoch):
+    """Say in a control segment, which readers of older rings still hold, that this writer has closed in good order."""
+    cdef HeldBuffer hold
+    hold.hold(control, True)
+    store_release_u32((<ControlHeader *>hold.data()).closed_epoch, epoch)
+
+
+def closed_epoch(control):
+    """The epoch of the last writer that closed this topic in good order; 0 where none has."""
+    cdef HeldBuffer hold
+    hold.hold(control, False)
+    return load_acquire_u32((<const ControlHeader *>hold.data()).closed_epoch)
+
+
 def beat(segment):
     """Store the time as the writer's heartbeat."""
     cdef HeldBuffer hold

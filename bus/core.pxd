@@ -81,7 +81,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         uint64_t overrun_count, lost_count, refilled_count
     cdef struct ControlHeader:
         char magic[8]
-        uint32_t version, reader_count_max, ready
+        uint32_t version, reader_count_max, ready, closed_epoch
         Attention attention
         Doorbell doorbells[8]
         ReaderEntry readers[1024]

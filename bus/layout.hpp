@@ -115,6 +115,7 @@ struct ControlHeader {
     uint32_t version;
     uint32_t reader_count_max;
     uint32_t ready;
+    uint32_t closed_epoch;  // of the last writer that closed in good order: who waits in an older ring need not wait for it
     alignas(LINE) Attention attention;
     Doorbell doorbells[WATERMARK_COUNT];  // by Watermark
     char tail[4096 - 2 * LINE - WATERMARK_COUNT * LINE];

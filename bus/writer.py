@@ -503,6 +503,8 @@ def _close(parts: _Parts) -> None:
             continue
         if _segment.read_state(segment.memory)["status"] & _segment.STATUS_FENCED:
             continue  # a newer writer reads it, replaces it, and leads its readers on
+        epoch = _segment.read_data(segment.memory, segment.name)["epoch"]
+        _segment.set_closed(parts.control[topic].memory, epoch)
         _segment.add_status(segment.memory, parts.control[topic].memory, _segment.STATUS_CLOSED)
         if segment.is_current():
             Segment.unlink(segment.name)

@@ -24,7 +24,7 @@ from typing import Literal, Self, TypeAlias
 
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
 from ..bus._read import RingCursor, log_batch
-from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS
+from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch
 from ..storage import HistoryGone, LogReader, Schema
 
 __all__ = ["Follow", "Start", "Stats", "TopicReader", "Wait"]
@@ -343,6 +343,7 @@ class TopicReader:
         """Go on in the ring that a newer writer has made, if it is there by now."""
         assert self._ring is not None
         old, position = self._ring, cursor.cursor
+        closed = closed_epoch(old.control.memory) > old.header["epoch"]  # before looking: the ring goes after it is set
         with contextlib.suppress(NotFound, AttachError):
             ring = attach(self.address)
             if ring.data.inode == old.data.inode:
@@ -369,6 +370,21 @@ class TopicReader:
             if not self._holds and self._cursor is not None and not self._from_log:
                 self._holds = self._cursor.hold_writer()  # before the former entry stops holding it
             cursor.release()
+            return
+        if closed and not self._reopen:
+            self._finish_in_log(cursor)
+
+    def _finish_in_log(self, cursor: RingCursor) -> None:
+        """A newer writer has come and closed in good order, before its ring was found: what it published is in the log."""
+        assert self._ring is not None
+        directory = self._ring.log_directory
+        self._position = cursor.cursor
+        cursor.release()
+        self._cursor = None
+        if directory is None:
+            self._ended = True
+        elif self._log is None:
+            self._log = LogReader(directory, self._ring.topic)
 
     # --- end --------------------------------------------------------------------------------------------------------
 

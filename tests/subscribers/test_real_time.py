@@ -601,6 +601,41 @@ def check_or_reread(batch: Batch, expected: int) -> int:
         return expected
 
 
+@pytest.mark.parametrize("strategy", ["take", "iterate"])
+def test_a_reader_ends_behind_a_writer_that_came_and_closed_before_it_was_found(bus_name, data_dir, children, strategy):
+    """With a log what that writer published is read there; without one nobody can know it."""
+    child = children.start()
+    start_writer(child, bus_name, data_dir)
+    child.run("publish(points, 100)")
+    with subscribe(bus_name, start="earliest") as reader:
+        read(reader, 100)
+        child.kill()
+        child = children.start()
+        start_writer(child, bus_name, data_dir)
+        child.run("publish(points, 10)")
+        child.run("writer.close()")
+        rest = list(reader) if strategy == "iterate" else list(iter(lambda: reader.take(TIMEOUT_S), None))
+        assert sum(len(batch) for batch in rest) == (10 if data_dir else 0)
+        assert reader.ended
+        assert reader.position == (110 if data_dir else 100)
+
+
+def test_a_reader_that_waits_for_the_next_writer_does_so_behind_one_that_came_and_closed(bus_name, data_dir, children):
+    child = children.start()
+    start_writer(child, bus_name, data_dir)
+    child.run("publish(points, 100)")
+    with subscribe(bus_name, start="earliest", reopen=True) as reader:
+        read(reader, 100)
+        child.kill()
+        for _ in range(2):
+            child = children.start()
+            start_writer(child, bus_name, data_dir)
+            child.run("publish(points, 10)")
+            child.run("writer.close()")
+        assert reader.take(0.1) is None
+        assert not reader.ended
+
+
 def start_small_writer(child: Child, bus: str) -> None:
     child.run("from support.streams import publish", bus=bus)
     child.run("writer = Writer(bus, [POINTS], slots=64); publish(writer['points'], 1)")
