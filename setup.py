@@ -31,10 +31,10 @@ setup(
         [
             extension("storage._log", STORAGE_HEADERS),
             extension("bus._segment", BUS_HEADERS),
-            extension("bus._publish", BUS_HEADERS),
+            extension("bus._publish", [*BUS_HEADERS, "storage/row_packer.pxi"]),
             extension("bus._read", BUS_HEADERS),
             extension("bus._journal", BUS_HEADERS),
         ],
-        include_path=["bus"],  # where core.pxd lies
+        include_path=["bus", "storage"],  # where core.pxd and row_packer.pxi lie
     )
 )

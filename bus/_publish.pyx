@@ -4,18 +4,17 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
-from libcpp.vector cimport vector
+from libc.string cimport memset
 
 from core cimport *
-
-import operator
 
 import numpy as np
 
 from .errors import Fenced, RingFull, WriterFailed
 
 cnp.import_array()
+
+include "row_packer.pxi"
 
 cdef extern from "Python.h":
     ctypedef PyObject *(*PyCFunction)(PyObject *, PyObject *)
@@ -27,72 +26,10 @@ cdef extern from "Python.h":
     int METH_FASTCALL, METH_KEYWORDS
     object PyCFunction_New(PyMethodDef *method, object self)
     PyObject *PyLong_FromUnsignedLongLong(unsigned long long)
-    PyObject **PySequence_Fast_ITEMS(object)
-    PyObject *PyErr_Occurred()
-    PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
-    Py_ssize_t PyTuple_GET_SIZE(PyObject *)
-
-
-cdef int raise_pending() except -1:
-    """Raise the error that compiled code has set, if it has."""
-    if PyErr_Occurred() != NULL:
-        return -1
-    return 0
 
 
 cdef str reader_name(const ReaderEntry &entry):
     return (<bytes>entry.name[:48]).split(b"\0")[0].decode("utf-8", "replace")
-
-
-cdef FieldKind _kind(dtype) except *:
-    if dtype.shape:
-        return FIELD_ARRAY
-    return {"i": FIELD_SIGNED, "u": FIELD_UNSIGNED, "f": FIELD_FLOAT, "b": FIELD_BOOL, "S": FIELD_BYTES}[dtype.kind]
-
-
-cdef object array_of(value, base, tuple shape):
-    """A value for an array field, in the field's type and shape, by the rules that hold for single values.
-
-    Raises TypeError, ValueError or OverflowError.
-    """
-    given = np.asarray(value) if base.kind != "S" or isinstance(value, np.ndarray) else np.array(value, object)
-    if given.dtype.kind not in {"i": "iub", "u": "iub", "f": "iubf", "b": "b", "S": "S"}[base.kind]:
-        given = np.array(value, object)  # such as a list of numbers for which numpy has no type that holds all
-    if given.shape != shape:
-        raise ValueError(f"shape {shape} is needed, got {given.shape}")
-    if given.dtype == object:
-        given = np.array([_item_of(item, base) for item in given.flat], object).reshape(shape)
-    if base.kind in "iu" and given.size:
-        bounds = np.iinfo(base)
-        if int(given.min()) < bounds.min or int(given.max()) > bounds.max:
-            raise OverflowError(f"values from {given.min()} to {given.max()} do not fit into {base}")
-    if base.kind == "S" and given.dtype != object and given.size and np.char.str_len(given).max() > base.itemsize:
-        raise ValueError(f"{np.char.str_len(given).max()} bytes do not fit into {base.itemsize}")
-    with np.errstate(over="ignore"):
-        item = given.astype(base)
-    if base.kind == "f" and (np.isinf(item) & ~np.isinf(given.astype("f8"))).any():
-        raise OverflowError(f"a value is too large for {base.itemsize} bytes")
-    return item
-
-
-cdef object _item_of(item, base):
-    """One item of an array that numpy left as an object."""
-    if base.kind in "iu":
-        try:
-            return operator.index(item)
-        except TypeError:
-            raise TypeError(f"whole numbers are needed, got {type(item).__name__}") from None
-    if base.kind == "f":
-        if isinstance(item, (str, bytes)) or not hasattr(item, "__float__"):
-            raise TypeError(f"numbers are needed, got {type(item).__name__}")
-        return float(item)
-    if base.kind == "b":
-        return bool(item)
-    if not isinstance(item, bytes):
-        raise TypeError(f"bytes are needed, got {type(item).__name__}" + ("; encode it first" if isinstance(item, str) else ""))
-    if len(item) > base.itemsize:
-        raise ValueError(f"{len(item)} bytes do not fit into {base.itemsize}")
-    return item
 
 
 cdef class RingPublisher:
@@ -102,15 +39,13 @@ cdef class RingPublisher:
     """
 
     cdef RingWriter ring
-    cdef vector[FieldStep] steps
-    cdef Py_ssize_t step_count
-    cdef bint busy, closed, padded
+    cdef RowPacker packer
+    cdef bint busy, closed
     cdef HeldBuffer data, control_data
     cdef object segment, control
     cdef readonly object publish
     cdef readonly str topic
     cdef readonly object dtype, payload_dtype
-    cdef tuple names
     cdef object journal
     cdef str full
     cdef int64_t full_timeout_ns
@@ -121,7 +56,6 @@ cdef class RingPublisher:
 
         journal: has `kick()` and `failure()`; asleep: its capsule. None for rings only.
         """
-        cdef FieldStep step
         self.data.hold(segment, True)
         self.control_data.hold(control, True)
         self.segment, self.control = segment, control
@@ -131,20 +65,10 @@ cdef class RingPublisher:
             self.ring.journal_asleep = <const uint32_t *>PyCapsule_GetPointer(asleep, "ringmain.asleep")
         self.journal, self.topic = journal, schema.name
         self.dtype, self.payload_dtype = schema.dtype, schema.payload_dtype
-        self.names = schema.payload_dtype.names
+        self.packer = RowPacker(self.topic, schema.payload_dtype, schema.payload_dtype.names)
         self.full = full
         self.full_timeout_ns = INT64_MAX // 2 if full_timeout is None else int(full_timeout * 1e9)
         self.chunk_rows = max(1, self.ring.slot_count // 4)
-        filled = 0
-        for name in self.names:
-            field, offset = schema.payload_dtype.fields[name][:2]
-            step.kind = _kind(field)
-            step.item_bytes = field.base.itemsize if field.base.kind != "S" else 0
-            step.offset, step.bytes = offset, field.itemsize
-            filled += field.itemsize
-            self.steps.push_back(step)
-        self.padded = filled != schema.payload_dtype.itemsize
-        self.step_count = self.steps.size()
         self.publish = PyCFunction_New(&PUBLISH, self)
 
     def close(self):
@@ -239,43 +163,6 @@ cdef class RingPublisher:
     cdef bint _must_wake(self) noexcept:
         return (self.ring.fenced() or self.ring.someone_sleeps()
                 or (self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0])))
-
-    cdef int _pack_array(self, Py_ssize_t index, char *payload, value) except -1:
-        field = self.payload_dtype.fields[self.names[index]][0]
-        item = np.ascontiguousarray(array_of(value, field.base, field.shape))
-        memcpy(payload + self.steps[index].offset, cnp.PyArray_DATA(<cnp.ndarray>item), self.steps[index].bytes)
-        return 0
-
-    cdef int _pack_rest(self, Py_ssize_t index, char *payload, PyObject *const *values) except -1:
-        """Go on packing at `index`, where the compiled way has stopped: an array, or an error, which is raised naming the field."""
-        cdef Py_ssize_t failed = index
-        try:
-            raise_pending()
-            while failed < self.step_count:
-                self._pack_array(failed, payload, <object>values[failed])
-                failed = pack_fields(self.steps.data(), failed + 1, self.step_count, payload, values)
-                raise_pending()
-        except (TypeError, ValueError, OverflowError) as error:
-            field = self.payload_dtype.fields[self.names[failed]][0]
-            kind = field.str if not field.shape else f"{field.shape}{field.base.str}"
-            raise type(error)(f"topic {self.topic!r}, field {self.names[failed]!r} ({kind}): {error}") from None
-        return 0
-
-    cdef object _arrange(self, PyObject *const *args, Py_ssize_t positional, PyObject *kwnames):
-        """The values in the order of the fields, from positional and keyword arguments."""
-        values = [<object>args[i] for i in range(positional)]
-        given = {<object>PyTuple_GET_ITEM(kwnames, i): <object>args[positional + i] for i in range(PyTuple_GET_SIZE(kwnames))}
-        if positional > self.step_count:
-            raise TypeError(f"topic {self.topic!r} has {self.step_count} fields {self.names}, got {positional} values")
-        for name in self.names[positional:]:
-            if name not in given:
-                raise TypeError(f"topic {self.topic!r}: field {name!r} is missing")
-            values.append(given.pop(name))
-        for name in given:
-            if name in self.names:
-                raise TypeError(f"topic {self.topic!r}: field {name!r} is given twice, by position and by name")
-            raise TypeError(f"topic {self.topic!r} has no field {name!r}; its fields are {', '.join(self.names)}")
-        return values
 
     def publish_batch(self, rows):
         """Publish rows in order: an array of the schema's payload_dtype, or of its dtype (whose stamps are then replaced).
@@ -387,29 +274,26 @@ cdef PyObject *_publish(PyObject *self, PyObject *const *args, Py_ssize_t positi
     cdef RingPublisher topic = <RingPublisher>self
     cdef uint64_t sequence
     cdef char *slot
-    cdef Py_ssize_t index
+    cdef RowPacker packer = topic.packer
     cdef list values = None
     if kwnames != NULL:
-        values = topic._arrange(args, positional, kwnames)
-    elif positional != topic.step_count:
-        raise TypeError(f"topic {topic.topic!r} has {topic.step_count} fields ({', '.join(topic.names)}), got {positional} values")
+        values = packer.arrange(args, positional, kwnames)
+    elif positional != packer.count:
+        raise TypeError(f"topic {topic.topic!r} has {packer.count} fields ({', '.join(packer.names)}), got {positional} values")
     if topic.busy or not topic.ring.may_publish(1):
         topic._make_room(1, 0)
     sequence = topic.ring.published + 1
     topic.ring.claim(sequence)
     slot = topic.ring.slot(sequence)
-    if topic.padded:
+    if packer.padded:
         memset(slot + 16, 0, topic.ring.row_bytes - 16)
     if values is not None:
         args = PySequence_Fast_ITEMS(values)
     topic.busy = True  # packing may run Python code, and that may come back here
-    index = pack_fields(topic.steps.data(), 0, topic.step_count, slot + 16, args)
-    if index < topic.step_count:
-        try:
-            topic._pack_rest(index, slot + 16, args)
-        finally:
-            topic.busy = False
-    topic.busy = False
+    try:
+        packer.pack(slot + 16, args)
+    finally:
+        topic.busy = False
     put_u64(slot, sequence)
     put_i64(slot + 8, topic.ring.stamp_ns())
     topic.ring.publish(sequence)

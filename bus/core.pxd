@@ -1,5 +1,4 @@
 # What the compiled parts of the bus use of its C++ headers. Declarations only: nothing here exists at run time.
-from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
@@ -149,15 +148,6 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         const char *slot(uint64_t)
 
 cdef extern from "pack.hpp" namespace "ringmain":
-    cdef enum FieldKind "ringmain::FieldKind":
-        FIELD_SIGNED "ringmain::FIELD_SIGNED", FIELD_UNSIGNED "ringmain::FIELD_UNSIGNED"
-        FIELD_FLOAT "ringmain::FIELD_FLOAT", FIELD_BOOL "ringmain::FIELD_BOOL"
-        FIELD_BYTES "ringmain::FIELD_BYTES", FIELD_ARRAY "ringmain::FIELD_ARRAY"
-    cdef struct FieldStep:
-        FieldKind kind
-        uint8_t item_bytes
-        uint32_t offset, bytes
-    Py_ssize_t pack_fields(const FieldStep *, Py_ssize_t, Py_ssize_t, char *, PyObject *const *)
     void put_u64 "ringmain::put<uint64_t>"(char *, uint64_t) nogil
     void put_i64 "ringmain::put<int64_t>"(char *, int64_t) nogil
     void copy_rows(char *, uint32_t, const char *, int64_t, uint64_t, uint64_t, int64_t) nogil

@@ -16,17 +16,10 @@
 #include <climits>
 
 #include "atomics.hpp"
+#include "clock.hpp"
 #include "layout.hpp"
 
 namespace ringmain {
-
-inline int64_t clock_ns(clockid_t clock) {
-    timespec now;
-    clock_gettime(clock, &now);
-    return now.tv_sec * 1'000'000'000 + now.tv_nsec;
-}
-inline int64_t wall_ns() { return clock_ns(CLOCK_REALTIME); }
-inline int64_t monotonic_ns() { return clock_ns(CLOCK_MONOTONIC); }
 
 inline void futex_wait(const uint32_t &word, uint32_t value, int64_t timeout_ns) {
     timespec limit{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};

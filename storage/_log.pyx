@@ -8,6 +8,7 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+import errno
 import os
 
 import numpy as np
@@ -28,7 +29,7 @@ cdef extern from "log_format.hpp" namespace "ringmain" nogil:
     const uint32_t FRAME_MAGIC
     const uint8_t C_FRAME_ROWS "ringmain::FRAME_ROWS", C_FRAME_TOPIC "ringmain::FRAME_TOPIC"
     const uint8_t C_FRAME_MARK "ringmain::FRAME_MARK", C_FRAME_CLOSE "ringmain::FRAME_CLOSE"
-    const uint8_t C_FRAME_GAP "ringmain::FRAME_GAP"
+    const uint8_t C_FRAME_GAP "ringmain::FRAME_GAP", C_FRAME_TOMBSTONES "ringmain::FRAME_TOMBSTONES"
     cdef struct LogFileHeader:
         char magic[8]
         uint32_t version, byte_order
@@ -62,6 +63,7 @@ cdef extern from "log_scan.hpp" namespace "ringmain" nogil:
     uint64_t c_find_frame "ringmain::find_frame"(const LogBytes &log, uint64_t offset)
 
 cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
+    const int NEEDS_FILE
     cdef struct LogFailure:
         int error
         const char *doing
@@ -71,21 +73,24 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
         uint64_t next_sequence
         int64_t last_timestamp_ns
     cdef cppclass LogWriter:
-        LogWriter(int, uint64_t, uint32_t, const string &, uint64_t, uint64_t, uint64_t, uint64_t, cbool) except +
+        LogWriter(int, uint64_t, uint32_t, const string &, uint64_t, uint64_t, uint64_t, uint64_t, cbool, cbool) except +
         void add_topic(const string &, uint32_t, uint64_t, int64_t) except +
         int open_first()
         uint64_t group_room_rows(uint32_t)
-        int add_rows(uint32_t, const char *, uint64_t)
+        int add_rows(uint32_t, const char *, uint64_t, cbool)
+        int append_row(uint32_t, const char *, cbool)
+        int make_room()
         int write_group()
         int sync()
         int write_mark()
         int finish()
-        uint64_t position()
+        uint64_t written_position()
         uint64_t durable_position()
         uint64_t file_number()
         uint64_t offset()
         uint64_t written_bytes()
         uint64_t sync_count()
+        cbool is_mapped()
         LogFailure failure()
         const LogTopic &topic(uint32_t)
         void add_spare(int, const string &) except +
@@ -101,8 +106,8 @@ LOST_DTYPE = np.dtype([("first_sequence", "<u8"), ("count", "<u8"), ("topic", "<
 if FRAME_DTYPE.itemsize != sizeof(FrameEntry):
     raise ImportError("ringmain was built with another frame layout than it was written for; build it again")
 
-FRAME_ROWS, FRAME_TOPIC, FRAME_MARK, FRAME_CLOSE, FRAME_GAP = (
-    C_FRAME_ROWS, C_FRAME_TOPIC, C_FRAME_MARK, C_FRAME_CLOSE, C_FRAME_GAP)
+FRAME_ROWS, FRAME_TOPIC, FRAME_MARK, FRAME_CLOSE, FRAME_GAP, FRAME_TOMBSTONES = (
+    C_FRAME_ROWS, C_FRAME_TOPIC, C_FRAME_MARK, C_FRAME_CLOSE, C_FRAME_GAP, C_FRAME_TOMBSTONES)
 LOG_HEADER_BYTES = C_LOG_HEADER_BYTES
 FRAME_HEADER_BYTES = C_FRAME_HEADER_BYTES
 GROUP_BYTES_MAX = C_GROUP_BYTES_MAX
@@ -276,11 +281,12 @@ cdef class LogAppender:
     cdef readonly list row_dtypes
 
     def __cinit__(self, path, int directory_fd, *, uint64_t log_id, uint32_t epoch, str bus, uint64_t next_file_number,
-                  uint64_t start_position, uint64_t previous_end, uint64_t file_bytes, bint sync_files):
+                  uint64_t start_position, uint64_t previous_end, uint64_t file_bytes, bint sync_files,
+                  bint map_small_groups=False):
         self.path = os.fspath(path)
         self.row_dtypes = []
         self.writer = new LogWriter(directory_fd, log_id, epoch, bus.encode(), next_file_number, start_position, previous_end,
-                                    file_bytes, sync_files)
+                                    file_bytes, sync_files, map_small_groups)
 
     def __dealloc__(self):
         del self.writer
@@ -316,17 +322,23 @@ cdef class LogAppender:
             error = self.writer.open_first()
         self._check(error)
 
-    def append(self, uint32_t topic, cnp.ndarray rows):
-        """Append complete rows (stamps included, sequences following the topic's last) and write them. Not yet synced."""
-        cdef uint64_t count = len(rows), done = 0, room
-        cdef const char *at = <const char *>cnp.PyArray_DATA(rows)
-        cdef uint32_t row_bytes
-        cdef int error = 0
+    cdef uint32_t _check_rows(self, uint32_t topic, cnp.ndarray rows) except 0:
+        """Whether an array is rows of the topic; returns the bytes of one."""
         if topic >= len(self.row_dtypes):
             raise ValueError(f"topic: this log has {len(self.row_dtypes)} topics, number {topic} is not one of them")
         if rows.dtype != self.row_dtypes[topic] or not rows.flags.c_contiguous or rows.ndim != 1:
             raise ValueError(f"rows: a contiguous one-dimensional array of {self.row_dtypes[topic]} is needed, got {rows.dtype}")
-        row_bytes = self.writer.topic(topic).row_bytes
+        return self.writer.topic(topic).row_bytes
+
+    def append(self, uint32_t topic, cnp.ndarray rows, bint tombstones=False):
+        """Append complete rows (stamps included, sequences following the topic's last) and write them. Not yet synced.
+
+        tombstones: each row deletes its key; all but stamp and key fields are zero.
+        """
+        cdef uint64_t count = len(rows), done = 0, room
+        cdef const char *at = <const char *>cnp.PyArray_DATA(rows)
+        cdef uint32_t row_bytes = self._check_rows(topic, rows)
+        cdef int error = 0
         if count and (rows["sequence"][0] != self.writer.topic(topic).next_sequence or
                       (np.diff(rows["sequence"].astype(np.int64)) != 1).any()):
             raise ValueError(f"rows: sequences must run on from {self.writer.topic(topic).next_sequence}")
@@ -334,18 +346,43 @@ cdef class LogAppender:
             while error == 0 and done < count:
                 room = min(self.writer.group_room_rows(topic), count - done)
                 if room:
-                    error = self.writer.add_rows(topic, at + done * row_bytes, room)
+                    error = self.writer.add_rows(topic, at + done * row_bytes, room, tombstones)
                     done += room
                 if error == 0:
                     error = self.writer.write_group()
         self._check(error)
 
+    def append_one(self, uint32_t topic, cnp.ndarray row, bint tombstone=False):
+        """As `append`, for an array of one row: what compiled code does with `append_row`, without a group."""
+        cdef int error
+        self._check_rows(topic, row)
+        if len(row) != 1:
+            raise ValueError(f"row: an array of one row is needed, got {len(row)}")
+        error = self.writer.append_row(topic, <const char *>cnp.PyArray_DATA(row), tombstone)
+        if error == NEEDS_FILE:
+            self.make_room()
+            error = self.writer.append_row(topic, <const char *>cnp.PyArray_DATA(row), tombstone)
+        if error == errno.EINVAL and self.failure() is None:
+            raise ValueError(f"rows: sequences must run on from {self.writer.topic(topic).next_sequence}")
+        self._check(error)
+
+    def make_room(self):
+        """Begin the next file if the current one is full. Waits, with the interpreter's lock released, for a spare and the disk."""
+        cdef int error
+        with nogil:
+            error = self.writer.make_room()
+        self._check(error)
+
     def sync(self):
-        """Make everything appended durable."""
+        """Make everything appended so far durable. From any thread, also while another appends."""
         cdef int error
         with nogil:
             error = self.writer.sync()
         self._check(error)
+
+    def sync_behind(self):
+        """What `sync` does, under the name that says who calls it: a thread beside the one that appends."""
+        self.sync()
 
     def mark(self):
         """Leave word in the log that everything so far is on the disk, unless the newest frame says so. Not yet synced itself."""
@@ -386,7 +423,8 @@ cdef class LogAppender:
 
     @property
     def position(self):
-        return self.writer.position()
+        """Behind everything appended."""
+        return self.writer.written_position()
 
     @property
     def durable_position(self):
@@ -408,3 +446,8 @@ cdef class LogAppender:
     @property
     def sync_count(self):
         return self.writer.sync_count()
+
+    @property
+    def is_mapped(self):
+        """Whether small groups go into the current file through a map: it was asked for, and the file system allows it."""
+        return self.writer.is_mapped()

@@ -18,7 +18,7 @@ import numpy as np
 from . import _log
 from .drafts import FRAME, HEADER, LOST_BYTES, Draft, Lost, Region, TopicSlot, declared_topics
 from .errors import StorageError
-from .log_files import FileHeader, Frames, LogFile, LogTopic, file_path, lost_ranges, read_topics
+from .log_files import FileHeader, Frames, LogFile, LogTopic, file_path, lost_ranges, read_topics, row_frames
 from .mend import mend_frame
 from .recovery import newest_durable
 from .repair_headers import draft_files
@@ -144,7 +144,7 @@ class _Following:
     def _declare_again(self, index: int, frames: Frames, own: dict[int, tuple[LogTopic, bytes]]) -> None:
         """Put the declarations that this file lacks into its damaged beginning."""
         draft = self.drafts[index]
-        used = set(frames["topic"][frames["kind"] == _log.FRAME_ROWS].tolist())
+        used = set(row_frames(frames)["topic"].tolist())
         neighbours = [
             declared_topics(other) for other in self.drafts[max(0, index - 1) : index + 2] if other is not draft
         ]
@@ -200,21 +200,22 @@ class _Following:
                 self._pass(draft, event)
             elif whole["kind"][event] == _log.FRAME_TOPIC:
                 self._declared_here(draft, int(whole["topic"][event]), int(whole["first_sequence"][event]), first=first)
-            elif whole["kind"][event] == _log.FRAME_ROWS:
+            elif whole["kind"][event] in (_log.FRAME_ROWS, _log.FRAME_TOMBSTONES):
                 self._seen(
                     int(whole["topic"][event]), int(whole["first_sequence"][event]), int(whole["row_count"][event])
                 )
             else:
                 self._seen_gaps(lost_ranges(file, whole[event : event + 1]))
+        rows = row_frames(frames)
         if not draft.regions:  # nothing is missing inside: only where it ends matters
             for number in self.states:
-                mine = frames[(frames["kind"] == _log.FRAME_ROWS) & (frames["topic"] == number)]
+                mine = rows[rows["topic"] == number]
                 if len(mine):
                     end = int(mine["first_sequence"][-1]) + int(mine["row_count"][-1])
                     self.states[number].expected = max(self.states[number].expected or 0, end)
             self._seen_gaps(lost_ranges(file, frames))
         for number, state in self.states.items():
-            mine = frames[(frames["kind"] == _log.FRAME_ROWS) & (frames["topic"] == number)]
+            mine = rows[rows["topic"] == number]
             if len(mine):
                 state.last_ns = int(mine["first_timestamp_ns"][-1])
 

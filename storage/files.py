@@ -1,6 +1,6 @@
 """The door to the disk for everything that is not on a record's way: making, naming, locking, mapping and giving back files.
 
-Appending and syncing, which happen once per group, are log_writer.hpp's.
+Appending and syncing the log, which happen once per group, are log_writer.hpp's.
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from pathlib import Path
 
 from .errors import LogLocked
 
 __all__ = [
     "allocate",
+    "create_file",
     "free_tail",
     "holds_lock",
+    "is_named",
     "lock_directory",
+    "lower_priority",
     "make_directory",
     "map_file",
+    "move_file",
+    "open_file_to_read",
+    "read_from",
+    "rename_file",
+    "sync_data",
     "sync_directory",
     "sync_file",
+    "write_at",
     "write_whole",
 ]
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+AT_FDCWD, RENAME_NOREPLACE = -100, 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,6 +58,67 @@ def allocate(path: Path, size_bytes: int, mode: int = 0o600) -> int:
         path.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
     return descriptor
+
+
+def create_file(path: Path, mode: int = 0o600) -> int:
+    """Create an empty file and return its descriptor, to read and to write. Raises FileExistsError where the name is taken."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def open_file_to_read(path: Path) -> int:
+    """Return a descriptor to read a file. Raises FileNotFoundError."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name: nobody has put another in its place, or removed it."""
+    try:
+        mine, named = os.fstat(descriptor), os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (mine.st_ino, mine.st_dev) == (named.st_ino, named.st_dev)
+
+
+def rename_file(path: Path, target: Path) -> None:
+    """Give a file another name, in place of whatever has it, at once. Durable after `sync_directory`."""
+    path.rename(target)
+
+
+def move_file(path: Path, target: Path) -> None:
+    """Give a file a name that nobody has, on the same file system, at once. Raises FileExistsError, OSError (EXDEV)."""
+    names = os.fsencode(path), os.fsencode(target)
+    if _LIBC.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_NOREPLACE) == 0:
+        return
+    error = ctypes.get_errno()
+    if error not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(error, os.strerror(error), str(path), None, str(target))
+    os.link(path, target)  # a file system without RENAME_NOREPLACE
+    path.unlink()
+
+
+def read_from(descriptor: int, offset: int, limit_bytes: int | None = None) -> bytes:
+    """Return what an open file holds from `offset` on: all of it, or at most `limit_bytes`."""
+    left = max(0, os.fstat(descriptor).st_size - offset) if limit_bytes is None else limit_bytes
+    parts: list[bytes] = []
+    while left and (part := os.pread(descriptor, left, offset)):
+        parts.append(part)
+        left, offset = left - len(part), offset + len(part)
+    return b"".join(parts)
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data` into an open file at `offset`. Durable after `sync_data`."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync_data(descriptor: int) -> None:
+    """Make an open file's content and size durable."""
+    os.fdatasync(descriptor)
 
 
 def free_tail(path: Path, used_bytes: int) -> None:
@@ -98,10 +170,7 @@ def write_whole(path: Path, data: bytes, offset: int = 0) -> None:
     """Write `data` into an existing file at `offset`, and sync it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        write_at(descriptor, data, offset)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -161,3 +230,14 @@ def holds_lock(directory: Path, descriptor: int) -> bool:
         return os.fstat(descriptor).st_ino == os.stat(directory / "LOCK").st_ino
     except FileNotFoundError:
         return False
+
+
+def lower_priority() -> None:
+    """Let the calling thread work, and read and write, only when nobody else wants to. Where the system refuses, it does not."""
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, 10)
+    # ioprio_set(IOPRIO_WHO_PROCESS, thread, best effort, lowest); a number of the system call for each kind of machine
+    number = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
+    if number is not None:
+        _LIBC.syscall(number, 1, thread, 2 << 13 | 7)

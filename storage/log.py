@@ -5,7 +5,9 @@
    Such a process finds its spares gone and its next file's name taken, and its keeper does nothing more.
 2. `keep` is the keeper's work: called by one thread, it makes spare files and gives back expired ones. The appender never
    waits for it unless it has used up every spare.
-3. A file is recycled only if this writer wrote it and no reader has it mapped; otherwise it is unlinked.
+3. A file expires when retention allows it and, where checkpoints are told (`release`), no row in it is needed any more.
+4. An expired file goes into the archive, if there is one. Without one it is recycled if this writer wrote it and no reader has
+   it mapped, and unlinked otherwise.
 """
 
 from __future__ import annotations
@@ -16,15 +18,23 @@ import os
 import secrets
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
-from .files import allocate, free_tail, holds_lock, lock_directory, make_directory, sync_directory, sync_file
+from .files import (
+    allocate,
+    free_tail,
+    holds_lock,
+    lock_directory,
+    make_directory,
+    sync_directory,
+    sync_file,
+)
 from .log_files import LogTopic, file_path, list_files, open_file
+from .log_retention import Archive, Numbered, Retention
 from .recovery import Contents, examine
 from .schema import Schema
 
@@ -54,7 +64,11 @@ class Log:
     directory: made if missing. schemas: the topics, in any order; those of earlier writers keep their place in the log even
     when they are not named. bus: the log's owner; a directory belongs to one. epoch: at least this (0: the log's own next).
     sync_files: False never waits for the disk (a power cut may then lose everything). mode: the permissions of the files.
-    retention_bytes, retention_age_s: how much of the past to keep, at least; None keeps everything.
+    retention_bytes, retention_age_s: how much of the past to keep here, at least; both None keep everything.
+    archive: a directory on the same file system (made if missing) for the files that are not kept here; archive_bytes,
+    archive_age_s: how much to keep there, as above. A file that cannot be moved stays here; `archive.error` says why.
+    checkpoints: what `release` is told, from the beginning; None lets retention alone decide.
+    map_small_groups: copy small groups into the mapped file instead of calling the system, where the file system allows it.
 
     Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch, OSError.
     """
@@ -71,6 +85,11 @@ class Log:
         file_bytes: int = LOG_FILE_BYTES,
         retention_bytes: int | None = None,
         retention_age_s: float | None = None,
+        archive: str | os.PathLike[str] | None = None,
+        archive_bytes: int | None = None,
+        archive_age_s: float | None = None,
+        checkpoints: Mapping[str, int] | None = None,
+        map_small_groups: bool = False,
         take_over: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -80,7 +99,10 @@ class Log:
             raise ValueError(f"bus: a name of at most {BUS_BYTES_MAX} bytes is needed, got {len(bus.encode())}")
         self.directory = Path(directory)
         self._file_bytes, self._sync_files, self._mode = file_bytes, sync_files, mode
-        self._retention_bytes, self._retention_age_s = retention_bytes, retention_age_s
+        self._retention = Retention(retention_bytes, retention_age_s)
+        self._archive_path, self._archive_retention = archive, Retention(archive_bytes, archive_age_s)
+        self._checkpoints = dict(checkpoints) if checkpoints is not None else None
+        self._map_small_groups = map_small_groups
         self._spare_number = 0
         make_directory(self.directory)
         self.epoch = 0
@@ -106,6 +128,11 @@ class Log:
                 repr(contents.files[-1].header.bus),
                 "a data directory belongs to one bus: give the bus its old name, or another directory",
             )
+        self.archive = (
+            Archive(Path(self._archive_path), self.directory, contents.log_id or None, self._archive_retention)
+            if self._archive_path is not None
+            else None
+        )
         self.topics = _merge_topics(self.directory, contents, schemas)
         for item in contents.files:  # what a killed writer left in the system's hands
             item.path.chmod(self._mode)
@@ -135,6 +162,7 @@ class Log:
             previous_end=used_bytes,
             file_bytes=self._file_bytes,
             sync_files=self._sync_files,
+            map_small_groups=self._map_small_groups,
         )
         for topic in self.topics:
             self.appender.add_topic(
@@ -151,6 +179,13 @@ class Log:
     def topic(self, name: str) -> LogTopic:
         """Where a topic stood when this log was opened."""
         return next(topic for topic in self.topics if topic.schema.name == name)
+
+    def release(self, checkpoints: Mapping[str, int]) -> None:
+        """Say up to which sequence each topic's rows are safe elsewhere. Files with rows behind that do not expire.
+
+        checkpoints: by topic; a topic that is not named has none. Any thread may call; `keep` acts on it.
+        """
+        self._checkpoints = dict(checkpoints)
 
     def keep(self, timeout_s: float) -> None:
         """The keeper's turn: wait up to `timeout_s` for the appender to want a file, make spares, give back what has expired."""
@@ -215,34 +250,42 @@ class Log:
             path.unlink(missing_ok=True)
 
     def _give_back_expired(self) -> None:
-        if self._retention_bytes is None and self._retention_age_s is None:
+        if self.archive is not None:
+            self.archive.take(path for _, path in self._expired())
             return
-        current = self.appender.file_number
-        files = [(number, path) for number, path in list_files(self.directory) if number < current]
-        kept_bytes = sum(path.stat().st_blocks * 512 for _, path in files)
-        removed = False  # the oldest first, so that a crash leaves no hole
-        files.append((current, file_path(self.directory, current)))
-        for (number, path), following in pairwise(files):
-            size_bytes = path.stat().st_blocks * 512
-            too_many = self._retention_bytes is not None and kept_bytes - size_bytes >= self._retention_bytes
-            if not too_many and not self._too_old(following[1], following[0]):
-                break
-            kept_bytes -= size_bytes
+        removed = False
+        for number, path in self._expired():
             removed = True
             if not self._recycle(number, path):
                 path.unlink()
         if removed:
             sync_directory(self.directory)
 
-    def _too_old(self, following: Path, number: int) -> bool:
-        """Whether everything in the file before `following` is older than the age to keep."""
-        if self._retention_age_s is None:
-            return False
+    def _expired(self) -> Iterator[Numbered]:
+        """The files that neither retention nor a checkpoint keeps, the oldest first."""
+        current = self.appender.file_number
+        files = [(number, path) for number, path in list_files(self.directory) if number < current]
+        for file, following in self._retention.expired(files, (current, file_path(self.directory, current))):
+            if not self._is_released(following):
+                return
+            yield file
+
+    def _is_released(self, following: Numbered) -> bool:
+        """Whether no row before the file `following` is needed any more: what it declares says where each topic stood."""
+        checkpoints = self._checkpoints
+        if checkpoints is None:
+            return True
         try:
-            header = open_file(following, number).header
+            file = open_file(following[1], following[0])
         except (Corruption, FileNotFoundError):
             return False
-        return header.created_ns < time.time_ns() - self._retention_age_s * 1e9
+        frames, end = file.scan(limit=file.header.start_bytes)
+        if end != file.header.start_bytes:
+            return False
+        names = {topic.number: topic.schema.name for topic in self.topics}
+        declared = frames[frames["kind"] == _log.FRAME_TOPIC]
+        stood = zip(declared["topic"].tolist(), declared["first_sequence"].tolist(), strict=True)
+        return all(sequence - 1 <= checkpoints.get(names[number], 0) for number, sequence in stood)
 
     def _recycle(self, number: int, path: Path) -> bool:
         """Turn an expired file into a spare, unless somebody has it mapped or it was another writer's (sync LOGFILE)."""

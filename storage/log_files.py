@@ -30,6 +30,7 @@ __all__ = [
     "lost_ranges",
     "open_file",
     "read_topics",
+    "row_frames",
 ]
 
 Frames: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
@@ -129,6 +130,11 @@ def read_topics(file: LogFile, frames: Frames) -> Iterator[LogTopic]:
         start = int(frame["offset"]) + _log.FRAME_HEADER_BYTES
         schema = Schema.from_json(file.data[start : start + int(frame["payload_bytes"])])
         yield LogTopic(int(frame["topic"]), schema, int(frame["first_sequence"]), int(frame["first_timestamp_ns"]))
+
+
+def row_frames(frames: Frames) -> Frames:
+    """Those of the frames that hold rows of a topic: rows to keep, or tombstones."""
+    return frames[(frames["kind"] == _log.FRAME_ROWS) | (frames["kind"] == _log.FRAME_TOMBSTONES)]
 
 
 def lost_ranges(file: LogFile, frames: Frames) -> Frames:

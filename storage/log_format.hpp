@@ -31,7 +31,11 @@ enum FrameKind : uint8_t {
     FRAME_MARK = 3,   // nothing but a newer durable_position, written when the log falls idle
     FRAME_CLOSE = 4,  // the writer closed in good order; durable_position is this frame's own position
     FRAME_GAP = 5,    // put over a damaged place by repair; payload: LostRange[row_count]
+    FRAME_TOMBSTONES = 6,  // as FRAME_ROWS, but each row deletes its key: only stamp and key fields are set
 };
+
+// Whether a frame's payload is rows of a topic, which take part in its sequences.
+inline constexpr bool has_rows(uint8_t kind) { return kind == FRAME_ROWS || kind == FRAME_TOMBSTONES; }
 
 struct LogFileHeader {
     char magic[8];            //  0

@@ -4,19 +4,23 @@
    stay valid for as long as they are kept: a file that is mapped is not recycled.
 2. Every frame's checksum is proven before its rows are handed out.
 3. The reader believes frames, not sizes: what it has not found yet is not there yet. A hole between sequences is an error.
+4. A topic's sequences number its rows and its tombstones alike. `read` hands out rows, `read_all` both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
-from .log_files import Frames, LogFile, LogTopic, file_path, list_files, open_file, read_topics
+from .log_files import Frames, LogFile, LogTopic, file_path, list_files, open_file, read_topics, row_frames
 from .recovery import describe, newest_durable
 from .schema import Schema
 
@@ -25,6 +29,8 @@ __all__ = ["HistoryGone", "LogReader", "Rows"]
 Rows = Frames
 VIEW_ROWS_MIN = 256  # frames with fewer rows are gathered, this many rows at least at a time
 BATCH_ROWS_MAX = 65_536
+FRAMES_MIN = 1_024
+SKIP_FRAMES = 4_096  # looked at together when passing over tombstones
 
 
 class HistoryGone(StorageError):
@@ -41,6 +47,24 @@ class HistoryGone(StorageError):
         return type(self), (self.directory, self.topic, self.wanted, self.oldest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """The rows of small frames that follow each other. A row's place among them is its sequence minus `first`."""
+
+    first: int
+    rows: Rows
+    ends: np.ndarray[Any, np.dtype[np.uint64]]  # places behind which the kind changes, and the end
+    tombstones_first: bool
+
+    def batch(self, sequence: int, count_max: int) -> tuple[Rows, bool] | None:
+        """The rows of one kind from a sequence on, and whether they are tombstones."""
+        at = sequence - self.first
+        if not 0 <= at < len(self.rows):
+            return None
+        run = int(np.searchsorted(self.ends, at, side="right"))
+        return self.rows[at : min(at + count_max, int(self.ends[run]))], self.tombstones_first ^ bool(run % 2)
+
+
 @dataclass(slots=True)
 class _Part:
     """The topic's frames in one file, as far as they were found, and where to look for more."""
@@ -50,18 +74,35 @@ class _Part:
     frames: Frames
     lost: Frames
     end: int
+    joined: _Joined | None = None
+    room: Frames | None = None  # what `frames` is the beginning of
+
+    def add(self, frames: Frames) -> None:
+        """Append to `frames`. Whoever follows a living writer does so often: there is room ahead."""
+        count = len(self.frames) + len(frames)
+        if self.room is None or count > len(self.room):
+            grown = np.empty(max(FRAMES_MIN, 2 * count), _log.FRAME_DTYPE)
+            grown[: len(self.frames)] = self.frames
+            self.room = grown
+        self.room[len(self.frames) : count] = frames
+        self.frames = self.room[:count]
 
 
 class LogReader:
     """The records of one topic, by sequence. For one thread; any number of processes.
 
-    directory: the log's (a data directory's `log`). Raises FileNotFoundError where there is none, StorageError where the
-    topic is not in it.
+    directory: the log's (a data directory's `log`). archive: where files go that are not kept there any more; it may be missing.
+    Raises FileNotFoundError where there is no log, StorageError where the topic is not in it, FormatMismatch for an archive of
+    another log.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], topic: str) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], topic: str, archive: str | os.PathLike[str] | None = None
+    ) -> None:
         self.directory, self.topic = Path(directory), topic
+        self.archive = Path(archive) if archive is not None else None
         self.lost_count = 0  # records passed over because an earlier repair gave them up
+        self.tombstone_count = 0  # passed over by `read`
         self._part: _Part | None = None
         self._checked_end = -1
         numbers = list_files(self.directory)
@@ -73,6 +114,7 @@ class LogReader:
 
     def _find_schema(self, newest: int) -> Schema:
         part = self._load(newest)
+        self.log_id = part.file.header.log_id
         if part.topic is None:
             raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
         return part.topic.schema
@@ -80,7 +122,7 @@ class LogReader:
     @property
     def oldest(self) -> int:
         """The first sequence that is still kept (or would be, where the topic is empty)."""
-        for number, _ in list_files(self.directory):
+        for number in self._numbers():
             try:
                 part = self._load(number)
             except FileNotFoundError:
@@ -89,20 +131,58 @@ class LogReader:
                 return part.topic.next_sequence
         raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
 
+    @property
+    def newest(self) -> int:
+        """The last sequence there is now, or that a repair gave up; 0 where the topic is empty. Raises Corruption for damage."""
+        part = self._part
+        if part is None or self._following(part) is not None:
+            part = self._load(self._numbers()[-1])
+        else:
+            self._extend(part)
+        if part.topic is None:
+            raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
+        self._check_end()
+        return self._end_of(part) - 1
+
     def read(self, sequence: int, last: int | None = None, rows_max: int = BATCH_ROWS_MAX) -> Rows | None:
         """Rows from `sequence` on: consecutive, at least one, at most `rows_max`, none behind `last`; None when not written yet.
 
-        Rows that a repair gave up are passed over and counted in `lost_count`; the first row's sequence tells.
+        What a repair gave up is passed over and counted in `lost_count`, tombstones in `tombstone_count`, each when rows behind
+        them are returned; the first row's sequence tells.
         Raises HistoryGone when they are no longer kept, Corruption for damage.
         """
+        found = self._read(sequence, last, rows_max, tombstones=False)
+        return None if found is None else found[0]
+
+    def read_all(
+        self, sequence: int, last: int | None = None, rows_max: int = BATCH_ROWS_MAX
+    ) -> tuple[Rows, bool] | None:
+        """As `read`, but tombstones too, in their place: (rows, whether they are tombstones). A batch is of one kind."""
+        part, room = self._part, rows_max if last is None else min(rows_max, last - sequence + 1)
+        if part is not None and part.joined is not None and room > 0:
+            batch = part.joined.batch(sequence, room)
+            if batch is not None:
+                return batch
+        return self._read(sequence, last, rows_max, tombstones=True)
+
+    def _read(self, sequence: int, last: int | None, rows_max: int, *, tombstones: bool) -> tuple[Rows, bool] | None:
         if last is not None and sequence > last:
             return None
+        lost_count = tombstone_count = 0
         part = self._seek(sequence)
         while part is not None:
+            behind = sequence if tombstones else self._skip_tombstones(part, sequence)
+            tombstone_count += behind - sequence
+            sequence = behind
+            if last is not None and sequence > last:
+                return None
             rows = self._read_part(part, sequence, last, rows_max)
             if rows is not None:
+                self.lost_count += lost_count
+                self.tombstone_count += tombstone_count
                 return rows
             behind = self._skip_lost(part, sequence)
+            lost_count += behind - sequence
             if part.topic is None or behind >= self._end_of(part):
                 part = self._next_part(part, behind)
             elif behind == sequence:
@@ -132,7 +212,7 @@ class LogReader:
     def find_time(self, timestamp_ns: int) -> int:
         """The sequence of the first record stamped at or after that time; one behind the last where all are earlier."""
         following = None
-        for number, _ in reversed(list_files(self.directory)):
+        for number in reversed(self._numbers()):
             try:
                 part = self._load(number)
             except FileNotFoundError:
@@ -150,12 +230,34 @@ class LogReader:
 
     # --- files ------------------------------------------------------------------------------------------------------
 
+    def _numbers(self) -> list[int]:
+        """The numbers of the files there are, archived ones too, in order."""
+        numbers = {number for number, _ in list_files(self.directory)}  # the archive second: files move that way only
+        if self.archive is not None:
+            with contextlib.suppress(FileNotFoundError):
+                numbers |= {number for number, _ in list_files(self.archive)}
+        return sorted(numbers)
+
+    def _open(self, number: int) -> LogFile:
+        """Map a file, from the archive if it is not in the log any more. Raises FileNotFoundError where it is in neither."""
+        try:
+            return open_file(file_path(self.directory, number), number)
+        except FileNotFoundError:
+            if self.archive is None:
+                raise
+        file = open_file(file_path(self.archive, number), number)
+        if file.header.log_id != self.log_id:
+            raise FormatMismatch(
+                file.path, "log", f"{self.log_id:#x}", f"{file.header.log_id:#x}", "give the archive of this log"
+            )
+        return file
+
     def _load(self, number: int) -> _Part:
         """Map a file and index the topic's frames in it."""
         if self._part is not None and self._part.file.header.file_number == number:
             self._extend(self._part)
             return self._part
-        file = open_file(file_path(self.directory, number), number)
+        file = self._open(number)
         part = _Part(file, None, np.empty(0, _log.FRAME_DTYPE), np.empty(0, _log.LOST_DTYPE), _log.LOG_HEADER_BYTES)
         self._extend(part)
         self._part = part
@@ -176,12 +278,13 @@ class LogReader:
                     part.topic = topic
         if part.topic is None:
             return
-        mine = found[(found["kind"] == _log.FRAME_ROWS) & (found["topic"] == part.topic.number)]
+        mine = row_frames(found)
+        mine = mine[mine["topic"] == part.topic.number]
         if len(mine) and int(mine["row_bytes"][0]) != part.topic.schema.row_bytes:
             raise FormatMismatch(
                 part.file.path, "bytes of a row", part.topic.schema.row_bytes, int(mine["row_bytes"][0])
             )
-        part.frames = np.concatenate([part.frames, mine])
+        part.add(mine)
         for gap in found[found["kind"] == _log.FRAME_GAP]:
             start = int(gap["offset"]) + _log.FRAME_HEADER_BYTES
             lost = np.frombuffer(part.file.data, _log.LOST_DTYPE, int(gap["row_count"]), start)
@@ -194,7 +297,7 @@ class LogReader:
             self._extend(part)
             if sequence < self._end_of(part):
                 return part
-        numbers = [number for number, _ in list_files(self.directory)]
+        numbers = self._numbers()
         low, high = 0, len(numbers) - 1
         while low < high:  # the newest file that begins at or before the sequence
             middle = (low + high + 1) // 2
@@ -223,7 +326,7 @@ class LogReader:
         """The topic's next sequence where a file begins; None where the file does not know the topic."""
         if self._part is not None and self._part.file.header.file_number == number:
             return self._part.topic.next_sequence if self._part.topic is not None else None
-        file = open_file(file_path(self.directory, number), number)
+        file = self._open(number)
         offset = _log.LOG_HEADER_BYTES
         while True:
             frames, end = file.scan(offset, min(offset + 4096, len(file.data)))
@@ -243,6 +346,7 @@ class LogReader:
         """The file behind `part`, once that has ended. Its header says where; frames missing before are damage."""
         following = self._following(part)
         if following is None:
+            self._check_last(part, sequence)
             return None
         self._extend(part)
         if part.end < following.header.previous_end:
@@ -260,11 +364,20 @@ class LogReader:
         return loaded
 
     def _following(self, part: _Part) -> LogFile | None:
-        number = part.file.header.file_number + 1
         try:
-            return open_file(file_path(self.directory, number), number)
+            return self._open(part.file.header.file_number + 1)
         except FileNotFoundError:
             return None
+
+    def _check_last(self, part: _Part, sequence: int) -> None:
+        """Whether a file that nothing follows is the newest. If there are newer ones, some between have gone."""
+        number, numbers = part.file.header.file_number, self._numbers()
+        if numbers[-1] <= number or self._following(part) is not None:
+            return
+        if numbers[0] > number:  # expired, and this one too, while it was read
+            self._gone(sequence)
+        missing = next(item for item in range(number + 1, numbers[-1]) if item not in numbers)
+        raise Corruption(file_path(self.directory, missing), 0, "a file between its neighbours", "no file")
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -279,46 +392,67 @@ class LogReader:
             end = max(end, int((part.lost["first_sequence"] + part.lost["count"]).max()))
         return end
 
-    def _read_part(self, part: _Part, sequence: int, last: int | None, rows_max: int) -> Rows | None:
-        if part.topic is None or not len(part.frames):
+    @staticmethod
+    def _find(part: _Part, sequence: int) -> int | None:
+        """Which of the topic's frames in this file holds a sequence."""
+        at = bisect_right(part.frames["first_sequence"], sequence) - 1  # numpy's would copy the column first
+        if at < 0 or sequence >= int(part.frames["first_sequence"][at]) + int(part.frames["row_count"][at]):
             return None
-        starts = part.frames["first_sequence"]
-        at = int(np.searchsorted(starts, sequence, side="right")) - 1
-        if at < 0 or sequence >= int(starts[at]) + int(part.frames["row_count"][at]):
-            return None
+        return at
+
+    def _read_part(self, part: _Part, sequence: int, last: int | None, rows_max: int) -> tuple[Rows, bool] | None:
         room = rows_max if last is None else min(rows_max, last - sequence + 1)
-        if int(part.frames["row_count"][at]) < VIEW_ROWS_MIN:
-            rows = self._gather(part, at, part.topic.schema.dtype)
-        else:
-            frame = part.frames[at]
-            rows = np.frombuffer(
-                part.file.data,
-                part.topic.schema.dtype,
-                int(frame["row_count"]),
-                int(frame["offset"]) + _log.FRAME_HEADER_BYTES,
-            )
-        first = sequence - int(starts[at])
-        return rows[first : first + room]
+        if part.joined is not None and (batch := part.joined.batch(sequence, room)) is not None:
+            return batch
+        at = self._find(part, sequence)
+        if part.topic is None or at is None:
+            return None
+        frame = part.frames[at]
+        if int(frame["row_count"]) < VIEW_ROWS_MIN:
+            part.joined = self._join(part, at, part.topic.schema.dtype)
+            return part.joined.batch(sequence, room)
+        rows = np.frombuffer(
+            part.file.data,
+            part.topic.schema.dtype,
+            int(frame["row_count"]),
+            int(frame["offset"]) + _log.FRAME_HEADER_BYTES,
+        )
+        first = sequence - int(frame["first_sequence"])
+        return rows[first : first + room], bool(frame["kind"] == _log.FRAME_TOMBSTONES)
 
     @staticmethod
-    def _gather(part: _Part, at: int, dtype: np.dtype[np.void]) -> Rows:
+    def _join(part: _Part, at: int, dtype: np.dtype[np.void]) -> _Joined:
         """Join small frames that follow each other, up to a good view's worth of rows."""
         frames = part.frames[at : at + 4 * VIEW_ROWS_MIN]
+        take = _run_length(frames, frames["row_count"] < VIEW_ROWS_MIN)
+        frames = frames[:take]
         counts = frames["row_count"].astype("u8")
         totals = np.cumsum(counts)
-        joined = (frames["first_sequence"] == frames["first_sequence"][0] + totals - counts) & (counts < VIEW_ROWS_MIN)
-        take = len(frames) if joined.all() else max(1, int(np.argmin(joined)))
-        rows = np.empty(int(totals[take - 1]), dtype)
-        offsets = np.ascontiguousarray(frames["offset"][:take])
-        _log.gather(part.file.data, offsets, np.ascontiguousarray(counts[:take]), dtype.itemsize, rows)
+        rows = np.empty(int(totals[-1]), dtype)
+        _log.gather(part.file.data, np.ascontiguousarray(frames["offset"]), counts, dtype.itemsize, rows)
         rows.flags.writeable = False
-        return rows
+        tombstones = frames["kind"] == _log.FRAME_TOMBSTONES
+        ends = totals[np.append(np.flatnonzero(tombstones[1:] != tombstones[:-1]), take - 1)]
+        return _Joined(int(frames["first_sequence"][0]), rows, ends, bool(tombstones[0]))
 
-    def _skip_lost(self, part: _Part, sequence: int) -> int:
+    def _skip_tombstones(self, part: _Part, sequence: int) -> int:
+        """The sequence behind the run of tombstones that begins with `sequence`; itself where it is a row's, or not here."""
+        if part.joined is not None:
+            while (batch := part.joined.batch(sequence, BATCH_ROWS_MAX)) is not None:
+                if not batch[1]:
+                    return sequence
+                sequence += len(batch[0])
+        while (at := self._find(part, sequence)) is not None and part.frames["kind"][at] == _log.FRAME_TOMBSTONES:
+            frames = part.frames[at : at + SKIP_FRAMES]
+            end = at + _run_length(frames, frames["kind"] == _log.FRAME_TOMBSTONES)
+            sequence = int(part.frames["first_sequence"][end - 1]) + int(part.frames["row_count"][end - 1])
+        return sequence
+
+    @staticmethod
+    def _skip_lost(part: _Part, sequence: int) -> int:
         for lost in part.lost:
             first, count = int(lost["first_sequence"]), int(lost["count"])
             if first <= sequence < first + count:
-                self.lost_count += first + count - sequence
                 sequence = first + count
         return sequence
 
@@ -340,3 +474,10 @@ class LogReader:
             if inside < len(rows):
                 return int(frame["first_sequence"]) + inside
         return int(part.frames["first_sequence"][at]) if at < len(part.frames) else None
+
+
+def _run_length(frames: Frames, wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
+    """How many of the frames, from the first on, follow each other and are wanted. The first one is."""
+    counts = frames["row_count"].astype("u8")
+    fits = (frames["first_sequence"] == frames["first_sequence"][0] + np.cumsum(counts) - counts) & wanted
+    return len(frames) if fits.all() else int(np.argmin(fits))

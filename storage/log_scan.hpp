@@ -26,7 +26,7 @@ inline bool read_frame(const LogBytes &log, uint64_t offset, FrameHeader &header
         header.frame_bytes > log.limit - offset ||
         header.frame_bytes != align8(FRAME_HEADER_BYTES + uint64_t{header.payload_bytes}))
         return false;
-    if (header.kind == FRAME_ROWS &&
+    if (has_rows(header.kind) &&
         (header.row_count == 0 || uint64_t{header.row_count} * header.row_bytes != header.payload_bytes))
         return false;
     if (header.kind == FRAME_GAP && uint64_t{header.row_count} * sizeof(LostRange) > header.payload_bytes) return false;

@@ -29,6 +29,7 @@ from .log_files import (
     lost_ranges,
     open_file,
     read_topics,
+    row_frames,
 )
 
 __all__ = ["Contents", "FileContents", "describe", "examine", "newest_durable"]
@@ -159,7 +160,7 @@ def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None, 
         contents.problems.append(Corruption(file.path, end, "a valid frame", describe(file, end)))
     elif successor is None:
         frames, end = _judge_tail(contents, file, frames, end, last=last)
-    rows = frames[frames["kind"] == _log.FRAME_ROWS]
+    rows = row_frames(frames)
     item = FileContents(
         path=file.path,
         header=file.header,
@@ -244,7 +245,7 @@ def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> None:
         contents.problems.append(
             Corruption(file.path, _log.LOG_HEADER_BYTES, f"a declaration of topic {name!r}", "none in this file")
         )
-    rows = frames[frames["kind"] == _log.FRAME_ROWS]
+    rows = row_frames(frames)
     if stray := set(rows["topic"].tolist()) - declared.keys():
         place = int(rows["offset"][np.isin(rows["topic"], list(stray))][0])
         contents.problems.append(Corruption(file.path, place, "rows of a declared topic", f"topic number {min(stray)}"))

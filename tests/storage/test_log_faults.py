@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -37,12 +38,12 @@ class Outcome(msgspec.Struct):
 CHILD = """if True:
     import json, sys
     from ringmain.storage import Log, LogFailed
-    from support.logs import FILE_BYTES, POINTS, append
-    directory, steps, rows, trace = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    from support.logs import FILE_BYTES, POINTS, append, make_rows
+    directory, steps, rows, trace, mapped = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "mapped"
     seen = {"durable": 0, "appended": 0, "again": []}
     log = None
     try:
-        log = Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES)
+        log = Log(directory, [POINTS], bus="test", file_bytes=FILE_BYTES, map_small_groups=mapped)
         for _ in range(steps):
             seen["appended"] = append(log, POINTS, rows)
             log.appender.sync()
@@ -56,7 +57,15 @@ CHILD = """if True:
             with open(trace) as lines:
                 seen["trace_at_failure"] = len(lines.readlines())
             durable = log.appender.durable_position
-            for again in (log.appender.sync, lambda: append(log, POINTS, 1), log.appender.mark, log.appender.finish):
+            one = make_rows(POINTS, log.appender.next_sequence(0), 1)
+            for again in (
+                log.appender.sync,
+                lambda: append(log, POINTS, 1),
+                lambda: log.appender.append_one(0, one),
+                log.appender.make_room,
+                log.appender.mark,
+                log.appender.finish,
+            ):
                 try:
                     again()
                     seen["again"].append("")
@@ -88,16 +97,24 @@ class Run:
         self.library, self.directory = library, directory / "the-log"
         self.trace_path = directory / "trace"
 
-    def __call__(self, call: str, path: str, nth: int, error: int, steps: int = 40, rows: int = ROWS) -> Outcome:
+    def __call__(
+        self, call: str, path: str, nth: int, error: int, steps: int = 40, rows: int = ROWS, *, mapped: bool = False
+    ) -> Outcome:
+        arguments = [str(steps), str(rows), str(self.trace_path), "mapped" if mapped else ""]
+        return msgspec.json.decode(self.child(CHILD, call, path, nth, error, *arguments), type=Outcome)
+
+    def child(self, code: str, call: str, path: str, nth: int, error: int, *arguments: str, **more: str) -> bytes:
+        """Run code on this disk, with the log's directory as its first argument; returns what it prints."""
         self.trace_path.write_text("")
         environment = {
             **os.environ, "LD_PRELOAD": str(self.library), "FAULTY_CALL": call, "FAULTY_PATH": path, "FAULTY_NTH": str(nth),
             "FAULTY_ERRNO": str(error), "FAULTY_TRACE": str(self.trace_path), "PYTHONPATH": str(SUPPORT.parent),
+            **more,
         }  # fmt: skip
-        arguments = [sys.executable, "-c", CHILD, str(self.directory), str(steps), str(rows), str(self.trace_path)]
-        done = subprocess.run(arguments, env=environment, capture_output=True, timeout=60, check=False)
+        command = [sys.executable, "-c", code, str(self.directory), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr.decode()
-        return msgspec.json.decode(done.stdout, type=Outcome)
+        return done.stdout
 
     @property
     def trace(self) -> list[str]:
@@ -132,7 +149,7 @@ def assert_stopped(run: Run, outcome: Outcome, operation: str, name: str, error:
     assert os.strerror(error) in outcome.error
     assert name in outcome.error
     assert "stays readable" in outcome.error
-    assert outcome.again == [outcome.error] * 4  # the same answer for ever
+    assert outcome.again == [outcome.error] * 6  # the same answer for ever
     assert not outcome.durable_position_moved
     tried = [
         line for line in run.trace[outcome.trace_at_failure :] if line.split()[0] in ("pwritev", "fdatasync", "rename")
@@ -230,6 +247,209 @@ def test_a_passing_lack_of_room_is_survived_as_long_as_a_spare_is_left(run):
     assert run.reopen(outcome) == 40 * ROWS
 
 
+# --- groups written through the map ------------------------------------------------------------------------------------------
+
+
+def skip_unless_mapped(directory: Path) -> None:
+    """Skip where the file system does not let the log write through a map."""
+    log = Log(directory / "probe", [POINTS], file_bytes=FILE_BYTES, map_small_groups=True)
+    mapped = log.appender.is_mapped
+    log.close()
+    if not mapped:
+        pytest.skip("the file system of the temporary folder is none on which the log writes through a map")
+
+
+@pytest.mark.process
+def test_small_groups_need_no_write_call_where_they_are_mapped_and_large_ones_do(run, tmp_path):
+    skip_unless_mapped(tmp_path)
+    outcome = run("none", "the-log", 1, 0, steps=20, rows=100, mapped=True)
+    assert outcome.error == ""
+    assert [line for line in run.trace if line.split()[0] == "pwritev"] == []
+    assert [line for line in run.trace if line.startswith("fdatasync") and line.endswith(".log")]
+    assert run.reopen(outcome) == 2000
+    outcome = run("none", "the-log", 1, 0, steps=3, rows=ROWS, mapped=True)
+    assert len([line for line in run.trace if line.split()[0] == "pwritev"]) == 3
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("nth", [1, 7])
+def test_a_failed_sync_of_mapped_groups_stops_the_log(run, nth, tmp_path):
+    skip_unless_mapped(tmp_path)
+    outcome = run("fdatasync", ".log", nth, errno.EIO, rows=100, mapped=True)
+    assert_stopped(run, outcome, "sync", "0000000001.log", errno.EIO)
+    assert outcome.durable < outcome.appended
+    run.reopen(outcome)
+
+
+# --- a sync that fails in another thread ----------------------------------------------------------------------------------------
+
+BEHIND = """if True:
+    import json, sys, threading
+    from ringmain.storage import Log, LogFailed
+    from support.logs import FILE_BYTES, POINTS, append
+    log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES)
+    stop, seen = threading.Event(), {"durable": 0, "behind": "", "owner": ""}
+    def behind():
+        try:
+            while not stop.is_set():
+                appended = log.appender.next_sequence(0) - 1
+                log.appender.sync_behind()
+                seen["durable"] = appended
+        except LogFailed as error:
+            seen["behind"] = str(error)
+            seen["durable_position"] = log.appender.durable_position
+    thread = threading.Thread(target=behind)
+    thread.start()
+    try:
+        while thread.is_alive():
+            seen["appended"] = append(log, POINTS, 2000)
+        seen["appended"] = append(log, POINTS, 1)
+    except LogFailed as error:
+        seen["owner"] = str(error)
+    stop.set()
+    thread.join()
+    for again in (log.appender.sync, log.appender.sync_behind, log.appender.finish):
+        try:
+            again()
+        except LogFailed as error:
+            assert str(error) == seen["behind"]
+        else:
+            raise AssertionError("a failed log synced")
+    assert log.appender.durable_position == seen["durable_position"] <= log.appender.position
+    log.close()
+    print(json.dumps(seen))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("nth", [1, 5])
+def test_a_failed_sync_behind_the_owner_stops_the_owner(run, nth):
+    seen = json.loads(run.child(BEHIND, "fdatasync", ".log", nth, errno.EIO))
+    assert "sync at byte" in seen["behind"]
+    assert os.strerror(errno.EIO) in seen["behind"]
+    assert seen["owner"] == seen["behind"]
+    assert [line.split()[0] for line in run.trace if line.endswith(".log")].count(
+        "fdatasync"
+    ) == nth  # never tried again
+    run.reopen(Outcome(durable=seen["durable"]))
+
+
+ROTATING = """if True:
+    import json, pathlib, sys, threading, time
+    from ringmain.storage import Log, LogFailed
+    from support.logs import FILE_BYTES, POINTS, append, make_rows, wait_until
+    gate = pathlib.Path(sys.argv[2])
+    log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES)
+    append(log, POINTS, 5000)
+    durable, seen = log.appender.durable_position, {"behind": "", "owner": ""}
+    def noting(name, call):
+        try:
+            call()
+        except LogFailed as error:
+            seen[name] = str(error)
+    def rotate():
+        while log.appender.file_number == 1:
+            log.appender.append(0, make_rows(POINTS, log.appender.next_sequence(0), 20_000))
+    behind = threading.Thread(target=noting, args=("behind", log.appender.sync_behind))
+    behind.start()
+    wait_until(gate.with_name(gate.name + ".reached").exists)
+    owner = threading.Thread(target=noting, args=("owner", rotate))
+    owner.start()
+    def is_stuck():
+        asleep = 0
+        while owner.is_alive() and asleep < 50:  # a hundredth of a second each
+            state = pathlib.Path(f"/proc/self/task/{owner.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+            asleep = asleep + 1 if state == "S" else 0
+            time.sleep(0.01)
+        return asleep > 0
+    try:
+        seen["waited"] = is_stuck()
+        seen["file_number"] = log.appender.file_number
+    finally:
+        gate.touch()
+    behind.join()
+    owner.join()
+    seen["appended"] = log.appender.next_sequence(0) - 1
+    seen["durable_moved"] = log.appender.durable_position != durable
+    log.close()
+    print(json.dumps(seen))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("error", [errno.EIO, 0])
+def test_the_owner_begins_no_file_before_a_sync_under_way_has_told_how_it_ended(run, tmp_path, error):
+    """The kernel reports a failed write-back once: the owner's own sync would succeed, and call lost bytes durable."""
+    gate = tmp_path / "gate"
+    seen = json.loads(run.child(ROTATING, "fdatasync", ".log", 1, error, str(gate), FAULTY_GATE=str(gate)))
+    assert seen["waited"]
+    assert seen["file_number"] == 1
+    if error:
+        assert "sync at byte" in seen["behind"]
+        assert seen["owner"] == seen["behind"]
+        assert not seen["durable_moved"]
+        assert not (run.directory / "0000000002.log").exists()
+    else:
+        assert (seen["behind"], seen["owner"]) == ("", "")
+        assert seen["durable_moved"]
+        assert run.reopen(Outcome()) == seen["appended"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mapped", ["", "mapped"])
+def test_a_sync_does_not_call_durable_what_was_appended_while_it_was_under_way(run, tmp_path, mapped):
+    code = """if True:
+        import json, pathlib, sys, threading
+        from ringmain.storage import Log
+        from support.logs import FILE_BYTES, POINTS, append, wait_until
+        gate = pathlib.Path(sys.argv[2])
+        log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES, map_small_groups=bool(sys.argv[3]))
+        append(log, POINTS, 100)
+        thread = threading.Thread(target=log.appender.sync_behind)
+        thread.start()
+        wait_until(gate.with_name(gate.name + ".reached").exists)
+        asked = log.appender.position
+        append(log, POINTS, 100)
+        gate.touch()
+        thread.join()
+        print(json.dumps([asked, log.appender.durable_position, log.appender.position]))
+        log.close()
+    """
+    gate = tmp_path / "gate"
+    asked, durable, position = json.loads(
+        run.child(code, "fdatasync", ".log", 1, 0, str(gate), mapped, FAULTY_GATE=str(gate))
+    )
+    assert asked == durable < position
+
+
+@pytest.mark.process
+def test_a_file_is_synced_before_its_successor_gets_its_name_whoever_syncs(run):
+    code = """if True:
+        import sys, threading
+        from ringmain.storage import Log
+        from support.logs import FILE_BYTES, POINTS, append
+        log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES)
+        stop = threading.Event()
+        def behind():
+            while not stop.is_set():
+                log.appender.sync_behind()
+        thread = threading.Thread(target=behind)
+        thread.start()
+        while log.appender.file_number < 6:
+            append(log, POINTS, 3000)
+        stop.set()
+        thread.join()
+        log.close()
+    """
+    run.child(code, "none", "the-log", 1, 0)
+    calls = [(line.split()[0], os.path.basename(line.split()[1])) for line in run.trace]
+    for number in range(2, 7):
+        before = calls[: calls.index(("rename", f"{number:010d}.log"))]
+        mine = [call for call, name in before if name == f"{number - 1:010d}.log" and call in ("pwritev", "fdatasync")]
+        assert "pwritev" in mine
+        assert mine[-1] == "fdatasync"
+
+
 # --- a disk that is really full -----------------------------------------------------------------------------------------------
 
 
@@ -284,6 +504,36 @@ def test_a_full_disk_stops_the_log_and_room_lets_it_go_on(small_disk):
     assert append(log, POINTS, 1) == durable + 1
     log.close()
     assert examine(directory).problems == []
+
+
+@pytest.mark.process
+def test_a_full_disk_stops_a_log_that_writes_through_a_map_and_kills_nobody(small_disk):
+    code = """if True:
+        import sys
+        from ringmain.storage import Log, LogFailed
+        from support.logs import FILE_BYTES, POINTS, append
+        log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES, map_small_groups=True)
+        assert log.appender.is_mapped
+        durable = 0
+        try:
+            while True:
+                last = append(log, POINTS, 300)
+                log.appender.sync()
+                durable = last
+        except LogFailed as error:
+            print(durable, error)
+    """
+    command = [sys.executable, "-c", code, str(small_disk / "log")]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(SUPPORT.parent)}, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr.decode())
+    durable, _, words = done.stdout.decode().partition(" ")
+    assert "No space left on device" in words
+    assert int(durable) > 2 * FILE_BYTES // POINTS.row_bytes
+    rows = read_rows(small_disk / "log", POINTS)
+    check_rows(POINTS, rows, 1)
+    assert len(rows) == int(durable)
 
 
 def test_a_disk_that_is_full_already_is_an_error_at_opening(small_disk):

@@ -85,13 +85,14 @@ def test_a_writer_continues_it(tmp_path, life):
     check_rows(POINTS, rows, 1)
 
 
-def test_the_worked_example_of_the_format_page_is_this_file():
+def test_the_worked_examples_of_the_format_page_are_these_files():
     page = Path(_log.__file__).parent / "FORMAT.md"
-    golden = GOLDEN.read_bytes()
-    lines = re.findall(
-        r"^    ([0-9a-f]{8})  ((?:[0-9a-f]{2} {1,2})+|(?:[0-9a-f]{2} {1,2})*[0-9a-f]{2}$)", page.read_text(), re.M
-    )
-    assert len(lines) == 35
-    for offset, shown in lines:
-        data = bytes.fromhex(shown)
-        assert golden[int(offset, 16) :][: len(data)] == data
+    first, second = page.read_text().split("`tests/storage/golden/log-v1-tombstones.bin`")
+    for text, golden, line_count in ((first, GOLDEN, 35), (second, GOLDEN.with_name("log-v1-tombstones.bin"), 6)):
+        lines = re.findall(
+            r"^    ([0-9a-f]{8})  ((?:[0-9a-f]{2} {1,2})+|(?:[0-9a-f]{2} {1,2})*[0-9a-f]{2}$)", text, re.M
+        )
+        assert len(lines) == line_count
+        for offset, shown in lines:
+            data = bytes.fromhex(shown)
+            assert golden.read_bytes()[int(offset, 16) :][: len(data)] == data

@@ -28,7 +28,8 @@ SERVER = f"""if True:
     def write(directory, seed):
         choice = random.Random(seed)
         say = lambda *words: os.write(1, (" ".join(map(str, words)) + "\\n").encode())
-        log = Log(directory, [POINTS, PAIRS], bus="test", file_bytes={FILE_BYTES}, retention_bytes={KEEP_FILES * FILE_BYTES})
+        log = Log(directory, [POINTS, PAIRS], bus="test", file_bytes={FILE_BYTES}, retention_bytes={KEEP_FILES * FILE_BYTES},
+                  map_small_groups=choice.random() < 0.5)
         say("open", log.recovered.record_count)
         while True:
             for schema in choice.sample([POINTS, PAIRS], choice.randint(1, 2)):

@@ -6,6 +6,8 @@
  * FAULTY_NTH    which call fails, from 1; that one only
  * FAULTY_ERRNO  with what; 0: a write is cut in half and reported so
  * FAULTY_TRACE  the trace's path
+ * FAULTY_GATE   a path, if the call is to be held up first: it makes FAULTY_GATE.reached and goes on when FAULTY_GATE is there.
+ *               With FAULTY_ERRNO 0 a sync is only held up
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -47,6 +49,15 @@ static int hit_fd(const char *call, int fd) {
 }
 
 static int error(void) { return atoi(getenv("FAULTY_ERRNO")); }
+
+static void wait_at_gate(void) {
+    const char *gate = getenv("FAULTY_GATE");
+    if (!gate) return;
+    char reached[4096];
+    snprintf(reached, sizeof reached, "%s.reached", gate);
+    close(open(reached, O_CREAT | O_WRONLY, 0600));
+    for (int looks = 0; looks < 60000 && access(gate, F_OK) != 0; ++looks) usleep(1000);
+}
 
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
 
@@ -97,8 +108,9 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off_t offset) { return w
 static int sync_it(const char *name, int fd) {
     int (*next)(int) = real(name);
     if (hit_fd(name, fd)) {
+        wait_at_gate();
         errno = error();
-        return -1;
+        if (errno != 0) return -1;
     }
     return next(fd);
 }
