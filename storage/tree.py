@@ -1,0 +1,282 @@
+"""A tree: one topic's rows by key, in memory and in sstables.
+
+1. What a reader needs is one State (memtables and open tables), replaced whole; a reader keeps the one it took, and the rows it
+   was handed stay valid for as long as it keeps them.
+2. A row's sequence decides: the newest at or below the sequence that a reader looks at wins. `visible` is the newest complete one,
+   so a batch appears all at once.
+3. Rows go active memtable -> immutable memtables -> level 0 -> deeper levels, never the other way. What is dropped on the way is
+   seen by no open view (`views`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._tree import KeyCodec, Memtable, Merge, State, Table, TreeCore
+from .errors import StorageError
+from .schema import Schema
+
+__all__ = ["KeysAt", "Tree", "View", "ViewGone"]
+
+Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+Bound: TypeAlias = Any  # a value, or a tuple of the key's first values
+
+BATCH_ROWS = 8_192
+
+
+class ViewGone(StorageError):
+    """A sequence lies too far back to be read at: newer rows have replaced what was visible then."""
+
+    def __init__(self, topic: str, sequence: int, oldest: int) -> None:
+        self.topic, self.sequence, self.oldest = topic, sequence, oldest
+        super().__init__(
+            f"topic {topic!r}: nothing can be read as of sequence {sequence} any more; {oldest} is the oldest. Open the view in "
+            "time and keep it, or keep all versions of the topic"
+        )
+
+
+class KeysAt:
+    """Reading a tree as of a sequence."""
+
+    def __init__(self, tree: Tree, sequence: int | None) -> None:
+        self._tree, self._sequence = tree, sequence
+
+    def _now(self) -> tuple[State, int]:
+        core = self._tree.core
+        state = core.state  # before `visible`: a later state may lack rows that newer ones have replaced since
+        visible = core.visible
+        return state, visible if self._sequence is None else min(self._sequence, visible)
+
+    def get_many(self, keys: Any) -> tuple[Rows, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """(rows, found): the newest rows of many keys, in their order; zeros, and False in `found`, where a key is absent.
+
+        keys: a structured array that has the key's fields (others are not looked at), or for a key of one field an array or a
+        sequence of its values.
+        """
+        state, visible = self._now()
+        return state.get_many(self._tree.key_rows(keys), visible)
+
+    def scan(
+        self,
+        first: Bound = None,
+        last: Bound = None,
+        *,
+        reverse: bool = False,
+        limit: int | None = None,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[Rows]:
+        """The rows with keys from `first` to `last`, both included, in their order, as arrays of up to `batch_rows` rows.
+
+        first, last: a value, or a tuple of the key's first values; None for no bound. All batches are of the moment of this call,
+        whatever is put meanwhile. They are read-only views of the file where one table has it all, else fresh arrays.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit: 0 or more is expected, got {limit}")
+        if batch_rows < 2:
+            raise ValueError(f"batch_rows: at least 2 are expected, got {batch_rows}")
+        state, visible = self._now()
+        return _limited(self._tree.scan_state(state, visible, first, last, reverse, batch_rows), limit)
+
+    def history(self, *key: Any) -> Rows:
+        """All versions of a key that are kept, the newest first; tombstones are left out."""
+        state, visible = self._now()
+        merge = Merge(state.codec, _filled(state.memtables), state.level0 + _flat(state.levels), key, key)
+        merge.begin_scan(visible, True)
+        return _concatenated(_drain(merge, self._tree.schema, BATCH_ROWS), self._tree.schema)
+
+
+class View(KeysAt):
+    """A tree as it was at one sequence, for as long as the view is open. Close it: it keeps old rows from being dropped."""
+
+    def __init__(self, tree: Tree, sequence: int) -> None:
+        super().__init__(tree, sequence)
+        self.sequence = sequence
+
+    def get(self, *key: Any) -> np.void | None:
+        """The row that a key had, as a record of its own, or None."""
+        state, visible = self._now()
+        return state.get(key, visible)
+
+    def close(self) -> None:
+        """Let go. Does nothing the second time."""
+        if self._sequence is not None:
+            self._tree.close_view(self.sequence)
+            self._sequence = None
+
+    def _now(self) -> tuple[State, int]:
+        if self._sequence is None:
+            raise ValueError(f"topic {self._tree.schema.name!r}: this view is closed")
+        return super()._now()
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Tree(KeysAt):
+    """One topic of a store: `get(*key)`, `get_many`, `scan`, `history`, `at`; in the writing process also `put(*fields, **fields)`,
+    `put_batch`, `delete(*key)`.
+
+    get returns a record of its own or None; put and delete return the sequence. Any thread may read; one at a time writes.
+    """
+
+    def __init__(self, schema: Schema, codec: KeyCodec, state: State, *, keeps_versions: bool) -> None:
+        super().__init__(self, None)
+        self.schema, self.codec, self.keeps_versions = schema, codec, keeps_versions
+        self.core = TreeCore(codec, schema, state)
+        self.get = self.core.get  # the compiled calls themselves
+        self.put = self.core.put
+        self.delete = self.core.delete
+        self.put_batch = self.core.put_batch
+        self.lock = threading.RLock()  # held while the state is replaced, and around the views
+        self._views: Counter[int] = Counter()
+        self.dropped_through = 0  # views older than this may miss rows
+
+    def at(self, sequence: int | None = None) -> View:
+        """A view of the tree as of a sequence (now, by default) that stays as it is. Use it in a `with` statement.
+
+        Raises ViewGone where rows that were visible then may have been dropped.
+        """
+        with self.lock:
+            wanted = self.core.visible if sequence is None else sequence
+            if wanted < self.dropped_through and not self.keeps_versions and wanted not in self._views:
+                raise ViewGone(self.schema.name, wanted, self.dropped_through)
+            self._views[wanted] += 1
+        return View(self, wanted)
+
+    def close_view(self, sequence: int) -> None:
+        """What View.close does."""
+        with self.lock:
+            self._views[sequence] -= 1
+            if not self._views[sequence]:
+                del self._views[sequence]
+
+    def views(self) -> list[int]:
+        """The sequences that open views look at."""
+        with self.lock:
+            return list(self._views)
+
+    def droppable(self) -> int:
+        """The newest sequence up to which tombstones may go, once nothing older is left for them to hide."""
+        with self.lock:
+            return 0 if self.keeps_versions else min(self._views, default=self.core.visible)
+
+    def key_rows(self, keys: Any) -> Rows:
+        """Keys as rows of the schema's dtype, for get_many."""
+        names = self.codec.names
+        given = np.asarray(keys)
+        if given.ndim != 1:
+            raise TypeError(
+                f"topic {self.schema.name!r}: a one-dimensional array of keys is needed, got {given.ndim} dimensions"
+            )
+        if given.dtype == self.schema.dtype and given.flags.c_contiguous:
+            return given
+        rows = np.zeros(len(given), self.schema.dtype)
+        if given.dtype.names is None:
+            if len(names) != 1:
+                raise TypeError(f"topic {self.schema.name!r}: keys are structured arrays with {', '.join(names)}")
+            rows[names[0]] = _checked(given, rows.dtype[names[0]], self.schema.name, names[0])
+            return rows
+        for name in names:
+            if name not in given.dtype.names:
+                raise TypeError(f"topic {self.schema.name!r}: the keys lack the field {name!r}")
+            rows[name] = _checked(given[name], rows.dtype[name], self.schema.name, name)
+        return rows
+
+    def scan_state(
+        self, state: State, visible: int, first: Bound, last: Bound, reverse: bool, batch_rows: int
+    ) -> Iterator[Rows]:
+        """What `scan` yields, of one state."""
+        memtables = _filled(state.memtables)
+        tables = state.level0 + _flat(state.levels)
+        views = None if memtables or reverse else _straight(tables, visible)
+        if views is not None:
+            return _table_views(views, first, last, batch_rows)
+        merge = Merge(state.codec, memtables, tables, first, last, reverse)
+        merge.begin_scan(visible, False)
+        return _drain(merge, self.schema, batch_rows)
+
+
+def _checked(values: np.ndarray[Any, Any], dtype: np.dtype[Any], topic: str, name: str) -> np.ndarray[Any, Any]:
+    """Values of a key field in its type; ValueError where one would change."""
+    if values.dtype == dtype:
+        return values
+    if dtype.kind == "S" and values.dtype.kind == "S":
+        fits = (
+            values.dtype.itemsize <= dtype.itemsize
+            or not len(values)
+            or np.char.str_len(values).max() <= dtype.itemsize
+        )
+    else:
+        fits = values.dtype.kind in "iufb" and dtype.kind in "iufb"
+    if fits:
+        with np.errstate(all="ignore"):
+            turned = values.astype(dtype)
+            fits = dtype.kind == "S" or bool((turned.astype(values.dtype) == values).all())
+        if fits:
+            return turned
+    raise ValueError(f"topic {topic!r}, field {name!r}: not all of these keys fit into {dtype}")
+
+
+def _filled(memtables: tuple[Memtable, ...]) -> list[tuple[Memtable, int]]:
+    return [(memtable, len(memtable)) for memtable in memtables if len(memtable)]
+
+
+def _flat(levels: tuple[tuple[Table, ...], ...]) -> tuple[Table, ...]:
+    return tuple(table for level in levels for table in level)
+
+
+def _straight(tables: Iterable[Table], visible: int) -> list[Table] | None:
+    """The tables by key, where their rows one after the other are the answer: ranges disjoint, all visible, nothing shadowed."""
+    ordered = sorted(tables, key=lambda table: table.key_min)
+    for table in ordered:
+        if table.tombstone_count or table.shadowed_count or table.sequence_max > visible:
+            return None
+    for table, following in itertools.pairwise(ordered):
+        if table.key_max >= following.key_min:
+            return None
+    return ordered
+
+
+def _table_views(tables: list[Table], first: Bound, last: Bound, batch_rows: int) -> Iterator[Rows]:
+    for table in tables:
+        begin, end = table.bounds(first, last)
+        for at in range(begin, end, batch_rows):
+            yield table.rows(at, min(at + batch_rows, end))
+
+
+def _drain(merge: Merge, schema: Schema, batch_rows: int) -> Iterator[Rows]:
+    while True:
+        rows = np.empty(batch_rows, schema.dtype)
+        count = merge.fill(rows)
+        if not count:
+            return
+        yield rows[:count]
+
+
+def _limited(batches: Iterator[Rows], limit: int | None) -> Iterator[Rows]:
+    left = limit
+    for rows in batches:
+        if left is None:
+            yield rows
+            continue
+        if left <= 0:
+            return
+        yield rows[:left]
+        left -= len(rows)
+
+
+def _concatenated(batches: Iterable[Rows], schema: Schema) -> Rows:
+    parts = list(batches)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, schema.dtype)
