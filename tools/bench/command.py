@@ -8,17 +8,15 @@ from typing import Annotated
 
 import typer
 
-from ..exit_codes import FAILED
-from ..printing import note, print_json, stderr
 from . import append, fanout, latency, logged, publish, recover, throughput, wake
-from .measuring import Bench, Plan, measure
+from .measuring import Bench, Plan
 from .peer import Peer
 from .peer_iceoryx2 import Iceoryx2
 from .peer_kickmsg import Kickmsg
 from .peer_mmbus import Mmbus
 from .peer_pyzmq import Pyzmq
-from .tables import print_report
-from .workers import BenchFailed
+from .running import DIRECTORY, run_and_print
+from .store_command import store_app
 
 __all__ = ["bench_app"]
 
@@ -33,8 +31,6 @@ BENCHES: tuple[Bench, ...] = (
     wake.BENCH,
 )
 PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
-
-DIRECTORY = Path("/var/tmp")
 
 bench_app = typer.Typer(
     help="Measure the bus on this machine, beside what could be picked instead (the extra `bench` installs those).",
@@ -52,21 +48,12 @@ def _command(benches: tuple[Bench, ...]) -> Callable[..., None]:
             Path, typer.Option(metavar="DIR", help="Where logs are written; use a real disk.")
         ] = DIRECTORY,
     ) -> None:
-        plan = Plan(seconds, runs, directory, PEERS if peers else ())
-        try:
-            with stderr().status("") as status:
-                report = measure(list(benches), plan, lambda what: status.update(f"measuring {what} …"))
-        except BenchFailed as error:
-            note(f"ringmain: {error}")
-            raise typer.Exit(FAILED) from None
-        if as_json:
-            print_json(report)
-        else:
-            print_report(report, [bench.bars for bench in benches])
+        run_and_print(benches, Plan(seconds, runs, directory, PEERS if peers else ()), as_json)
 
     return run
 
 
 for _bench in BENCHES:
     bench_app.command(_bench.name, help=_bench.about)(_command((_bench,)))
-bench_app.command("all", help="Everything, one after the other.")(_command(BENCHES))
+bench_app.command("all", help="Everything about the bus, one after the other.")(_command(BENCHES))
+bench_app.add_typer(store_app, name="store")

@@ -13,7 +13,7 @@ import msgspec
 
 from .conditions import Conditions
 from .machine import machine_settings
-from .peer import Peer, PeerMissing
+from .peer import Library, PeerMissing
 from .workers import BenchFailed
 
 __all__ = ["Bar", "Bench", "Figures", "Plan", "Report", "bench_directory", "measure", "more_is_better"]
@@ -29,8 +29,10 @@ class Plan:
 
     seconds: float = 3.0  # each timed stretch
     runs: int = 3
-    directory: Path = Path("/var/tmp")  # logs are written below it
-    peers: tuple[type[Peer], ...] = ()
+    directory: Path = Path("/var/tmp")  # logs and stores are written below it
+    peers: tuple[type[Library], ...] = ()
+    rows: int = 0  # in a store; 0 where there is none
+    large: bool = False  # also what takes minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Bench:
     bars: Mapping[str, Bar]
     run: Callable[[Plan], Figures]
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    run_peer: Callable[[Plan, type[Peer]], Figures] | None = None
+    run_peer: Callable[[Plan, Any], Figures] | None = None
     between_cores: bool = False  # whether the distance of two cores matters
 
 
@@ -84,6 +86,8 @@ def measure(benches: list[Bench], plan: Plan, progress: Callable[[str], object] 
         settings={"seconds": plan.seconds, "runs": plan.runs, "directory": str(plan.directory), **machine_settings()},
         figures={},
     )
+    if plan.rows:
+        report.settings["rows"] = plan.rows
     conditions = Conditions()
     for bench in benches:
         settings = report.settings if len(benches) == 1 else report.settings.setdefault(bench.name, {})
@@ -120,7 +124,9 @@ def _measure_one(
             progress(f"{bench.name}, run {number} of {plan.runs}: {peer.name}")
             try:
                 with conditions.watched():
-                    theirs.setdefault(peer.name, []).append(bench.run_peer(plan, peer))
+                    figures = bench.run_peer(plan, peer)
+                if figures:
+                    theirs.setdefault(peer.name, []).append(figures)
             except (BenchFailed, PeerMissing) as error:
                 if (note := f"{bench.name}: {peer.name}: {error}") not in report.notes:
                     report.notes.append(note)
@@ -140,5 +146,5 @@ def _rounded(value: float) -> float:
 
 
 def bench_directory(plan: Plan) -> tempfile.TemporaryDirectory[str]:
-    """A folder for logs, removed afterwards."""
+    """A folder for logs or stores, removed afterwards."""
     return tempfile.TemporaryDirectory(prefix="ringmain-bench-", dir=plan.directory)

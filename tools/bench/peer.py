@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from .rows import BATCH, BLOCK, SCHEMA
 
-__all__ = ["BATCH_BYTES", "RECEIVE_S", "RECORD_BYTES", "Item", "Peer", "PeerMissing", "Receive", "Send"]
+__all__ = ["BATCH_BYTES", "RECEIVE_S", "RECORD_BYTES", "Item", "Library", "Peer", "PeerMissing", "Receive", "Send"]
 
 Item: TypeAlias = Any  # what a library's send takes
 Send: TypeAlias = Callable[[Item], object]
@@ -24,14 +24,27 @@ class PeerMissing(Exception):
     """The library is not installed, or does not work here."""
 
 
-class Peer:
+class Library:
+    """Something else that a user could pick, by the name of its module."""
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+
+    @classmethod
+    def load(cls) -> Any:
+        """The library's module. Raises PeerMissing."""
+        try:
+            return importlib.import_module(cls.module)
+        except Exception as error:
+            raise PeerMissing(f"cannot be used: {type(error).__name__}: {error}") from error
+
+
+class Peer(Library):
     """One library, set up for one measurement. Goes to every process of it; opens things only where told to.
 
     batches: an item is BATCH records, not one. subscriber_count: how many receive. sleeping: a receive waits in the kernel.
     """
 
-    name: ClassVar[str]
-    module: ClassVar[str]
     sleeps_only: ClassVar[bool] = False  # its busy way of receiving is the worse one
 
     def __init__(self, *, batches: bool = False, subscriber_count: int = 1, sleeping: bool = False) -> None:
@@ -41,14 +54,6 @@ class Peer:
         self.record_count_max = 1 << 62  # more would be lost
         self.label = f"ringmain-bench-{os.getpid()}-{id(self) & 0xFFFFFF:x}"
         self.held: list[Any] = []  # what must live until the end
-
-    @classmethod
-    def load(cls) -> Any:
-        """The library's module. Raises PeerMissing."""
-        try:
-            return importlib.import_module(cls.module)
-        except Exception as error:
-            raise PeerMissing(f"cannot be used: {type(error).__name__}: {error}") from error
 
     def open_sender(self) -> Send:
         """In the publisher's process."""

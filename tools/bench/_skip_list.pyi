@@ -1,0 +1,13 @@
+"""A plain skip list; see _skip_list.pyx."""
+
+from typing import Any
+
+import numpy as np
+
+_Rows = np.ndarray[Any, np.dtype[np.void]]
+
+class SkipList:
+    def __init__(self, dtype: np.dtype[np.void], key: str) -> None: ...
+    def __len__(self) -> int: ...
+    def insert(self, rows: _Rows) -> None: ...
+    def rows(self) -> _Rows: ...

@@ -1,0 +1,31 @@
+"""Carrying benches out for the command line, and printing what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ..exit_codes import FAILED
+from ..printing import note, print_json, stderr
+from .measuring import Bench, Plan, measure
+from .tables import print_report
+from .workers import BenchFailed
+
+__all__ = ["DIRECTORY", "run_and_print"]
+
+DIRECTORY = Path("/var/tmp")
+
+
+def run_and_print(benches: tuple[Bench, ...], plan: Plan, as_json: bool) -> None:
+    """Raises typer.Exit where a measurement failed."""
+    try:
+        with stderr().status("") as status:
+            report = measure(list(benches), plan, lambda what: status.update(f"measuring {what} …"))
+    except BenchFailed as error:
+        note(f"ringmain: {error}")
+        raise typer.Exit(FAILED) from None
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, [bench.bars for bench in benches])

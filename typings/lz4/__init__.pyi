@@ -1,0 +1,1 @@
+"""What the store uses of lz4."""
