@@ -30,6 +30,7 @@ cdef extern from "log_format.hpp" namespace "ringmain" nogil:
     const uint8_t C_FRAME_ROWS "ringmain::FRAME_ROWS", C_FRAME_TOPIC "ringmain::FRAME_TOPIC"
     const uint8_t C_FRAME_MARK "ringmain::FRAME_MARK", C_FRAME_CLOSE "ringmain::FRAME_CLOSE"
     const uint8_t C_FRAME_GAP "ringmain::FRAME_GAP", C_FRAME_TOMBSTONES "ringmain::FRAME_TOMBSTONES"
+    const uint8_t C_CONTINUES "ringmain::CONTINUES"
     cdef struct LogFileHeader:
         char magic[8]
         uint32_t version, byte_order
@@ -42,7 +43,7 @@ cdef extern from "log_format.hpp" namespace "ringmain" nogil:
         uint32_t crc
     cdef struct FrameHeader:
         uint32_t magic, crc, frame_bytes
-        uint8_t kind
+        uint8_t kind, flags
         uint16_t topic
         uint64_t position, first_sequence
         uint32_t row_count, epoch
@@ -100,7 +101,7 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
 
 FRAME_DTYPE = np.dtype([
     ("offset", "<u8"), ("first_sequence", "<u8"), ("durable_position", "<u8"), ("first_timestamp_ns", "<i8"),
-    ("row_count", "<u4"), ("row_bytes", "<u4"), ("payload_bytes", "<u4"), ("topic", "<u2"), ("kind", "u1"), ("unused", "u1"),
+    ("row_count", "<u4"), ("row_bytes", "<u4"), ("payload_bytes", "<u4"), ("topic", "<u2"), ("kind", "u1"), ("flags", "u1"),
 ])
 LOST_DTYPE = np.dtype([("first_sequence", "<u8"), ("count", "<u8"), ("topic", "<u4"), ("unused", "<u4")])
 if FRAME_DTYPE.itemsize != sizeof(FrameEntry):
@@ -108,6 +109,7 @@ if FRAME_DTYPE.itemsize != sizeof(FrameEntry):
 
 FRAME_ROWS, FRAME_TOPIC, FRAME_MARK, FRAME_CLOSE, FRAME_GAP, FRAME_TOMBSTONES = (
     C_FRAME_ROWS, C_FRAME_TOPIC, C_FRAME_MARK, C_FRAME_CLOSE, C_FRAME_GAP, C_FRAME_TOMBSTONES)
+CONTINUES = C_CONTINUES  # of a frame's flags
 LOG_HEADER_BYTES = C_LOG_HEADER_BYTES
 FRAME_HEADER_BYTES = C_FRAME_HEADER_BYTES
 GROUP_BYTES_MAX = C_GROUP_BYTES_MAX

@@ -186,7 +186,10 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
         int make_room()
         int append_row(uint32_t topic, const char *row, cbool tombstone)
         uint64_t group_room_rows(uint32_t topic)
-        int add_rows(uint32_t topic, const char *rows, uint64_t count)
+        cbool in_use
+        uint64_t batch_rows_max(uint32_t topic)
+        int begin_batch(uint32_t topic, uint64_t count)
+        int add_rows(uint32_t topic, const char *rows, uint64_t count, cbool tombstones, cbool continues)
         int write_group()
 
 cdef extern from "pack.hpp" namespace "ringmain" nogil:
@@ -890,6 +893,8 @@ cdef class TreeCore:
             raise ValueError(f"topic {self.codec.topic!r}: the store is closed, or was opened for reading only")
         if self.busy:
             raise RuntimeError(f"topic {self.codec.topic!r}: another put is still under way; one at a time")
+        if self.log.in_use:
+            raise RuntimeError(f"topic {self.codec.topic!r}: another thread is putting into this store; one at a time")
         if self.memtable == NULL or self.memtable.room() == 0:
             self.full()
             if self.log == NULL or self.memtable.room() == 0:
@@ -906,10 +911,10 @@ cdef class TreeCore:
         memcpy(row + 8, &self.last_timestamp_ns, 8)
         error = self.log.append_row(self.log_topic, row, tombstone)
         if error == NEEDS_FILE:
-            self.busy = True
+            self.busy = self.log.in_use = True
             with nogil:
                 error = self.log.make_room()
-            self.busy = False
+            self.busy = self.log.in_use = False
             if error == 0:
                 error = self.log.append_row(self.log_topic, row, tombstone)
         if error != 0:
@@ -925,7 +930,7 @@ cdef class TreeCore:
         """Store rows in order, all or none: an array of the schema's payload_dtype, or of its dtype (whose stamps are then replaced).
 
         Returns the last one's sequence (of an empty array: the last so far). Readers see all of them at once. Raises as put does;
-        ValueError where a memtable cannot hold so many.
+        ValueError where a memtable, or a file of the log, cannot hold so many.
         """
         cdef cnp.ndarray array
         cdef const char *source
@@ -947,28 +952,31 @@ cdef class TreeCore:
         if count == 0:
             return self.next_sequence - 1
         self._begin_row()
-        if count > self.memtable.capacity():
-            raise ValueError(f"rows: {count} at once are more than a memtable holds; at most {self.memtable.capacity()}")
+        room = min(self.memtable.capacity(), self.log.batch_rows_max(self.log_topic))
+        if count > room:
+            raise ValueError(f"rows: {count} at once are more than a memtable, or a file of the log, holds; at most {room}")
         if count > self.memtable.room():
             self.full()
             self._begin_row()
         to = self.memtable.next_row()
         self.last_timestamp_ns = max(self.last_timestamp_ns, wall_ns())
-        self.busy = True
+        self.busy = self.log.in_use = True
         try:
             with nogil:
                 copy_rows(to, self.codec.row_bytes, source, stride, count, self.next_sequence, self.last_timestamp_ns)
+                error = self.log.begin_batch(self.log_topic, count)
                 while error == 0 and done < count:
                     room = min(self.log.group_room_rows(self.log_topic), count - done)
                     if room:
-                        error = self.log.add_rows(self.log_topic, to + done * self.codec.row_bytes, room)
+                        error = self.log.add_rows(self.log_topic, to + done * self.codec.row_bytes, room, False,
+                                                  done + room < count)
                         done += room
                     if error == 0:
                         error = self.log.write_group()
                 if error == 0:
                     self.memtable.commit_rows(count)
         finally:
-            self.busy = False
+            self.busy = self.log.in_use = False
         if error != 0:
             raise self.appender.failure()
         self.next_sequence += count

@@ -31,6 +31,7 @@ __all__ = [
     "open_file",
     "read_topics",
     "row_frames",
+    "whole_batches",
 ]
 
 Frames: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
@@ -135,6 +136,16 @@ def read_topics(file: LogFile, frames: Frames) -> Iterator[LogTopic]:
 def row_frames(frames: Frames) -> Frames:
     """Those of the frames that hold rows of a topic: rows to keep, or tombstones."""
     return frames[(frames["kind"] == _log.FRAME_ROWS) | (frames["kind"] == _log.FRAME_TOMBSTONES)]
+
+
+def whole_batches(frames: Frames, end: int) -> tuple[Frames, int]:
+    """Frames and the offset behind them, without those at the end that count only together with a frame that is not there."""
+    continued = (frames["flags"] & _log.CONTINUES) != 0
+    if not len(frames) or not continued[-1]:
+        return frames, end
+    finished = np.flatnonzero(~continued)
+    first = int(finished[-1]) + 1 if len(finished) else 0
+    return frames[:first], int(frames["offset"][first])
 
 
 def lost_ranges(file: LogFile, frames: Frames) -> Frames:

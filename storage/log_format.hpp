@@ -34,6 +34,9 @@ enum FrameKind : uint8_t {
     FRAME_TOMBSTONES = 6,  // as FRAME_ROWS, but each row deletes its key: only stamp and key fields are set
 };
 
+// Flags of a frame. CONTINUES: its rows count only together with those of the next frame.
+inline constexpr uint8_t CONTINUES = 1;
+
 // Whether a frame's payload is rows of a topic, which take part in its sequences.
 inline constexpr bool has_rows(uint8_t kind) { return kind == FRAME_ROWS || kind == FRAME_TOMBSTONES; }
 
@@ -62,7 +65,7 @@ struct FrameHeader {
     uint32_t crc;                 //  4  CRC-32C of the frame from byte 8 to its end
     uint32_t frame_bytes;         //  8  header, payload, padding to a multiple of 8
     uint8_t kind;                 // 12
-    uint8_t unused;               // 13
+    uint8_t flags;                // 13  CONTINUES
     uint16_t topic;               // 14  number of the topic within this log
     uint64_t position;            // 16
     uint64_t first_sequence;      // 24

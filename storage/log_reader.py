@@ -5,6 +5,7 @@
 2. Every frame's checksum is proven before its rows are handed out.
 3. The reader believes frames, not sizes: what it has not found yet is not there yet. A hole between sequences is an error.
 4. A topic's sequences number its rows and its tombstones alike. `read` hands out rows, `read_all` both.
+5. The rows of a batch that takes several frames are there once the last of them is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ import numpy as np
 
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
-from .log_files import Frames, LogFile, LogTopic, file_path, list_files, open_file, read_topics, row_frames
+from .log_files import (
+    Frames,
+    LogFile,
+    LogTopic,
+    file_path,
+    list_files,
+    open_file,
+    read_topics,
+    row_frames,
+    whole_batches,
+)
 from .recovery import describe, newest_durable
 from .schema import Schema
 
@@ -265,12 +276,12 @@ class LogReader:
 
     def _extend(self, part: _Part) -> None:
         """Find what was appended since the last look, up to where the next file says that this one ends."""
-        found, end = part.file.scan(part.end)
+        found, end = whole_batches(*part.file.scan(part.end))
         if end == part.end:
             return
         following = self._following(part)
         if following is not None and end > following.header.previous_end:  # a writer that was taken over wrote on
-            found, end = part.file.scan(part.end, max(part.end, following.header.previous_end))
+            found, end = whole_batches(*part.file.scan(part.end, max(part.end, following.header.previous_end)))
         part.end = end
         if part.topic is None:
             for topic in read_topics(part.file, found):

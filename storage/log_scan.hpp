@@ -44,7 +44,7 @@ struct FrameEntry {  // mirrored by FRAME_DTYPE in _log.pyx
     uint32_t payload_bytes;
     uint16_t topic;
     uint8_t kind;
-    uint8_t unused;
+    uint8_t flags;
 };
 static_assert(sizeof(FrameEntry) == 48);
 
@@ -53,7 +53,7 @@ inline uint64_t scan_frames(const LogBytes &log, uint64_t offset, std::vector<Fr
     FrameHeader header;
     while (read_frame(log, offset, header)) {
         entries.push_back({offset, header.first_sequence, header.durable_position, header.first_timestamp_ns, header.row_count,
-                           header.row_bytes, header.payload_bytes, header.topic, header.kind, 0});
+                           header.row_bytes, header.payload_bytes, header.topic, header.kind, header.flags});
         offset += header.frame_bytes;
     }
     return offset;

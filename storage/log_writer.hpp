@@ -93,6 +93,8 @@ class LogWriter {
 
     // --- the owner ---------------------------------------------------------------------------------------------------
 
+    bool in_use = false;  // for an owner that is several threads in turn: one is in a call without the interpreter's lock
+
     // Begin the first file. 0 or an errno.
     int open_first() { return rotate(); }
 
@@ -102,15 +104,31 @@ class LogWriter {
         return (GROUP_BYTES_MAX - 8 - group_bytes_ - FRAME_HEADER_BYTES) / topics_[topic].row_bytes;
     }
 
+    // The most rows that `begin_batch` finds room for.
+    uint64_t batch_rows_max(uint32_t topic) const {
+        const uint64_t group_rows = (GROUP_BYTES_MAX - 8 - FRAME_HEADER_BYTES) / topics_[topic].row_bytes;
+        return (file_bytes_ - start_bytes_) / GROUP_BYTES_MAX * group_rows - group_rows;
+    }
+
+    // Be sure that `count` rows, added in groups as large as they can be, go into one file: what ends in the middle of a batch is
+    // cut off there when the log is opened. The group must be empty. May wait as `make_room` does. 0 or an errno.
+    int begin_batch(uint32_t topic, uint64_t count) {
+        const uint64_t group_rows = group_room_rows(topic);
+        if (count <= group_rows) return 0;  // add_rows looks for room itself
+        const uint64_t group_count = (count + group_rows - 1) / group_rows;
+        return file_bytes_ - offset_ < (group_count + 1) * GROUP_BYTES_MAX ? rotate() : 0;
+    }
+
     // Add `count` contiguous rows to the group, or rows that delete. They must stay as they are until `write_group` returns.
-    int add_rows(uint32_t topic, const char *rows, uint64_t count, bool tombstones = false) {
+    // continues: they count only together with the rows that are added next.
+    int add_rows(uint32_t topic, const char *rows, uint64_t count, bool tombstones = false, bool continues = false) {
         LogTopic &to = topics_[topic];
         int64_t last_timestamp_ns, first_timestamp_ns;
         std::memcpy(&first_timestamp_ns, rows + 8, 8);
         std::memcpy(&last_timestamp_ns, rows + (count - 1) * to.row_bytes + 8, 8);
         const int error = add_frame(tombstones ? FRAME_TOMBSTONES : FRAME_ROWS, topic, to.next_sequence,
                                     static_cast<uint32_t>(count), to.row_bytes, first_timestamp_ns, rows,
-                                    static_cast<uint32_t>(count * to.row_bytes));
+                                    static_cast<uint32_t>(count * to.row_bytes), continues ? CONTINUES : uint8_t{0});
         if (error == 0) {
             to.next_sequence += count;
             to.last_timestamp_ns = last_timestamp_ns;
@@ -266,11 +284,12 @@ class LogWriter {
     }
 
     void encode_header(FrameHeader &header, FrameKind kind, uint32_t topic, uint64_t first_sequence, uint32_t row_count,
-                       uint32_t row_bytes, int64_t first_timestamp_ns, const void *payload, uint32_t payload_bytes) const {
+                       uint32_t row_bytes, int64_t first_timestamp_ns, const void *payload, uint32_t payload_bytes,
+                       uint8_t flags = 0) const {
         header.magic = FRAME_MAGIC;
         header.frame_bytes = static_cast<uint32_t>(align8(FRAME_HEADER_BYTES + payload_bytes));
         header.kind = kind;
-        header.unused = 0;
+        header.flags = flags;
         header.topic = static_cast<uint16_t>(topic);
         header.position = position();
         header.first_sequence = first_sequence;
@@ -284,12 +303,13 @@ class LogWriter {
     }
 
     int add_frame(FrameKind kind, uint32_t topic, uint64_t first_sequence, uint32_t row_count, uint32_t row_bytes,
-                  int64_t first_timestamp_ns, const void *payload, uint32_t payload_bytes) {
+                  int64_t first_timestamp_ns, const void *payload, uint32_t payload_bytes, uint8_t flags = 0) {
         if (const int error = failed(); error != 0) return error;
         if (frame_count_ == 0 && file_bytes_ - offset_ < GROUP_BYTES_MAX)
             if (const int error = rotate(); error != 0) return error;
         FrameHeader &header = headers_[static_cast<size_t>(frame_count_++)];
-        encode_header(header, kind, topic, first_sequence, row_count, row_bytes, first_timestamp_ns, payload, payload_bytes);
+        encode_header(header, kind, topic, first_sequence, row_count, row_bytes, first_timestamp_ns, payload, payload_bytes,
+                      flags);
         iovecs_.push_back({&header, FRAME_HEADER_BYTES});
         if (payload_bytes != 0) iovecs_.push_back({const_cast<void *>(payload), payload_bytes});
         static char zeros[8];
@@ -365,7 +385,7 @@ class LogWriter {
             old_fd = std::exchange(fd_, spare.fd);
             file_number_ = header.file_number;
             start_position_ = header.start_position;
-            offset_ = start.size();
+            offset_ = start_bytes_ = start.size();
             store_release(written_position_, position());
             if (sync_files_)
                 store_release(durable_position_, position());
@@ -438,6 +458,7 @@ class LogWriter {
     char *map_ = nullptr;    // of the same file, or null: the owner's
     std::atomic<uint64_t> file_number_;
     uint64_t start_position_;    // as fd_
+    uint64_t start_bytes_ = LOG_HEADER_BYTES;  // of the current file: header and topics
     uint64_t offset_;            // of the next frame in the current file; frames gathered but not yet written included
     uint64_t written_position_;  // everything before it is in the system's hands
     uint64_t durable_position_;  // changed under the mutex

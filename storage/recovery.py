@@ -30,6 +30,7 @@ from .log_files import (
     open_file,
     read_topics,
     row_frames,
+    whole_batches,
 )
 
 __all__ = ["Contents", "FileContents", "describe", "examine", "newest_durable"]
@@ -192,6 +193,7 @@ def _check_chain(contents: Contents, before: FileContents, file: LogFile) -> Non
 def _judge_tail(contents: Contents, file: LogFile, frames: Frames, end: int, *, last: bool) -> tuple[Frames, int]:
     """The end of a file that has no sound successor: nothing, a torn tail, or damage. Returns its frames and their end.
 
+    A batch whose last frame is not there belongs to the torn tail, whether its first frames were on the disk or not.
     Where a successor was there once (not `last`), everything in the file was on the disk before that began.
     """
     while True:
@@ -212,7 +214,9 @@ def _judge_tail(contents: Contents, file: LogFile, frames: Frames, end: int, *, 
             Corruption(file.path, end, "a valid frame, since it was on the disk", describe(file, end))
         )
     elif last:
-        contents.torn_bytes = max(last_valid - end, _unfinished_bytes(file, end))
+        torn_end = max(last_valid, end + _unfinished_bytes(file, end))
+        frames, end = whole_batches(frames, end)
+        contents.torn_bytes = torn_end - end
     return frames, end
 
 

@@ -31,7 +31,7 @@ class StoreReader:
 
     directory: a Store's. refresh_s: how old what is read may be; 0 looks at the directory in every call, inf only in `refresh`.
     memtable_bytes, memory_bytes: what the memtables of one topic take at least, and at most; they hold what the writer has in
-    memory as well. What another process puts as one batch may appear in several steps.
+    memory as well.
     Any thread may read. Raises FileNotFoundError where there is no store, Corruption, FormatMismatch.
     """
 

@@ -16,7 +16,7 @@ from support.logs import FILE_BYTES, PAIRS, POINTS, Builder, append, check_rows,
 
 FRAME = _log.FRAME_HEADER_BYTES
 FRAME_FIELDS = {
-    "magic": range(0, 4), "crc": range(4, 8), "frame_bytes": range(8, 12), "kind": [12], "unused": [13],
+    "magic": range(0, 4), "crc": range(4, 8), "frame_bytes": range(8, 12), "kind": [12], "flags": [13],
     "topic": range(14, 16), "position": range(16, 24), "first_sequence": range(24, 32), "row_count": range(32, 36),
     "epoch": range(36, 40), "durable_position": range(40, 48), "first_timestamp_ns": range(48, 56),
     "row_bytes": range(56, 60), "payload_bytes": range(60, 64),

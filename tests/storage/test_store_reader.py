@@ -155,9 +155,9 @@ def test_a_table_that_goes_while_it_is_opened_is_looked_for_in_the_newer_manifes
 def test_log_files_that_go_while_they_are_read_are_made_up_for_by_tables(tmp_path, monkeypatch):
     """The reader is far behind; then the writer flushes, and gives back the log that the reader was about to read."""
     with open_store(tmp_path, memtable_bytes=32 << 20) as store, StoreReader(tmp_path, refresh_s=math.inf) as reader:
-        rows = np.zeros(100_000, BOOK.payload_dtype)
+        rows = np.zeros(50_000, BOOK.payload_dtype)
         book, last = reader["book"], 0
-        for _ in range(4):
+        for _ in range(8):
             rows["key"] = np.arange(last, last + len(rows))
             last = store["book"].put_batch(rows)
         read_all, oldest = LogReader.read_all, list_files(tmp_path / "log")[0][1]
@@ -504,8 +504,8 @@ def test_damage_in_the_log_is_named(closed_store):
 def test_a_log_that_lost_rows_which_are_in_no_table_is_named(tmp_path):
     directory = tmp_path / "data"
     with open_store(directory, memtable_bytes=32 << 20) as store:
-        for _ in range(4):
-            rows = np.zeros(100_000, BOOK.payload_dtype)
+        for _ in range(8):
+            rows = np.zeros(50_000, BOOK.payload_dtype)
             store["book"].put_batch(rows)
     list_files(directory / "log")[0][1].unlink()
     with pytest.raises(StorageError, match=r"sequence 1 is missing in the log, though the tables hold only up to 0"):
