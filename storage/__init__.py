@@ -1,11 +1,15 @@
-"""Storage keeps rows: what a record looks like, and the log that holds it. It knows no shared memory."""
+"""Storage keeps rows: what a record looks like, the log that holds it, and the store by key. It knows no shared memory."""
 
-from .errors import Corruption, FormatMismatch, LogFailed, LogLocked, SchemaError, StorageError
+from .errors import Corruption, FormatMismatch, LogFailed, LogLocked, ManifestFailed, SchemaError, StorageError
 from .field_types import FieldType
+from .levels import Shape
 from .log import Log, Recovered
 from .log_reader import HistoryGone, LogReader
 from .schema import Field, Schema
 from .shipped import ACCOUNTS, ORDERS, QUOTES, SHIPPED, TRADES
+from .store import Store, TopicStats
+from .store_reader import StoreReader
+from .tree import Tree, View, ViewGone
 
 __all__ = [
     "ACCOUNTS",
@@ -22,8 +26,16 @@ __all__ = [
     "LogFailed",
     "LogLocked",
     "LogReader",
+    "ManifestFailed",
     "Recovered",
     "Schema",
     "SchemaError",
+    "Shape",
     "StorageError",
+    "Store",
+    "StoreReader",
+    "TopicStats",
+    "Tree",
+    "View",
+    "ViewGone",
 ]

@@ -26,7 +26,7 @@ cnp.import_array()
 include "row_packer.pxi"
 
 cdef extern from "numpy/arrayobject.h":
-    object PyArray_Scalar(void *data, cnp.dtype kind, object base)
+    object PyArray_Scalar(void *data, cnp.dtype kind, PyObject *base)  # base: NULL copies the data; None would not
 
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *, size_t, int, int, int, long)
@@ -797,7 +797,7 @@ cdef class State:
         scratch = bytearray(self.codec.row_bytes)
         self.codec.key_of(values, scratch, key)
         row = self.find(key, visible, keep)
-        return None if row == NULL else PyArray_Scalar(<void *>row, <cnp.dtype>self.codec.dtype, None)
+        return None if row == NULL else PyArray_Scalar(<void *>row, <cnp.dtype>self.codec.dtype, NULL)
 
     def get_many(self, keys, uint64_t visible=<uint64_t>-1):
         """(rows, found) of many keys: rows of the schema's dtype, zeros where a key is absent, and a bool array.
@@ -1000,7 +1000,7 @@ cdef PyObject *_get(PyObject *self, PyObject *const *args, Py_ssize_t count) exc
     if row == NULL:
         Py_INCREF(None)
         return <PyObject *>None
-    found = PyArray_Scalar(<void *>row, <cnp.dtype>core.codec.dtype, None)
+    found = PyArray_Scalar(<void *>row, <cnp.dtype>core.codec.dtype, NULL)
     Py_INCREF(found)
     return <PyObject *>found
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from os import PathLike, fspath
 from typing import TypeAlias
 
-__all__ = ["Corruption", "FormatMismatch", "LogFailed", "LogLocked", "SchemaError", "StorageError"]
+__all__ = [
+    "Corruption",
+    "FormatMismatch",
+    "LogFailed",
+    "LogLocked",
+    "ManifestFailed",
+    "SchemaError",
+    "StorageError",
+]
 
 _Path: TypeAlias = str | PathLike[str]
 
@@ -104,4 +112,26 @@ class LogFailed(StorageError):
         super().__init__(
             f"{self.path}: {operation} failed: {self.reason}. The log has stopped; what it acknowledged stays "
             "readable. Free space or mend the disk, then open the writer again"
+        )
+
+
+class ManifestFailed(StorageError):
+    """The manifest stopped because the system refused a write, a sync or a rename, or another writer has taken over.
+
+    path: the file. operation: what was refused. errno: the system's, or None. Whether the edit that was being committed
+    counts is known when the manifest is opened again; until then neither its new tables nor its old ones may be removed.
+    """
+
+    def __init__(self, path: _Path, operation: str, cause: OSError | str) -> None:
+        self.path, self.operation = fspath(path), operation
+        self.errno = cause.errno if isinstance(cause, OSError) else None
+        self.reason = (cause.strerror or str(cause)) if isinstance(cause, OSError) else cause
+        advice = (
+            "Free space or mend the disk, then open the writer again"
+            if self.errno
+            else "Open the writer again to go on"
+        )
+        super().__init__(
+            f"{self.path}: {operation} failed: {self.reason}. The store takes no more changes; what it acknowledged stays "
+            f"readable. {advice}"
         )

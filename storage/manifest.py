@@ -16,44 +16,21 @@ import secrets
 import threading
 import time
 from collections.abc import Generator
-from os import fspath
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from . import files
-from .errors import Corruption, StorageError
+from .errors import Corruption, ManifestFailed
 from .manifest_format import DURABLE_OFFSET, HEADER_BYTES, Header, encode_durable, encode_header, encode_record
 from .manifest_reader import MANIFEST_NAME, ManifestFile, ManifestFollower, read_manifest
 from .manifest_state import Edit, State, TopicInfo
 
-__all__ = ["Edit", "Manifest", "ManifestFailed", "ManifestFollower", "State", "TopicInfo", "read_manifest"]
+__all__ = ["Edit", "Manifest", "ManifestFollower", "State", "TopicInfo", "read_manifest"]
 
 REWRITE_BYTES_MIN = 1 << 20
 REWRITE_RATIO = 4
-
-
-class ManifestFailed(StorageError):
-    """The manifest stopped because the system refused a write, a sync or a rename, or another writer has taken over.
-
-    path: the file. operation: what was refused. errno: the system's, or None. Whether the edit that was being committed
-    counts is known when the manifest is opened again; until then neither its new tables nor its old ones may be removed.
-    """
-
-    def __init__(self, path: Path, operation: str, cause: OSError | str) -> None:
-        self.path, self.operation = fspath(path), operation
-        self.errno = cause.errno if isinstance(cause, OSError) else None
-        self.reason = (cause.strerror or str(cause)) if isinstance(cause, OSError) else cause
-        advice = (
-            "Free space or mend the disk, then open the writer again"
-            if self.errno
-            else "Open the writer again to go on"
-        )
-        super().__init__(
-            f"{self.path}: {operation} failed: {self.reason}. The store takes no more changes; what it acknowledged stays "
-            f"readable. {advice}"
-        )
 
 
 class Manifest:

@@ -5,7 +5,17 @@ import pickle
 from pathlib import Path
 
 import pytest
-from ringmain.storage import Corruption, FormatMismatch, LogFailed, LogLocked, SchemaError, StorageError
+from ringmain.storage import (
+    Corruption,
+    FormatMismatch,
+    HistoryGone,
+    LogFailed,
+    LogLocked,
+    ManifestFailed,
+    SchemaError,
+    StorageError,
+    ViewGone,
+)
 
 LOG = Path("/data/000001.log")
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -32,6 +42,26 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
             {"path": str(LOG), "operation": "fdatasync", "errno": errno.ENOSPC, "reason": "No space left on device"},
         ),
         (LogFailed(LOG, "write", "short write"), ["write failed: short write"], {"errno": None}),
+        (
+            ManifestFailed(Path("/data/MANIFEST"), "sync", FULL),
+            ["/data/MANIFEST", "sync failed: No space left on device", "stays readable", "Free space"],
+            {"path": "/data/MANIFEST", "operation": "sync", "errno": errno.ENOSPC},
+        ),
+        (
+            ManifestFailed(Path("/data/MANIFEST"), "commit", "another writer has taken over"),
+            ["commit failed: another writer has taken over", "Open the writer again"],
+            {"errno": None, "reason": "another writer has taken over"},
+        ),
+        (
+            ViewGone("trades", 5, 9),
+            ["topic 'trades'", "as of sequence 5", "9 is the oldest", "keep all versions"],
+            {"topic": "trades", "sequence": 5, "oldest": 9},
+        ),
+        (
+            HistoryGone("/data", "trades", 5, 9),
+            ["/data: topic 'trades'", "sequence 5 is no longer kept", "oldest record is 9"],
+            {"directory": "/data", "topic": "trades", "wanted": 5, "oldest": 9},
+        ),
         (
             SchemaError("no such type", topic="trades", field="price", source="mine.toml"),
             ["mine.toml: topic 'trades', field 'price': no such type"],

@@ -19,12 +19,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ringmain.storage import Corruption, FormatMismatch, manifest
+from ringmain.storage import Corruption, FormatMismatch, ManifestFailed, manifest
 from ringmain.storage._log import crc32c
 from ringmain.storage.manifest import (
     Edit,
     Manifest,
-    ManifestFailed,
     ManifestFollower,
     State,
     TopicInfo,

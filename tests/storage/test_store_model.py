@@ -259,7 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
             tuple[str, View | None, int]
         ] = []  # None: refused, which depends on the threads; steps must not
         self.scans: list[tuple[str, Iterator[Rows], list[Version]]] = []
-        self.held: list[tuple[Rows, bytes]] = []
+        self.held: list[tuple[Rows | np.void, bytes]] = []
         self.directory = self.folder / "0"
         self.store = self.configuration.open(self.directory)
 
@@ -374,7 +374,10 @@ class StoreMachine(RuleBasedStateMachine):
         model, readers = self.models[topic], self.readers(topic)
         tree, at = readers[reader % len(readers)]
         key = self.key(topic, number)
-        model.check_row(tree.get(*key), model.at(at).get(key_order(model.schema, key)))
+        row = tree.get(*key)
+        model.check_row(row, model.at(at).get(key_order(model.schema, key)))
+        if row is not None:
+            self.hold(row)
 
     @rule(topic=topics, numbers=st.lists(pick, max_size=40), reader=pick)
     def get_many(self, topic: str, numbers: list[int], reader: int) -> None:
@@ -457,8 +460,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(topic=topics)
     def hold_rows(self, topic: str) -> None:
-        self.held += [(rows, rows.tobytes()) for rows in self.tree(topic).scan()]
-        del self.held[:-20]
+        for rows in self.tree(topic).scan():
+            self.hold(rows)
+
+    def hold(self, rows: Rows | np.void) -> None:
+        """What was handed out never changes, whatever becomes of where it was found."""
+        self.held.append((rows, rows.tobytes()))
+        del self.held[:-40]
 
     @rule(topic=topics, number=pick, reader=pick)
     def history(self, topic: str, number: int, reader: int) -> None:
