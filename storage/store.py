@@ -37,6 +37,7 @@ MEMTABLE_BYTES = 128 << 20
 BLOCK_BYTES = 4096
 SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
+ARCHIVE_BYTES = 16 << 30
 IDLE_SYNC_S_MAX = 0.05
 REPLAY_ROWS = 65_536
 
@@ -71,6 +72,9 @@ class Store:
     compression: of tables below level 0: "none", "zstd" or "lz4". shape: levels and their sizes.
     snapshot_interval: seconds until what lies in memtables is written to tables even if they are not full; None: only when full.
     compaction_bytes_per_s: how fast compactions may write; None: as fast as they can.
+    archive: move log files whose rows are all in tables to DIR/archive, from where history by sequence and time is read on
+    (LogReader); False: use them again, and what is in no table any more is gone. archive_bytes, archive_age (seconds): how much
+    the archive keeps at least; what neither of them keeps goes, oldest first. Both None: everything, for ever.
 
     Raises LogLocked, Corruption, FormatMismatch, OSError.
     """
@@ -91,6 +95,9 @@ class Store:
         snapshot_interval: float | None = SNAPSHOT_S,
         compaction_bytes_per_s: int | None = COMPACTION_BYTES_PER_S,
         log_file_bytes: int = LOG_FILE_BYTES,
+        archive: bool = True,
+        archive_bytes: int | None = ARCHIVE_BYTES,
+        archive_age: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if sync not in ("interval", "always", "never"):
@@ -116,6 +123,9 @@ class Store:
             sync_files=sync != "never",
             file_bytes=log_file_bytes,
             retention_bytes=0,
+            archive=self.directory / "archive" if archive else None,
+            archive_bytes=archive_bytes,
+            archive_age_s=archive_age,
             checkpoints={},
             map_small_groups=True,
             progress=progress,

@@ -1,0 +1,79 @@
+"""Where a store's log files go once their rows are in tables, and reading history on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ringmain.storage import LogReader, Schema
+from ringmain.storage.log_files import list_files
+from ringmain.storage.store import Store
+from support.logs import wait_until
+
+BOOK = Schema("book", {"key": "u8", "number": "u8"}, key=("key",))
+FILE_BYTES = 4 << 20
+FILE_ROWS = 120_000  # a little less than one file holds
+
+
+def open_store(directory: Path, **settings) -> Store:
+    return Store(directory, [BOOK], log_file_bytes=FILE_BYTES, sync="never", **settings)
+
+
+def fill(store: Store, files: int) -> int:
+    """Put rows until so many files more are full and in tables. Returns the last sequence."""
+    rows = np.zeros(FILE_ROWS, BOOK.payload_dtype)
+    for _ in range(files):
+        rows["key"] = np.arange(FILE_ROWS) % 100
+        rows["number"] = store["book"].core.next_sequence + np.arange(FILE_ROWS)
+        store["book"].put_batch(rows)
+    store.snapshot()
+    return int(store["book"].core.next_sequence) - 1
+
+
+def numbers(directory: Path) -> list[int]:
+    return [number for number, _ in list_files(directory)] if directory.exists() else []
+
+
+def test_log_files_whose_rows_are_in_tables_go_to_the_archive_where_all_of_history_is_read(tmp_path):
+    with open_store(tmp_path) as store:
+        last = fill(store, 5)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+    kept = numbers(tmp_path / "archive") + numbers(tmp_path / "log")
+    assert kept == list(range(1, len(kept) + 1))
+    assert len(kept) > 4
+    history = LogReader(tmp_path / "log", "book", tmp_path / "archive")
+    assert history.oldest == 1
+    position, times = 0, []
+    while (found := history.read_all(position + 1)) is not None:  # also what newer rows have replaced
+        rows, tombstones = found
+        assert not tombstones
+        assert (
+            rows["number"].tolist() == rows["sequence"].tolist() == list(range(position + 1, position + len(rows) + 1))
+        )
+        position = int(rows["sequence"][-1])
+        times.append((int(rows["sequence"][0]), int(rows["timestamp_ns"][0])))
+    assert position == last
+    for sequence, time_ns in times:
+        found_at = history.find_time(time_ns)
+        assert found_at <= sequence
+        assert found_at == 1 or history.find_time(time_ns + 1) > sequence
+
+
+def test_the_archive_keeps_what_its_limits_say(tmp_path):
+    with open_store(tmp_path, archive_bytes=2 * FILE_BYTES) as store:
+        fill(store, 6)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1 and len(numbers(tmp_path / "archive")) == 2)
+    with open_store(tmp_path, archive_bytes=None, archive_age=0.001) as store:
+        fill(store, 2)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1 and numbers(tmp_path / "archive") == [])
+
+
+def test_without_an_archive_the_files_are_used_again(tmp_path):
+    with open_store(tmp_path, archive=False) as store:
+        inodes = set()
+        for _ in range(8):
+            fill(store, 1)
+            inodes |= {path.stat().st_ino for _, path in list_files(tmp_path / "log")}
+            wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+        assert len(inodes) < 8
+    assert not (tmp_path / "archive").exists()
