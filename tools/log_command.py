@@ -20,7 +20,7 @@ from ..storage.log_files import list_files, open_file, read_topics
 from ..storage.repair import RepairReport
 from ..storage.repair import repair as repair_log
 from .exit_codes import EXIT_CODES_HELP, FAILED
-from .log_contents import FRAME_KINDS, LogFacts, find_log, look_at_log, open_topic, writer_of
+from .log_contents import FRAME_KINDS, ROW_KINDS, LogFacts, find_log, look_at_log, open_topic, writer_of
 from .printing import (
     counted,
     memory,
@@ -268,7 +268,7 @@ def _dump_frames(log: Path, topic: str | None, limit: int, as_json: bool) -> Non
             frame.kind,
             frame.topic,
             f"{frame.first_sequence:,}" if frame.topic else "",
-            f"{frame.row_count:,}" if frame.kind == "rows" else "",
+            f"{frame.row_count:,}" if frame.kind in ROW_KINDS else "",
             f"{frame.payload_bytes:,}",
             f"{frame.durable_position:,}",
         )
@@ -284,7 +284,7 @@ def _frames(log: Path, topic: str | None) -> Iterator[FrameFacts]:
         names = {entry.number: entry.schema.name for entry in read_topics(file, frames)}
         for frame in frames:
             kind = FRAME_KINDS.get(int(frame["kind"]), "unknown")
-            name = names.get(int(frame["topic"]), "") if kind in ("rows", "topic") else ""
+            name = names.get(int(frame["topic"]), "") if kind in (*ROW_KINDS, "topic") else ""
             if topic is None or name == topic:
                 yield FrameFacts(
                     file=str(path),
