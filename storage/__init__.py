@@ -1,11 +1,13 @@
-"""Storage keeps rows: what a record looks like, and the log that holds it. It knows no shared memory."""
+"""Storage keeps rows: what a record looks like, the log that holds it, the store that has it by key. It knows no shared memory."""
 
+from .arrow import to_arrow, to_pandas, to_polars
 from .errors import Corruption, FormatMismatch, LogFailed, LogLocked, SchemaError, StorageError
 from .field_types import FieldType
 from .log import Log, Recovered
 from .log_reader import HistoryGone, LogReader
 from .schema import Field, Schema
 from .shipped import ACCOUNTS, ORDERS, QUOTES, SHIPPED, TRADES
+from .store import Store
 
 __all__ = [
     "ACCOUNTS",
@@ -26,4 +28,8 @@ __all__ = [
     "Schema",
     "SchemaError",
     "StorageError",
+    "Store",
+    "to_arrow",
+    "to_pandas",
+    "to_polars",
 ]
