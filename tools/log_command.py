@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..storage import LogLocked
 from ..storage.log_files import list_files, open_file, read_topics
@@ -24,6 +21,7 @@ from .log_contents import FRAME_KINDS, ROW_KINDS, LogFacts, find_log, look_at_lo
 from .printing import (
     counted,
     memory,
+    moment,
     new_table,
     note,
     pairs,
@@ -34,6 +32,7 @@ from .printing import (
     stderr,
     stdout,
 )
+from .progress import byte_progress
 from .row_formats import Format, column_values, open_format
 
 __all__ = ["log_app"]
@@ -96,7 +95,7 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
     Example: ringmain log verify data
     """
     log = find_log(directory)
-    with _progress("verifying") as progress:
+    with byte_progress("verifying") as progress:
         facts = look_at_log(log, progress)
     if as_json:
         print_json(facts)
@@ -122,13 +121,13 @@ def repair(
     log = find_log(directory)
     if (writer_pid := writer_of(log)) is not None:  # told at once, not after all of it was read
         raise LogLocked(log, writer_pid)
-    with _progress("verifying") as progress:
+    with byte_progress("verifying") as progress:
         before = look_at_log(log, progress)
     if not yes:
         _print_verdict(stderr(), before)
         if not before.is_sound:
             _ask(log)
-    with _progress("repairing") as progress:
+    with byte_progress("repairing") as progress:
         report = repair_log(log, progress)
     if as_json:
         print_json({"damage_before": before.damage, "lost_count": report.lost_count, **_as_facts(report)})
@@ -158,7 +157,7 @@ def _print_log(console: Console, facts: LogFacts) -> None:
             "closed" if file.closed else "" if number < len(facts.files) else "open" if facts.writer_pid else "killed"
         )
         frames, used = f"{file.frame_count:,}", memory(file.used_bytes)
-        table.add_row(Path(file.path).name, str(file.epoch), _moment(file.created_ns), frames, used, ended)
+        table.add_row(Path(file.path).name, str(file.epoch), moment(file.created_ns), frames, used, ended)
     console.print()
     console.print(table)
     _print_topics(console, facts)
@@ -192,7 +191,7 @@ def _print_topics(console: Console, facts: LogFacts) -> None:
             f"{held:,}",
             f"{topic.oldest:,}" if held else "-",
             f"{topic.last:,}" if held else "-",
-            _moment(topic.last_timestamp_ns) if topic.last else "-",
+            moment(topic.last_timestamp_ns) if topic.last else "-",
             f"{topic.row_bytes:,}",
         )
     console.print()
@@ -296,28 +295,3 @@ def _frames(log: Path, topic: str | None) -> Iterator[FrameFacts]:
                     payload_bytes=int(frame["payload_bytes"]),
                     durable_position=int(frame["durable_position"]),
                 )
-
-
-# --- shared ---------------------------------------------------------------------------------------------------------
-
-
-def _moment(time_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ns / 1e9))
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error by bytes, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr(), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
