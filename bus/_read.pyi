@@ -3,7 +3,12 @@
 from typing import Any
 
 import numpy as np
+import pandas
+import polars
+import pyarrow
 from typing_extensions import Buffer
+
+from ..storage import Schema
 
 _Rows = np.ndarray[Any, np.dtype[np.void]]
 
@@ -12,11 +17,13 @@ class Batch:
 
     rows: a read-only numpy array of the schema's dtype. In a ring it is the writer's own memory: valid until the writer
     comes round again, which `validate` tells; from the log it stays valid for as long as you keep it.
-    first, last: the sequences of its ends.
+    first, last: the sequences of its ends. schema: the topic's.
     lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
     """
 
     lost: int
+    @property
+    def schema(self) -> Schema: ...
     @property
     def rows(self) -> _Rows: ...
     @property
@@ -31,14 +38,22 @@ class Batch:
         """Whether the rows were whole until now."""
     def copy(self) -> _Rows:
         """The rows as an array of your own, proven whole. Raises Overrun like `validate`."""
+    def to_arrow(self) -> pyarrow.Table:
+        """The rows as an Arrow table of its own memory, proven whole. Raises Overrun like `validate`.
 
-def log_batch(rows: _Rows) -> Batch: ...
+        Times are timestamps there, whole numbers of "1/10,000 EUR" decimals, bytes strings, arrays fixed-size lists; the units
+        of the schema say which. Raises ModuleNotFoundError saying what to install.
+        """
+    def to_pandas(self) -> pandas.DataFrame:
+        """The same as a pandas data frame."""
+    def to_polars(self) -> polars.DataFrame:
+        """The same as a polars data frame."""
+
+def log_batch(rows: _Rows, schema: Schema) -> Batch: ...
 
 class RingCursor:
     cursor: int
-    def __init__(
-        self, segment: Buffer, control: Buffer, dtype: np.dtype[np.void], follow: int, strategy: int
-    ) -> None: ...
+    def __init__(self, segment: Buffer, control: Buffer, schema: Schema, follow: int, strategy: int) -> None: ...
     def register(self, name: str, cursor: int) -> None: ...
     def adopt(self, former: RingCursor) -> bool: ...
     def release(self) -> None: ...

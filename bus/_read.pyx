@@ -15,6 +15,7 @@ import os
 
 import numpy as np
 
+from ..storage.arrow import to_arrow, to_pandas, to_polars
 from .errors import AttachError, Overrun
 
 cnp.import_array()
@@ -35,10 +36,10 @@ cdef class Batch:
 
     rows: a read-only numpy array of the schema's dtype. In a ring it is the writer's own memory: valid until the writer comes
     round again, which `validate` tells; from the log it stays valid for as long as you keep it.
-    lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
+    schema: the topic's. lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
     """
 
-    cdef readonly object rows
+    cdef readonly object rows, schema
     cdef readonly uint64_t first, last
     cdef public uint64_t lost
     cdef RingCursor cursor
@@ -70,14 +71,31 @@ cdef class Batch:
         self.validate()
         return mine
 
+    def to_arrow(self):
+        """The rows as an Arrow table of its own memory, see storage/arrow.py. Raises Overrun like `validate`."""
+        return self._columns(to_arrow)
+
+    def to_pandas(self):
+        """The same as a pandas data frame."""
+        return self._columns(to_pandas)
+
+    def to_polars(self):
+        """The same as a polars data frame."""
+        return self._columns(to_polars)
+
+    def _columns(self, convert):
+        converted = convert(self.rows, self.schema)  # copies everything, and so can be proven afterwards
+        self.validate()
+        return converted
+
     def __repr__(self):
         return f"Batch({self.first}..{self.last}, {self.rows.dtype.names[2:]}{f', lost={self.lost}' if self.lost else ''})"
 
 
-def log_batch(rows):
+def log_batch(rows, schema):
     """A Batch over rows that nobody overwrites, such as those of the mapped log."""
     cdef Batch batch = Batch.__new__(Batch)
-    batch.rows = rows
+    batch.rows, batch.schema = rows, schema
     batch.first, batch.last = rows["sequence"][0], rows["sequence"][-1]
     return batch
 
@@ -90,17 +108,18 @@ cdef class RingCursor:
 
     cdef RingReader ring
     cdef HeldBuffer data, control_data
-    cdef object dtype, owner  # owner: what the views handed out hold on to
+    cdef object schema, dtype, owner  # owner: what the views handed out hold on to
     cdef int slot
     cdef uint32_t pid, polls
     cdef WaitStrategy strategy
     cdef Watermark which
 
-    def __cinit__(self, segment, control, dtype, uint32_t follow, uint32_t strategy):
+    def __cinit__(self, segment, control, schema, uint32_t follow, uint32_t strategy):
         self.data.hold(segment, False)
         self.control_data.hold(control, True)
         self.owner = memoryview(segment)
-        self.dtype, self.which, self.strategy, self.slot = dtype, <Watermark>follow, <WaitStrategy>strategy, -1
+        self.schema, self.dtype, self.slot = schema, schema.dtype, -1
+        self.which, self.strategy = <Watermark>follow, <WaitStrategy>strategy
         self.ring.open(self.data.data(), <ControlHeader *>self.control_data.data(), self.which)
 
     def __dealloc__(self):
@@ -239,7 +258,8 @@ cdef class RingCursor:
                                     <void *>self.ring.slot(first), cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED, NULL)
         cnp.set_array_base(<cnp.ndarray>rows, self.owner)
         batch = Batch.__new__(Batch)
-        batch.rows, batch.first, batch.last, batch.cursor = rows, first, first + count - 1, self
+        batch.rows, batch.schema, batch.cursor = rows, self.schema, self
+        batch.first, batch.last = first, first + count - 1
         self.ring.cursor = first + count - 1
         return batch
 

@@ -1,5 +1,6 @@
-"""Storage keeps rows: what a record looks like, the log that holds it, and the store by key. It knows no shared memory."""
+"""Storage keeps rows: what a record looks like, the log that holds it, the store that has it by key. It knows no shared memory."""
 
+from .arrow import to_arrow, to_pandas, to_polars
 from .errors import Corruption, FormatMismatch, LogFailed, LogLocked, ManifestFailed, SchemaError, StorageError
 from .field_types import FieldType
 from .levels import Shape
@@ -38,4 +39,7 @@ __all__ = [
     "Tree",
     "View",
     "ViewGone",
+    "to_arrow",
+    "to_pandas",
+    "to_polars",
 ]

@@ -6,7 +6,9 @@ so that a worker process can hand it to its parent.
 
 from __future__ import annotations
 
+import re
 from os import PathLike, fspath
+from os.path import basename
 from typing import TypeAlias
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 _Path: TypeAlias = str | PathLike[str]
+_STORE_FILE = re.compile(r"MANIFEST.*|.*\.sst(\.new)?")
 
 
 class StorageError(Exception):
@@ -59,10 +62,11 @@ class Corruption(StorageError):
 
     def __init__(self, path: _Path, offset: int, expected: object, found: object) -> None:
         self.path, self.offset, self.expected, self.found = fspath(path), offset, expected, found
+        tool = "store" if _STORE_FILE.fullmatch(basename(self.path)) else "log"
         super().__init__(
             f"{self.path}: damaged at byte {offset}: expected {expected}, found {found}; these bytes are not "
-            "returned. See how far it goes with `ringmain log verify`; then restore a copy, or give up what is damaged "
-            "with `ringmain log repair`"
+            f"returned. See how far it goes with `ringmain {tool} verify`; then restore a copy, or give up what is damaged "
+            f"with `ringmain {tool} repair`"
         )
 
 

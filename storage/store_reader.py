@@ -19,7 +19,7 @@ from .schema import Schema
 from .table_files import TableFiles
 from .tree_reader import ReaderSettings, Refreshed, TreeReader
 
-__all__ = ["Refreshed", "StoreReader"]
+__all__ = ["Refreshed", "StoreReader", "follow_manifest"]
 
 REFRESH_S = 0.01
 MEMTABLE_BYTES = 16 << 20
@@ -47,7 +47,7 @@ class StoreReader:
             raise ValueError(f"refresh_s: 0 or more is expected, got {refresh_s}")
         self.directory = Path(directory).absolute()
         self._settings = ReaderSettings(refresh_s, memtable_bytes, memory_bytes)
-        self._follower = _follow(self.directory / "store")
+        self._follower = follow_manifest(self.directory / "store")
         self._files = TableFiles(self.directory / "store", self._follower.state.log_id, 0)
         self._lock = threading.RLock()
         self._trees: dict[str, TreeReader] = {}
@@ -138,8 +138,8 @@ class StoreReader:
             raise ValueError(f"{self.directory}: this store is closed")
 
 
-def _follow(directory: Path) -> ManifestFollower:
-    """The manifest of a store. Raises FileNotFoundError where there is no store, Corruption where it has lost its manifest."""
+def follow_manifest(directory: Path) -> ManifestFollower:
+    """The manifest in a store's folder. Raises FileNotFoundError where there is none, Corruption where it was lost."""
     try:
         return ManifestFollower(directory)
     except FileNotFoundError:

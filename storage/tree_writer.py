@@ -39,6 +39,11 @@ class WriteCounts:
     stalled_s: float = 0.0
     slowdown_count: int = 0  # times putting was slowed down since level 0 was full
 
+    @property
+    def write_amplification(self) -> float | None:
+        """Bytes written to tables for each byte that was flushed to level 0; None where nothing was."""
+        return (self.flushed_bytes + self.compacted_bytes) / self.flushed_bytes if self.flushed_bytes else None
+
 
 class TreeWriter:
     """A tree that this process writes. `changed`: told (under no lock) when there is something to flush or compact."""

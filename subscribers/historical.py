@@ -104,7 +104,7 @@ class Historical(TopicReader):
         found = log.find_time(timestamp_ns)
         if self._ring is None:
             return found
-        cursor = RingCursor(self._ring.data.memory, self._ring.control.memory, self._ring.schema.dtype, self._follow, 0)
+        cursor = RingCursor(self._ring.data.memory, self._ring.control.memory, self._ring.schema, self._follow, 0)
         cursor.cursor = found - 1
         try:
             while (batch := cursor.poll(BATCH_ROWS_MAX)) is not None:

@@ -115,7 +115,7 @@ class TopicReader:
 
     def _enter(self, ring: Attached, position: int, former: RingCursor | None = None) -> None:
         """Begin in a ring behind `position`, in the reader table's entry of `former` where that may be kept."""
-        cursor = RingCursor(ring.data.memory, ring.control.memory, ring.schema.dtype, self._follow, self._strategy)
+        cursor = RingCursor(ring.data.memory, ring.control.memory, ring.schema, self._follow, self._strategy)
         kept = former is not None and position + 1 >= cursor.oldest and cursor.adopt(former)
         if not kept:
             cursor.register(self.name, position)
@@ -275,7 +275,7 @@ class TopicReader:
             elif self._last is None or wanted > self._last or not self._ring_expected():
                 self._ended = True
             return None
-        batch = log_batch(rows)
+        batch = log_batch(rows, self._log.schema)
         if self._log.lost_count != passed_over:
             self._count_lost(batch.first - wanted)
         self._move_to(batch.last)

@@ -23,6 +23,7 @@ from .listing import ls
 from .log_command import log_app
 from .printing import note
 from .publishing import publish
+from .store_command import store_app
 from .subscribing import subscribe
 from .top import top
 
@@ -72,6 +73,7 @@ app.command(epilog=EXIT_CODES_HELP)(ls)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
 app.command(epilog=EXIT_CODES_HELP)(top)
 app.add_typer(log_app, name="log")
+app.add_typer(store_app, name="store")
 app.command(epilog=EXIT_CODES_HELP)(clean)
 app.add_typer(bench_app, name="bench")
 

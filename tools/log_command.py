@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..storage import LogLocked
 from ..storage.log_files import list_files, open_file, read_topics
 from ..storage.repair import RepairReport
 from ..storage.repair import repair as repair_log
 from .exit_codes import EXIT_CODES_HELP, FAILED
-from .log_contents import FRAME_KINDS, LogFacts, find_log, look_at_log, open_topic, writer_of
+from .log_contents import FRAME_KINDS, ROW_KINDS, LogFacts, find_log, look_at_log, open_topic, writer_of
 from .printing import (
     counted,
     memory,
+    moment,
     new_table,
     note,
     pairs,
@@ -34,6 +32,7 @@ from .printing import (
     stderr,
     stdout,
 )
+from .progress import byte_progress
 from .row_formats import Format, column_values, open_format
 
 __all__ = ["log_app"]
@@ -96,7 +95,7 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
     Example: ringmain log verify data
     """
     log = find_log(directory)
-    with _progress("verifying") as progress:
+    with byte_progress("verifying") as progress:
         facts = look_at_log(log, progress)
     if as_json:
         print_json(facts)
@@ -122,13 +121,13 @@ def repair(
     log = find_log(directory)
     if (writer_pid := writer_of(log)) is not None:  # told at once, not after all of it was read
         raise LogLocked(log, writer_pid)
-    with _progress("verifying") as progress:
+    with byte_progress("verifying") as progress:
         before = look_at_log(log, progress)
     if not yes:
         _print_verdict(stderr(), before)
         if not before.is_sound:
             _ask(log)
-    with _progress("repairing") as progress:
+    with byte_progress("repairing") as progress:
         report = repair_log(log, progress)
     if as_json:
         print_json({"damage_before": before.damage, "lost_count": report.lost_count, **_as_facts(report)})
@@ -158,7 +157,7 @@ def _print_log(console: Console, facts: LogFacts) -> None:
             "closed" if file.closed else "" if number < len(facts.files) else "open" if facts.writer_pid else "killed"
         )
         frames, used = f"{file.frame_count:,}", memory(file.used_bytes)
-        table.add_row(Path(file.path).name, str(file.epoch), _moment(file.created_ns), frames, used, ended)
+        table.add_row(Path(file.path).name, str(file.epoch), moment(file.created_ns), frames, used, ended)
     console.print()
     console.print(table)
     _print_topics(console, facts)
@@ -192,7 +191,7 @@ def _print_topics(console: Console, facts: LogFacts) -> None:
             f"{held:,}",
             f"{topic.oldest:,}" if held else "-",
             f"{topic.last:,}" if held else "-",
-            _moment(topic.last_timestamp_ns) if topic.last else "-",
+            moment(topic.last_timestamp_ns) if topic.last else "-",
             f"{topic.row_bytes:,}",
         )
     console.print()
@@ -268,7 +267,7 @@ def _dump_frames(log: Path, topic: str | None, limit: int, as_json: bool) -> Non
             frame.kind,
             frame.topic,
             f"{frame.first_sequence:,}" if frame.topic else "",
-            f"{frame.row_count:,}" if frame.kind == "rows" else "",
+            f"{frame.row_count:,}" if frame.kind in ROW_KINDS else "",
             f"{frame.payload_bytes:,}",
             f"{frame.durable_position:,}",
         )
@@ -284,7 +283,7 @@ def _frames(log: Path, topic: str | None) -> Iterator[FrameFacts]:
         names = {entry.number: entry.schema.name for entry in read_topics(file, frames)}
         for frame in frames:
             kind = FRAME_KINDS.get(int(frame["kind"]), "unknown")
-            name = names.get(int(frame["topic"]), "") if kind in ("rows", "topic") else ""
+            name = names.get(int(frame["topic"]), "") if kind in (*ROW_KINDS, "topic") else ""
             if topic is None or name == topic:
                 yield FrameFacts(
                     file=str(path),
@@ -296,28 +295,3 @@ def _frames(log: Path, topic: str | None) -> Iterator[FrameFacts]:
                     payload_bytes=int(frame["payload_bytes"]),
                     durable_position=int(frame["durable_position"]),
                 )
-
-
-# --- shared ---------------------------------------------------------------------------------------------------------
-
-
-def _moment(time_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ns / 1e9))
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Generator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error by bytes, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr(), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

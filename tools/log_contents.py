@@ -31,7 +31,9 @@ FRAME_KINDS = {
     _log.FRAME_MARK: "mark",
     _log.FRAME_CLOSE: "close",
     _log.FRAME_GAP: "gap",
+    _log.FRAME_TOMBSTONES: "tombstones",
 }
+ROW_KINDS = ("rows", "tombstones")
 TRIES = 5  # a living writer's retention may take a file away between the listing and the reading
 
 

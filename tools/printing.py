@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any, TextIO
 
 import msgspec
@@ -17,6 +18,7 @@ __all__ = [
     "count",
     "counted",
     "memory",
+    "moment",
     "new_table",
     "note",
     "pairs",
@@ -141,6 +143,11 @@ def age(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def moment(time_ns: int) -> str:
+    """A time in UTC, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ns / 1e9))
 
 
 def pairs(*rows: tuple[str, Any]) -> Table:

@@ -21,14 +21,14 @@ import numpy as np
 from numpy.lib.recfunctions import repack_fields
 
 from ..storage import Schema
+from ..storage.units import all_fields, time_unit
 
-__all__ = ["Format", "RowWriter", "open_format"]
+__all__ = ["Format", "RowWriter", "choose_fields", "column_values", "open_format", "read_fields", "shown", "times_of"]
 
 RowType: TypeAlias = np.dtype[np.void]
 Rows: TypeAlias = np.ndarray[Any, RowType]
 
 TABLE_ELEMENTS_MAX = 3
-TIME_UNIT = "ns since the Unix epoch"
 
 
 class Format(StrEnum):
@@ -54,20 +54,33 @@ def open_format(
     kind: Format, out: IO[bytes], schema: Schema, names: Sequence[str] = (), width: int | None = None
 ) -> RowWriter:
     """A writer of that format. names: the fields to write, all by default. width: of the terminal, which a table must fit."""
-    chosen = tuple(names) or schema.dtype.names or ()
-    for name in chosen:
-        if name not in (schema.dtype.names or ()):
-            raise ValueError(
-                f"topic {schema.name!r} has no field {name!r}; it has {', '.join(schema.dtype.names or ())}"
-            )
+    chosen = choose_fields(schema, names)
     if kind is Format.csv:
         return CsvFormat(out, schema.dtype, chosen)
     if kind is Format.json:
         return JsonFormat(out, chosen)
     if kind is Format.npy:
         return NpyFormat(out, schema.dtype, chosen)
-    times = {column.name for column in schema.fields if column.unit == TIME_UNIT} | {"timestamp_ns"}
-    return TableFormat(out, schema.dtype, chosen, times, width)
+    return TableFormat(out, schema.dtype, chosen, times_of(schema), width)
+
+
+def read_fields(text: str | None) -> list[str]:
+    """What was given for --fields; empty where nothing was."""
+    return [] if text is None else [name.strip() for name in text.split(",")]
+
+
+def choose_fields(schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
+    """These fields, or all where none is named. Raises ValueError for one that the topic has not."""
+    all_names = schema.dtype.names or ()
+    for name in names:
+        if name not in all_names:
+            raise ValueError(f"topic {schema.name!r} has no field {name!r}; it has {', '.join(all_names)}")
+    return tuple(names) or all_names
+
+
+def times_of(schema: Schema) -> set[str]:
+    """The fields that are ns since the Unix epoch."""
+    return {field.name for field in all_fields(schema) if time_unit(field) == "ns"}
 
 
 def column_values(column: np.ndarray[Any, Any]) -> list[Any]:
@@ -218,12 +231,13 @@ class TableFormat:
 
     def _cells(self, name: str, column: np.ndarray[Any, Any]) -> list[str]:
         values = column_values(column)
-        if name in self._times and column.ndim == 1 and column.dtype.kind == "i":
+        if name in self._times and column.ndim == 1:
             return [_time_of_day(value) for value in values]
-        return [_shown(value) for value in values]
+        return [shown(value) for value in values]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a table shows it."""
     if isinstance(value, str):
         return "".join(mark if mark.isprintable() else f"\\x{ord(mark):02x}" for mark in value)
     if isinstance(value, float):
@@ -231,7 +245,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         items = list(_flattened(cast("Any", value)))
         more = " …" if len(items) > TABLE_ELEMENTS_MAX else ""
-        return f"[{' '.join(_shown(item) for item in items[:TABLE_ELEMENTS_MAX])}{more}]"
+        return f"[{' '.join(shown(item) for item in items[:TABLE_ELEMENTS_MAX])}{more}]"
     return str(value)
 
 

@@ -6,15 +6,10 @@ while it was read. Each row is written completely or not at all, also when Ctrl-
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-from collections.abc import Generator
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -25,9 +20,10 @@ from ..subscribers import Historical, RealTime, Stats
 from ..subscribers.reader import TopicReader, wait_for_topic
 from .exit_codes import FAILED, INTERRUPTED, OK
 from .log_contents import open_topic
+from .output import Interrupt, Output
 from .positions import Position, read_position
 from .printing import note
-from .row_formats import Format, RowWriter, open_format
+from .row_formats import Format, RowWriter, open_format, read_fields
 
 __all__ = ["subscribe"]
 
@@ -95,8 +91,8 @@ def subscribe(
         raise ValueError(f"--until: a sequence or a time is expected, got {until}")
     begin = read_position(start or ("latest" if mode is Mode.realtime else "earliest"), "--from")
     reader = _open(address, mode, begin, ending, data_dir, follow, reliable, open_timeout)
-    with reader, _Output(output) as out:
-        rows = open_format(format, out.stream, reader.schema, _field_names(fields), out.width)
+    with reader, Output(output) as out:
+        rows = open_format(format, out.stream, reader.schema, read_fields(fields), out.width)
         code = _copy(reader, rows, out, ending, count)
         stats, span = reader.stats, out.span
     if not quiet and not out.broken:
@@ -144,10 +140,10 @@ def _open(
     )
 
 
-def _copy(reader: TopicReader, rows: RowWriter, out: _Output, ending: Position | None, count: int | None) -> int:
+def _copy(reader: TopicReader, rows: RowWriter, out: Output, ending: Position | None, count: int | None) -> int:
     """Write rows until the reader has ended, enough was written, or somebody stops it; returns the exit code."""
     left = count
-    with _Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         try:
             for batch in reader:
                 try:
@@ -184,10 +180,6 @@ def _reached(ending: Position | None, rows: np.ndarray[Any, np.dtype[np.void]]) 
     return ending is not None and ending.kind == "sequence" and int(rows["sequence"][-1]) >= ending.value
 
 
-def _field_names(fields: str | None) -> list[str]:
-    return [] if fields is None else [name.strip() for name in fields.split(",")]
-
-
 def _summary(address: str, stats: Stats, span: tuple[int, int, int], interrupted: bool) -> str:
     first, last, written = span
     parts = [f"{written:,} records of {address}"]
@@ -198,77 +190,3 @@ def _summary(address: str, stats: Stats, span: tuple[int, int, int], interrupted
     if stats.lost_count:
         parts.append(f"{stats.lost_count:,} LOST: overwritten in the ring before they were read, and in no log")
     return ", ".join(parts) + ("; interrupted" if interrupted else "")
-
-
-class _Output:
-    """Standard output, or a file, and what was written to it."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.stream: IO[bytes] = sys.stdout.buffer if path is None else open(path, "wb")  # noqa: SIM115
-        self.span = (0, 0, 0)  # first and last sequence, count
-        self.broken = False  # the reader of our pipe has gone
-
-    @property
-    def width(self) -> int | None:
-        """The terminal's width, None where it is none."""
-        return (
-            os.get_terminal_size(self.stream.fileno()).columns if self._path is None and sys.stdout.isatty() else None
-        )
-
-    def wrote(self, first: int, last: int, count: int) -> None:
-        self.stream.flush()
-        self.span = (self.span[0] or first, last, self.span[2] + count)
-
-    def finish(self, rows: RowWriter) -> bool:
-        """Write what the format still wants to; False where nobody reads it any more."""
-        try:
-            rows.close()
-            self.stream.flush()
-        except BrokenPipeError:
-            self.give_up()
-        return not self.broken
-
-    def give_up(self) -> None:
-        """Let the rest go nowhere, so that flushing it at exit fails no more."""
-        self.broken = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            self.stream.close()
-
-
-class _Interrupt:
-    """Ctrl-C, held off while a row is being written. The second one is not."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._writing = False
-
-    def __enter__(self) -> _Interrupt:
-        self._before = signal.signal(signal.SIGINT, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        again, self.asked = self.asked, True
-        if again or not self._writing:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def held(self) -> Generator[None]:
-        self._writing = True
-        try:
-            yield
-        finally:
-            self._writing = False
-        if self.asked:
-            raise KeyboardInterrupt

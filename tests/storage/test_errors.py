@@ -29,6 +29,14 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
             ["/data/000001.log", "byte 4096", "expected crc 1, found crc 2", "`ringmain log repair`"],
             {"path": str(LOG), "offset": 4096, "expected": "crc 1", "found": "crc 2"},
         ),
+        *(
+            (
+                Corruption(Path("/data/store") / name, 64, "crc 1", "crc 2"),
+                [f"/data/store/{name}", "byte 64", "`ringmain store verify`", "`ringmain store repair`"],
+                {"path": f"/data/store/{name}", "offset": 64},
+            )
+            for name in ("MANIFEST", "0000000001.sst", "0000000001.sst.new")
+        ),
         (
             FormatMismatch(LOG, "format version", 1, 2),
             ["/data/000001.log", "format version: expected 1, found 2", "the release that wrote it"],

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ringmain.storage import Log, _log
+from ringmain.storage import Log, Schema, _log
 from ringmain.storage.log_files import file_path
+from ringmain.storage.store import Store
 from ringmain.tools.exit_codes import FAILED, MISSING, OK, USAGE
 from support.children import Children
 from support.command import facts, on_terminal, ringmain, succeed
@@ -19,6 +20,7 @@ from support.logs import PAIRS, POINTS, Builder, Rows, append, check_rows, flip,
 
 pytestmark = pytest.mark.process
 
+KEYED = Schema("keyed", {"number": "u8"}, key=("number",))
 FRAME_ROWS = 100
 PAYLOAD = _log.FRAME_HEADER_BYTES + 16  # a byte of a frame's first row
 
@@ -217,6 +219,21 @@ def test_dump_shows_frames_with_their_place(built: Built) -> None:
     assert of_pairs == [frame for frame in frames if frame["topic"] == "pairs"]
     limited = facts("log", "dump", built.data, "--frames", "--limit", "4")
     assert (limited["frames"], limited["more"]) == (frames[:4], True)
+
+
+def test_dump_shows_tombstones_with_their_topic_and_count(tmp_path: Path) -> None:
+    with Store(tmp_path, [KEYED], log_file_bytes=4 << 20) as store:
+        for number in range(1, 4):
+            store["keyed"].put(number)
+        store["keyed"].delete(2)
+    frames = facts("log", "dump", tmp_path, "--frames", "--topic", "keyed")["frames"]
+    assert [(frame["kind"], frame["first_sequence"], frame["row_count"]) for frame in frames if frame["row_count"]] == [
+        *(("rows", number, 1) for number in range(1, 4)),
+        ("tombstones", 4, 1),
+    ]
+    (line,) = [line for line in succeed("log", "dump", tmp_path, "--frames").splitlines() if "tombstones" in line]
+    assert line.split()[2:6] == ["tombstones", "keyed", "4", "1"]
+    assert [row["sequence"] for row in facts("log", "dump", tmp_path, "--topic", "keyed")["rows"]] == [1, 2, 3]
 
 
 def test_frames_fit_a_terminal(built: Built) -> None:

@@ -1,0 +1,9 @@
+"""What ringmain uses of pandas."""
+
+from typing import Any
+
+class DataFrame:
+    def __getitem__(self, name: str) -> Any: ...
+    def __len__(self) -> int: ...
+
+def __getattr__(name: str) -> Any: ...
