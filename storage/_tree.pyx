@@ -20,6 +20,7 @@ import os
 import numpy as np
 
 from .errors import Corruption, FormatMismatch
+from .files import map_file
 
 cnp.import_array()
 
@@ -136,6 +137,7 @@ cdef extern from "sstable_reader.hpp" namespace "ringmain":
         uint64_t section_bytes(TableSection)
         void set_layout(const KeyLayout &) except +
         cbool prove_sections(TableDamage &) except +
+        cbool prove_section(uint32_t, TableDamage &)
         cbool prove_block(uint64_t, TableDamage &)
         void prefetch_filter(uint64_t)
         cbool may_have(const uint64_t *, uint64_t)
@@ -144,6 +146,15 @@ cdef extern from "sstable_reader.hpp" namespace "ringmain":
         const char *stored_block(uint64_t)
         const char *base()
         cbool is_tombstone(uint64_t)
+
+cdef extern from "sstable_verify.hpp" namespace "ringmain":
+    cdef cppclass TableProof nogil:
+        TableProof(CTableReader &) except +
+        cbool prove_sections() except +
+        cbool prove_stored(uint64_t) except +
+        void prove_rows(uint64_t, const char *) except +
+        void finish() except +
+        const vector[TableDamage] &found()
 
 cdef extern from "merge.hpp" namespace "ringmain":
     ctypedef int (*LoadBlock)(void *, CTableReader *, uint64_t, char *) noexcept nogil
@@ -526,8 +537,11 @@ cdef class Table:
         """Say how blocks are decompressed: a call with the stored bytes, and the size that they must come to."""
         self.decompress = decompress
 
+    cdef object _error(self, TableDamage damage):
+        return Corruption(self.path, damage.offset, f"{damage.what.decode()} {damage.expected:#x}", f"{damage.found:#x}")
+
     cdef object _raise(self, TableDamage damage):
-        raise Corruption(self.path, damage.offset, f"{damage.what.decode()} {damage.expected:#x}", f"{damage.found:#x}")
+        raise self._error(damage)
 
     cdef int prove_sections(self) except -1:
         cdef TableDamage damage
@@ -560,19 +574,47 @@ cdef class Table:
         self.blocks[number] = rows
         return rows
 
-    def verify(self):
-        """Prove every checksum, and that rows are in order and within what the footer says. Raises Corruption."""
-        cdef TableDamage damage
-        cdef uint64_t block
-        cdef cbool sound = True
-        self.prove_sections()
+    def problems(self):
+        """All that is wrong with the file, as Corruption errors, at most about a thousand; empty where it is sound.
+
+        Every checksum, and that index, filter, tags and footer say what the rows do. With a damaged section the blocks are not
+        looked at. Runs without the interpreter's lock, but for decompressing.
+        """
+        cdef unique_ptr[TableProof] proof
+        cdef uint64_t block, count = self.block_count
+        cdef cbool sound, usable, compressed = self.reader.compressed()
+        cdef bytes rows
+        cdef const char *at
+        proof.reset(new TableProof(self.reader))
+        errors = []
         with nogil:
-            for block in range(self.reader.footer().block_count):
-                sound = self.reader.prove_block(block, damage)
+            usable = proof.get().prove_sections()
+            if usable and not compressed:
+                for block in range(count):
+                    if proof.get().prove_stored(block):
+                        proof.get().prove_rows(block, self.reader.stored_block(block))
+        if usable and compressed:
+            for block in range(count):
+                with nogil:
+                    sound = proof.get().prove_stored(block)
                 if not sound:
-                    break
-        if not sound:
-            self._raise(damage)
+                    continue
+                try:
+                    rows = self.block(block)
+                except Corruption as error:
+                    errors.append(error)
+                    continue
+                at = rows
+                with nogil:
+                    proof.get().prove_rows(block, at)
+        if usable and not errors:
+            proof.get().finish()
+        return [self._error(proof.get().found()[place]) for place in range(proof.get().found().size())] + errors
+
+    def verify(self):
+        """Raise the first of `problems`, if there are any."""
+        for error in self.problems():
+            raise error
 
     def rows(self, uint64_t first=0, end=None):
         """Rows `first` to `end - 1` in the order of keys, checksums proven: a view of the file, or of decompressed memory."""
@@ -634,6 +676,25 @@ cdef class Table:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.data, self.data_bytes, 1, flags)
+
+
+def table_schema_json(path):
+    """The schema that an sstable holds, for who does not know it. Raises Corruption, FileNotFoundError."""
+    cdef TableDamage damage
+    cdef CTableReader reader
+    cdef const uint8_t[::1] data
+    cdef const uint8_t *start = NULL
+    cdef cbool sound
+    mapped = map_file(path)
+    if mapped is not None:
+        data = mapped
+        start = &data[0]
+    sound = reader.open(<const char *>start, len(mapped or b""), damage)
+    if sound and reader.header().version != TABLE_VERSION:
+        raise FormatMismatch(path, "version", TABLE_VERSION, reader.header().version)
+    if not sound or not reader.prove_section(SECTION_SCHEMA, damage):
+        raise Corruption(path, damage.offset, f"{damage.what.decode()} {damage.expected:#x}", f"{damage.found:#x}")
+    return <bytes>reader.section(SECTION_SCHEMA)[:reader.section_bytes(SECTION_SCHEMA)]
 
 
 cdef int _load_block(void *context, CTableReader *table, uint64_t block, char *out) noexcept nogil:

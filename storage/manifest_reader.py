@@ -49,6 +49,11 @@ class ManifestFollower:
         """As of the last refresh."""
         return self._found.state
 
+    @property
+    def torn_bytes(self) -> int:
+        """Behind the last record: begun and never finished, or still being written."""
+        return self._found.torn_bytes
+
     def refresh(self) -> State | None:
         """Return the state where it has changed since the last time, otherwise None."""
         before = self._found.state

@@ -9,7 +9,7 @@ One file at a time is mapped, and its successor: a log may have more files than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +47,7 @@ class FileContents:
     frame_count: int
     record_count: int
     durable_position: int  # the newest one that this file knows
+    begins: Mapping[str, int]  # where each topic that it declares stood: its next sequence
 
 
 @dataclass(slots=True)
@@ -79,14 +80,19 @@ class Contents:
         return self.files[-1].header.log_id if self.files else 0
 
 
-def examine(directory: Path, progress: Callable[[int, int], None] | None = None) -> Contents:
+def examine(
+    directory: Path, progress: Callable[[int, int], None] | None = None, archive: Path | None = None
+) -> Contents:
     """Read a log from beginning to end. Findings are collected in `problems`, as met; nothing is raised for them.
 
     progress: called with (bytes looked at, bytes in all) after each file. A living writer may go on meanwhile.
+    archive: read before the directory, as one log with it; it may be missing.
     Raises FileNotFoundError where there is no directory, FormatMismatch for files of another version.
     """
     contents = Contents(directory)
-    paths = list_files(directory)
+    here = dict(list_files(directory))  # before the archive, since files move that way
+    archived = dict(list_files(archive)) if archive is not None and archive.is_dir() else {}
+    paths = sorted((archived | here).items())
     for (before, _), (after, _) in pairwise(paths):
         if after != before + 1:
             found = "no file" if after == before + 2 else f"no file, nor any other before {after:010d}.log"
@@ -162,6 +168,7 @@ def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None, 
     elif successor is None:
         frames, end = _judge_tail(contents, file, frames, end, last=last)
     rows = row_frames(frames)
+    begins = _follow_topics(contents, file, frames)
     item = FileContents(
         path=file.path,
         header=file.header,
@@ -170,8 +177,8 @@ def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None, 
         frame_count=len(frames),
         record_count=int(rows["row_count"].sum()),
         durable_position=newest_durable(file, frames),
+        begins=begins,
     )
-    _follow_topics(contents, file, frames)
     contents.files.append(item)
     contents.record_count += item.record_count
     contents.checked_bytes += end
@@ -234,15 +241,15 @@ def _unfinished_bytes(file: LogFile, offset: int) -> int:
     return max(_log.FRAME_HEADER_BYTES, min(frame_bytes, _log.GROUP_BYTES_MAX, len(file.data) - offset))
 
 
-def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> None:
-    """Check that every topic's records run on without a gap, and note where each stands now."""
+def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> dict[str, int]:
+    """Check that every topic's records run on without a gap, and note where each stands now. Returns where each stood."""
     lost = lost_ranges(file, frames)
     contents.lost_count += int(lost["count"].sum())
     try:
         declared = {topic.number: topic for topic in read_topics(file, frames)}
     except StorageError as error:
         contents.problems.append(error)
-        return
+        return {}
     explained = bool(contents.problems)  # a problem already found explains a step between two files
     undeclared = contents.topics.keys() - {topic.schema.name for topic in declared.values()}
     for name in [] if explained else sorted(undeclared):
@@ -280,6 +287,7 @@ def _follow_topics(contents: Contents, file: LogFile, frames: Frames) -> None:
         next_sequence = _check_sequences(contents, file, topic, mine, gone)
         last_ns = last_timestamp(file, topic, mine[-1]) if len(mine) else topic.last_timestamp_ns
         contents.topics[topic.schema.name] = LogTopic(number, topic.schema, next_sequence, last_ns)
+    return {topic.schema.name: topic.next_sequence for topic in declared.values()}
 
 
 def _check_sequences(contents: Contents, file: LogFile, topic: LogTopic, mine: Frames, gone: Frames) -> int:

@@ -80,16 +80,20 @@ class TableReader {
     uint64_t section_bytes(TableSection which) const { return footer_.sections[which].bytes; }
     void set_layout(const KeyLayout &layout) { layout_ = std::make_unique<KeyLayout>(layout); }
 
+    // Prove one section's bytes.
+    bool prove_section(uint32_t which, TableDamage &damage) const {
+        const SectionEntry &section = footer_.sections[which];
+        const uint32_t crc = crc32c(0, base_ + section.offset, section.bytes);
+        return crc == section.crc || fail(damage, "a section's checksum", section.offset, crc, section.crc);
+    }
+
     // Prove every section; cheap after the first time.
     bool prove_sections(TableDamage &damage) {
         if (load_acquire(sections_proven_) != 0) return true;  // sync PROVEN
         const std::lock_guard hold(proving_);
         if (load_relaxed(sections_proven_) != 0) return true;
-        for (uint32_t which = 0; which <= SECTION_SCHEMA; ++which) {
-            const SectionEntry &section = footer_.sections[which];
-            const uint32_t crc = crc32c(0, base_ + section.offset, section.bytes);
-            if (crc != section.crc) return fail(damage, "a section's checksum", section.offset, crc, section.crc);
-        }
+        for (uint32_t which = 0; which <= SECTION_SCHEMA; ++which)
+            if (!prove_section(which, damage)) return false;
         const auto *blocks = block_entries();
         uint64_t offset = TABLE_PAGE_BYTES;
         for (uint64_t block = 0; block < footer_.block_count; ++block) {
