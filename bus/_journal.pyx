@@ -1,7 +1,8 @@
-"""The journal's compiled half: one thread that moves rows from the rings into the log. See journal.hpp."""
+"""The journal's compiled half: one thread that moves rows from the rings into the log and the memtables. See journal.hpp."""
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport int64_t, uint32_t
+from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 cdef extern from "layout.hpp" namespace "ringmain" nogil:
@@ -12,12 +13,19 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
     cdef cppclass LogWriter:
         pass
 
+cdef extern from "feed.hpp" namespace "ringmain" nogil:
+    cdef cppclass Feed:
+        pass
+
+cdef extern from "journal.hpp" namespace "ringmain":
+    ctypedef cbool (*MakeRoom)(void *, uint32_t) noexcept nogil
+
 cdef extern from "journal.hpp" namespace "ringmain" nogil:
     cdef enum SyncMode "ringmain::SyncMode":
         SYNC_INTERVAL "ringmain::SYNC_INTERVAL"
     cdef cppclass CJournal "ringmain::Journal":
-        CJournal(LogWriter *, SyncMode, int64_t) except +
-        void add_ring(char *, ControlHeader *) except +
+        CJournal(LogWriter *, SyncMode, int64_t, MakeRoom, void *) except +
+        void add_ring(char *, ControlHeader *, Feed *) except +
         const uint32_t *asleep()
         void kick()
         void request_stop()
@@ -26,21 +34,29 @@ cdef extern from "journal.hpp" namespace "ringmain" nogil:
 SYNC_MODES = ("interval", "always", "never")  # by their numbers in journal.hpp
 
 
+cdef cbool _make_room(void *journal, uint32_t ring) noexcept nogil:
+    with gil:
+        return (<Journal>journal)._rotate(ring)
+
+
 cdef class Journal:
     """Moves what the rings publish into the log. `run` belongs to one thread; the rest may be called from any.
 
     Rings must be added in the order in which their topics were declared to the log.
+    unindexed: by topic, what made its memtable stay full. Its rows are in the log only from then on.
     """
 
     cdef CJournal *journal
     cdef object appender
-    cdef list held
+    cdef list rotations, cores
+    cdef readonly dict unindexed
     cdef vector[Py_buffer] buffers
 
     def __cinit__(self, appender, str sync, double interval):
-        self.appender, self.held = appender, []
+        self.appender, self.rotations, self.cores, self.unindexed = appender, [], [], {}
         self.journal = new CJournal(<LogWriter *>PyCapsule_GetPointer(appender.capsule(), "ringmain.LogWriter"),
-                                    <SyncMode><int>SYNC_MODES.index(sync), <int64_t>(interval * 1e9))
+                                    <SyncMode><int>SYNC_MODES.index(sync), <int64_t>(interval * 1e9), _make_room,
+                                    <void *>self)
 
     def __dealloc__(self):
         cdef size_t i
@@ -54,9 +70,25 @@ cdef class Journal:
         self.buffers.push_back(buffer)
         return <char *>buffer.buf
 
-    def add_ring(self, segment, control):
-        """segment, control: the topic's mapped segments, writable."""
-        self.journal.add_ring(self._hold(segment), <ControlHeader *>self._hold(control))
+    def add_ring(self, segment, control, core=None, rotate=None):
+        """segment, control: the topic's mapped segments, writable.
+
+        core: the TreeCore of a topic that is kept by key; rotate: called, without arguments, to make room in its memtable.
+        """
+        cdef Feed *feed = NULL
+        if core is not None:
+            feed = <Feed *>PyCapsule_GetPointer(core.feed_capsule(), "ringmain.Feed")
+        self.journal.add_ring(self._hold(segment), <ControlHeader *>self._hold(control), feed)
+        self.cores.append(core)  # so that its feed outlives the journal
+        self.rotations.append(rotate)
+
+    cdef bint _rotate(self, uint32_t ring) noexcept:
+        try:
+            self.rotations[ring]()
+        except BaseException as error:
+            self.unindexed[self.cores[ring].codec.topic] = error
+            return False
+        return True
 
     def asleep(self):
         """A capsule of the word that says whether a publisher must `kick`; valid while this object lives."""

@@ -78,8 +78,8 @@ cdef class RingPublisher:
 
     @property
     def watermarks(self):
-        """(claimed, published, logged, durable), each read once."""
-        return tuple([load_acquire_u64(self.ring.header.watermarks[which].sequence) for which in range(4)])
+        """(claimed, published, logged, durable, indexed), each read once."""
+        return tuple([load_acquire_u64(self.ring.header.watermarks[which].sequence) for which in range(5)])
 
     @property
     def slot_count(self):
@@ -266,6 +266,9 @@ cdef class RingPublisher:
                 self._refuse()
             elif result == WAIT_STATUS:
                 return False
+            if which == W_INDEXED and self.topic in self.journal.unindexed:
+                failure = self.journal.unindexed[self.topic]
+                raise WriterFailed(f"topic {self.topic!r}: nothing more is kept by key: {failure}") from failure
             if monotonic_ns() >= deadline:
                 return False
 

@@ -12,7 +12,7 @@ import time
 
 from .errors import AttachError
 
-WATERMARKS = ("claimed", "published", "logged", "durable")
+WATERMARKS = ("claimed", "published", "logged", "durable", "indexed")
 DATA_HEADER_BYTES = C_DATA_HEADER_BYTES
 BUS_BYTES = sizeof(BusHeader)
 CONTROL_BYTES = sizeof(ControlHeader)
@@ -53,7 +53,7 @@ def data_segment_bytes(schema_bytes, row_bytes, slot_count):
 
 
 def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t row_bytes, uint64_t slot_count, str bus,
-                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs):
+                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs, bint indexes):
     """Write a fresh data segment's header. It is not ready until `publish_ready`."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
@@ -67,6 +67,7 @@ def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t ro
     header.schema_hash, header.schema_bytes, header.row_bytes = schema_hash, <uint32_t>len(schema_json), row_bytes
     header.slot_count, header.slots_offset, header.segment_bytes = slot_count, slots_offset, segment_bytes
     header.log_id, header.epoch, header.pid, header.syncs = log_id, epoch, os.getpid(), syncs
+    header.indexes = indexes
     header.process_start, header.created_ns = c_process_start(header.pid), wall_ns()
     header.heartbeat_ns = header.created_ns
     _put_text(header.bus, bus, 64, "bus")
@@ -114,7 +115,7 @@ def read_data(segment, str name):
         "schema_hash": header.schema_hash, "row_bytes": header.row_bytes, "slot_count": slots, "log_id": header.log_id,
         "slots_offset": header.slots_offset, "segment_bytes": header.segment_bytes,
         "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "created_ns": header.created_ns,
-        "syncs": header.syncs != 0, "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
+        "syncs": header.syncs != 0, "indexes": header.indexes != 0, "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
         "data_dir": _get_text(header.data_dir, 1024),
     }
 
@@ -132,13 +133,14 @@ def read_state(segment):
     return state
 
 
-def set_watermarks(segment, *, uint64_t claimed, uint64_t published, uint64_t logged, uint64_t durable):
+def set_watermarks(segment, *, uint64_t claimed, uint64_t published, uint64_t logged, uint64_t durable,
+                   uint64_t indexed):
     """Set a fresh data segment's watermarks, before it is ready."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
     cdef DataHeader *header = <DataHeader *>hold.data()
-    cdef uint64_t[4] values = [claimed, published, logged, durable]
-    for which in range(4):
+    cdef uint64_t[5] values = [claimed, published, logged, durable, indexed]
+    for which in range(5):
         store_relaxed_u64(header.watermarks[which].sequence, values[which])
 
 
@@ -277,7 +279,7 @@ def list_readers(control):
             "index": index, "pid": owner_pid(owner), "process_start": entry.process_start,
             "state": {READER_JOINING: "joining", READER_ACTIVE: "active", READER_DROPPED: "dropped"}.get(owner_state(owner), "unknown"),
             "name": _get_text(entry.name, 48), "policy": "reliable" if entry.policy == RELIABLE else "lossy",
-            "follow": WATERMARKS[entry.follow] if entry.follow < 4 else "unknown", "attached_ns": entry.attached_ns,
+            "follow": WATERMARKS[entry.follow] if entry.follow < 5 else "unknown", "attached_ns": entry.attached_ns,
             "consumed": load_acquire_u64(entry.consumed), "heartbeat_ns": load_relaxed_i64(entry.heartbeat_ns),
             "overrun_count": entry.overrun_count, "lost_count": entry.lost_count, "refilled_count": entry.refilled_count,
         })

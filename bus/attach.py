@@ -21,6 +21,7 @@ class Watermarks(NamedTuple):
     published: int
     logged: int
     durable: int
+    indexed: int
 
 
 @dataclass(frozen=True, slots=True)

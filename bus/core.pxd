@@ -31,7 +31,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
     const size_t C_DATA_HEADER_BYTES "ringmain::DATA_HEADER_BYTES"
     cdef enum Watermark "ringmain::Watermark":
         W_CLAIMED "ringmain::CLAIMED", W_PUBLISHED "ringmain::PUBLISHED", W_LOGGED "ringmain::LOGGED"
-        W_DURABLE "ringmain::DURABLE", W_ENDED "ringmain::ENDED"
+        W_DURABLE "ringmain::DURABLE", W_INDEXED "ringmain::INDEXED", W_ENDED "ringmain::ENDED"
     const uint32_t WATERMARK_COUNT
     cdef enum:
         C_STATUS_FENCED "ringmain::STATUS_FENCED", C_STATUS_LOG_FAILED "ringmain::STATUS_LOG_FAILED"
@@ -47,7 +47,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         uint64_t schema_hash
         uint32_t schema_bytes, row_bytes
         uint64_t slot_count, slots_offset, segment_bytes, log_id
-        uint32_t epoch, pid, syncs
+        uint32_t epoch, pid, syncs, indexes
         uint64_t process_start
         int64_t created_ns
         char bus[64]

@@ -3,6 +3,7 @@
 // 1. One thread runs it, off the interpreter's lock. It alone raises `logged` and `durable`.
 // 2. A pass gathers what every ring has published into one group, writes it, and then raises `logged`: the writer may reuse
 //    those slots from then on. One sync serves every group written before it, and then `durable` rises.
+//    What is kept by key goes into its topic's memtable in between: in the log first, and out of the ring last. Then `indexed` rises.
 // 3. With nothing to do it naps, 50 µs at first; after 20 ms it sleeps until `kick` or, through `asleep`, the next publish.
 // 4. When the log fails it says so in every ring's status and stops for good.
 // 5. When a ring is fenced by a newer writer it stops before the next write, and nothing more is acknowledged.
@@ -10,9 +11,11 @@
 
 #include <sys/prctl.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "atomics.hpp"
+#include "feed.hpp"
 #include "layout.hpp"
 #include "log_writer.hpp"
 #include "ring.hpp"
@@ -29,18 +32,25 @@ struct JournalRing {
     uint64_t slot_count;
     uint64_t logged, durable, gathered;  // gathered: in the group being built
     uint32_t row_bytes;
+    Feed *feed;  // where its rows go by key, or null
+    uint64_t indexed;
 };
+
+// Makes room in the memtable of a ring, by its number; may wait. False where it cannot: the ring's rows are in the log only then.
+using MakeRoom = bool (*)(void *context, uint32_t ring);
 
 class Journal {
   public:
-    Journal(LogWriter *log, SyncMode mode, int64_t interval_ns) : log_(log), mode_(mode), interval_ns_(interval_ns) {}
+    Journal(LogWriter *log, SyncMode mode, int64_t interval_ns, MakeRoom make_room, void *context)
+        : log_(log), mode_(mode), interval_ns_(interval_ns), make_room_(make_room), context_(context) {}
 
-    void add_ring(char *data, ControlHeader *control) {
+    // feed: where the topic is kept by key; it must outlive the journal.
+    void add_ring(char *data, ControlHeader *control, Feed *feed) {
         auto *header = reinterpret_cast<DataHeader *>(data);
         const uint64_t logged = load_relaxed(header->watermarks[LOGGED].sequence);
         const uint64_t durable = load_relaxed(header->watermarks[DURABLE].sequence);
         rings_.push_back({header, control, data + header->slots_offset, header->slot_count, logged, durable, logged,
-                          header->row_bytes});
+                          header->row_bytes, feed, logged});
     }
 
     const uint32_t *asleep() const { return &asleep_; }
@@ -67,7 +77,10 @@ class Journal {
             if (fenced()) return stop_with(ESTALE);
             const bool wrote = gather();
             if (const int error = log_->write_group(); error != 0) return stop_with(error);
-            if (wrote) raise_logged();
+            if (wrote) {
+                index();
+                raise_logged();
+            }
             if (const int error = sync_if_due(stopping && !wrote); error != 0) return stop_with(error);
             if (wrote) {
                 idle_since = 0;
@@ -101,18 +114,38 @@ class Journal {
             JournalRing &ring = rings_[index];
             const uint64_t published = load_acquire(ring.header->watermarks[PUBLISHED].sequence);  // sync PUBLISH
             while (ring.gathered < published) {
-                const uint64_t slot = (ring.gathered + 1) & (ring.slot_count - 1);
-                uint64_t count = published - ring.gathered;
-                if (count > ring.slot_count - slot) count = ring.slot_count - slot;
+                uint64_t count;
+                const char *rows = run_behind(ring, ring.gathered, published, count);
                 const uint64_t room = log_->group_room_rows(index);
                 if (room == 0) return any;
                 if (count > room) count = room;
-                if (log_->add_rows(index, ring.slots + slot * ring.row_bytes, count) != 0) return any;
+                if (log_->add_rows(index, rows, count) != 0) return any;
                 ring.gathered += count;
                 any = true;
             }
         }
         return any;
+    }
+
+    // The slots behind `sequence` that lie next to each other in memory, up to `last`.
+    static const char *run_behind(const JournalRing &ring, uint64_t sequence, uint64_t last, uint64_t &count) {
+        const uint64_t slot = (sequence + 1) & (ring.slot_count - 1);
+        count = std::min(last - sequence, ring.slot_count - slot);
+        return ring.slots + slot * ring.row_bytes;
+    }
+
+    // Put what has been written to the log into the memtables of the topics that are kept by key.
+    void index() {
+        for (uint32_t number = 0; number < rings_.size(); ++number) {
+            JournalRing &ring = rings_[number];
+            while (ring.feed != nullptr && ring.indexed < ring.gathered) {
+                uint64_t count;
+                const char *rows = run_behind(ring, ring.indexed, ring.gathered, count);
+                const uint64_t added = ring.feed->add(rows, count);
+                ring.indexed += added;
+                if (added == 0 && !make_room_(context_, number)) ring.feed = nullptr;
+            }
+        }
     }
 
     void raise_logged() {
@@ -121,6 +154,7 @@ class Journal {
             if (ring.logged == ring.gathered) continue;
             ring.logged = ring.gathered;
             raise_watermark(*ring.header, *ring.control, LOGGED, ring.logged);
+            if (ring.feed != nullptr) raise_watermark(*ring.header, *ring.control, INDEXED, ring.indexed);
         }
     }
 
@@ -176,6 +210,7 @@ class Journal {
             if (error != ESTALE) or_release(ring.header->status, uint32_t{STATUS_LOG_FAILED});
             ring_doorbell(ring.control->doorbells[LOGGED].want, ring.control->doorbells[LOGGED].bell);
             ring_doorbell(ring.control->doorbells[DURABLE].want, ring.control->doorbells[DURABLE].bell);
+            ring_doorbell(ring.control->doorbells[INDEXED].want, ring.control->doorbells[INDEXED].bell);
         }
         return error;
     }
@@ -184,6 +219,8 @@ class Journal {
     std::vector<JournalRing> rings_;
     const SyncMode mode_;
     const int64_t interval_ns_;
+    const MakeRoom make_room_;
+    void *const context_;
     int64_t last_sync_ns_ = monotonic_ns();
     bool dirty_ = false;  // written since the last sync
     uint32_t stop_ = 0;

@@ -55,6 +55,7 @@ struct DataHeader {
     char data_dir[1024];     //  216  absolute; empty: rings only
     uint32_t ready;          // 1240  stored last
     uint32_t syncs;          // 1244  1: the log is synced, so that records become durable
+    uint32_t indexes;        // 1248  1: records are kept by key in the bus's store
     alignas(LINE) WatermarkLine watermarks[WATERMARK_COUNT];  // 1280
     alignas(LINE) uint32_t status;                            // 2304
     uint32_t log_errno;

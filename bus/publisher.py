@@ -38,9 +38,10 @@ class Publisher:
         full_timeout: float | None,
         journal: Journal | None,
         syncs: bool = True,
+        indexes: bool = False,
     ) -> None:
         self.schema = schema
-        self._journal, self._syncs = journal, syncs
+        self._journal, self._syncs, self._indexes = journal, syncs, indexes
         asleep = journal.asleep() if journal is not None else None
         self._ring = RingPublisher(
             data.memory, control.memory, schema, full=full, full_timeout=full_timeout, journal=journal, asleep=asleep
@@ -64,21 +65,23 @@ class Publisher:
     def wait(
         self,
         sequence: int,
-        watermark: Literal["published", "logged", "durable"] = "durable",
+        watermark: Literal["published", "logged", "durable", "indexed"] = "durable",
         timeout: float | None = None,
     ) -> None:
-        """Return once the watermark has reached `sequence`. Any thread may.
+        """Return once the watermark has reached `sequence`. Any thread may. Once it is indexed, `get` finds it.
 
         Raises TimeoutError after `timeout` seconds (None: never), WriterFailed as soon as the log has stopped, ValueError for
-        a watermark that this bus does not have (without a log, or with one that is never synced), or a sequence that is not
-        published.
+        a watermark that this topic does not have (without a log, with one that is never synced, not kept by key), or a
+        sequence that is not published.
         """
         if watermark not in WATERMARKS[1:]:
-            raise ValueError(f'watermark: "published", "logged" or "durable" is expected, got {watermark!r}')
+            raise ValueError(f'watermark: "published", "logged", "durable" or "indexed" is expected, got {watermark!r}')
         if self._journal is None and watermark != "published":
             raise ValueError(f"topic {self.schema.name!r}: nothing is {watermark} without a data_dir")
         if watermark == "durable" and not self._syncs:
             raise ValueError(f"topic {self.schema.name!r}: nothing is durable with sync='never'; wait for 'logged'")
+        if watermark == "indexed" and not self._indexes:
+            raise ValueError(f"topic {self.schema.name!r}: nothing is indexed: the writer does not keep it by key")
         if sequence > self.watermarks.published:
             raise ValueError(f"topic {self.schema.name!r}: sequence {sequence} is not published yet")
         if self._journal is not None:

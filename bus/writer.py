@@ -1,4 +1,4 @@
-"""The writer of a bus: the one place where rings and log meet.
+"""The writer of a bus: the one place where rings, log and store meet.
 
 1. One living writer a bus: it holds the bus segment's lock. A writer that was taken over is fenced: its rings' status says
    so before the new one reads them.
@@ -22,7 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ..storage import Log, LogFailed, Recovered, Schema
+import numpy as np
+
+from ..storage import Log, LogFailed, Recovered, Schema, StoreSettings
+from ..storage.engine import Engine
 from ..storage.log import LOG_FILE_BYTES
 from . import _segment
 from ._journal import Journal
@@ -70,6 +73,7 @@ class _Parts:
     publishers: dict[str, Publisher] = field(default_factory=dict[str, Publisher])
     log: Log | None = None
     journal: Journal | None = None
+    engine: Engine | None = None
     threads: list[threading.Thread] = field(default_factory=list[threading.Thread])
     stop: threading.Event = field(default_factory=threading.Event)
     journal_result: list[int] = field(default_factory=list[int])
@@ -103,6 +107,7 @@ class Writer:
     RingFull, or "drop" those readers. The log always blocks: a slow disk is back-pressure, never loss.
     group_readable: let the user's group attach; otherwise only the user.
     retention_bytes, retention_age (seconds): how much of the log to keep at least; None keeps everything.
+    store: keep topics by key as well, in memtables and sstables in data_dir, so that `get` finds their rows; None: only log them.
     take_over: fence a writer that is alive but should not be.
     progress: called with (bytes checked, bytes in all) while the log is recovered.
 
@@ -123,6 +128,7 @@ class Writer:
         group_readable: bool = False,
         retention_bytes: int | None = None,
         retention_age: float | None = None,
+        store: StoreSettings | None = None,
         log_file_bytes: int = LOG_FILE_BYTES,
         take_over: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -137,6 +143,9 @@ class Writer:
             raise ValueError(f'full: "block", "raise" or "drop" is expected, got {full!r}')
         if sync_interval <= 0:
             raise ValueError(f"sync_interval: a positive number of seconds is expected, got {sync_interval}")
+        if store is not None and data_dir is None:
+            raise ValueError("store: needs a data_dir")
+        codecs = store.codecs(self.schemas) if store is not None else {}
         self._slots = {name: _slots_of(slots, name) for name in self.schemas}
         self._full: Literal["block", "raise", "drop"] = full
         self._full_timeout = full_timeout
@@ -155,10 +164,13 @@ class Writer:
                     file_bytes=log_file_bytes,
                     retention_bytes=retention_bytes,
                     retention_age_s=retention_age,
+                    checkpoints={} if store is not None else None,
                     take_over=take_over,
                     progress=progress,
                 )
                 epoch = parts.log.epoch
+                if store is not None:
+                    parts.engine = Engine(self.data_dir, parts.log, self.schemas, codecs, store)
                 parts.journal = Journal(parts.log.appender, sync, sync_interval)
             self.epoch = epoch
             self._open_topics()
@@ -273,6 +285,7 @@ class Writer:
     def _open_topic(self, schema: Schema, log_id: int) -> int:
         """Make the topic's ring, carrying over what an earlier one holds; returns how many records the log did not have."""
         parts, topic = self._parts, schema.name
+        indexes = parts.engine is not None and topic in parts.engine
         logged = parts.log.topic(topic).next_sequence - 1 if parts.log is not None else None
         control = self._open_control(topic)
         schema_json = schema.to_json()
@@ -301,6 +314,7 @@ class Writer:
                 log_id=log_id,
                 epoch=self.epoch,
                 syncs=self._syncs,
+                indexes=indexes,
             )
             if old is not None and last >= first:
                 first = max(first, last - slot_count + 1)
@@ -315,6 +329,7 @@ class Writer:
                 published=last,
                 logged=known if logged is not None else 0,
                 durable=known if logged is not None else 0,
+                indexed=known if indexes else 0,
             )
             publisher = Publisher(
                 data,
@@ -324,12 +339,14 @@ class Writer:
                 full_timeout=self._full_timeout,
                 journal=parts.journal,
                 syncs=self._syncs,
+                indexes=indexes,
             )
             if parts.log is not None:
                 publisher.stamp_after(parts.log.topic(topic).last_timestamp_ns)
             parts.publishers[topic] = publisher
             if parts.journal is not None:
-                parts.journal.add_ring(data.memory, control.memory)
+                feeding = parts.engine.feeding(topic) if parts.engine is not None and indexes else (None, None)
+                parts.journal.add_ring(data.memory, control.memory, *feeding)
             _segment.publish_ready(data.memory)
             data.rename(name)  # the old ring is there until the new one holds all that it held
         except BaseException:
@@ -369,6 +386,17 @@ class Writer:
         if topic not in self.schemas:
             raise KeyError(f"bus {self.bus!r} has no topic {topic!r}; it has {', '.join(sorted(self.schemas))}")
         return self._parts.publishers[topic]
+
+    @property
+    def store(self) -> Engine:
+        """The topics that are kept by key: `writer.store["trades"]` reads as a Store's does. Raises ValueError where none is."""
+        if self._parts.engine is None:
+            raise ValueError(f"bus {self.bus!r}: no topic is kept by key; open the writer with store=StoreSettings()")
+        return self._parts.engine
+
+    def get(self, topic: str, *key: Any) -> np.void | None:
+        """The newest record of a key that has been indexed (see Publisher.wait), as a record of its own, or None."""
+        return self.store[topic].get(*key)
 
     @property
     def failure(self) -> Exception | None:
@@ -491,6 +519,8 @@ def _close(parts: _Parts) -> None:
     for thread in parts.threads:
         if thread.ident is not None:
             thread.join()
+    if parts.engine is not None:
+        parts.engine.close()
     if parts.log is not None:
         # The newer writer may have removed what this one would tidy up.
         with contextlib.suppress(FileNotFoundError) if fenced else contextlib.nullcontext():

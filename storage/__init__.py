@@ -1,6 +1,7 @@
 """Storage keeps rows: what a record looks like, the log that holds it, the store that has it by key. It knows no shared memory."""
 
 from .arrow import to_arrow, to_pandas, to_polars
+from .engine import StoreSettings, TopicStats
 from .errors import Corruption, FormatMismatch, LogFailed, LogLocked, ManifestFailed, SchemaError, StorageError
 from .field_types import FieldType
 from .levels import Shape
@@ -8,7 +9,7 @@ from .log import Log, Recovered
 from .log_reader import HistoryGone, LogReader
 from .schema import Field, Schema
 from .shipped import ACCOUNTS, ORDERS, QUOTES, SHIPPED, TRADES
-from .store import Store, TopicStats
+from .store import Store
 from .store_reader import StoreReader
 from .tree import Tree, View, ViewGone
 
@@ -35,6 +36,7 @@ __all__ = [
     "StorageError",
     "Store",
     "StoreReader",
+    "StoreSettings",
     "TopicStats",
     "Tree",
     "View",

@@ -191,6 +191,13 @@ cdef extern from "lookup.hpp" namespace "ringmain":
         Lookup find(const uint64_t *, uint64_t, uint64_t, Place &, const CTableReader *, uint64_t, const char *)
         uint64_t find_many(const char *, uint64_t, uint64_t, char *, uint8_t *)
 
+cdef extern from "feed.hpp" namespace "ringmain" nogil:
+    cdef cppclass Feed:
+        CMemtable *active()
+        uint64_t visible()
+        void set_visible(uint64_t)
+        void set_active(CMemtable *)
+
 cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
     const int NEEDS_FILE
     cdef cppclass LogWriter:
@@ -897,10 +904,9 @@ cdef class TreeCore:
     """
 
     cdef State _state
-    cdef CMemtable *memtable
+    cdef Feed feed
     cdef readonly KeyCodec codec
     cdef RowPacker packer
-    cdef public uint64_t visible
     cdef readonly uint64_t next_sequence
     cdef readonly int64_t last_timestamp_ns
     cdef LogWriter *log
@@ -925,17 +931,31 @@ cdef class TreeCore:
     def state(self):
         return self._state
 
+    @property
+    def visible(self):
+        """The newest sequence that reading sees."""
+        return self.feed.visible()
+
+    @visible.setter
+    def visible(self, uint64_t sequence):
+        self.feed.set_visible(sequence)
+
+    def feed_capsule(self):
+        """The C++ Feed, for who puts rows in without the interpreter's lock; it must not outlive this object."""
+        return PyCapsule_New(&self.feed, "ringmain.Feed", NULL)
+
     def set_state(self, State state, Memtable active=None):
         """Replace the state; active: the memtable that takes new rows, which must be the state's first.
 
         False, with nothing changed, while a put is under way that has its place in the active memtable already.
         """
+        cdef CMemtable *memtable = NULL
         if self.busy:
             return False
         self._state = state
-        self.memtable = NULL
         if active is not None:
-            self.memtable = active.table.get()
+            memtable = active.table.get()
+        self.feed.set_active(memtable)
         return True
 
     def open_log(self, appender, uint32_t topic, uint64_t next_sequence, int64_t last_timestamp_ns, full, appended=None):
@@ -943,7 +963,7 @@ cdef class TreeCore:
         self.appender, self.full, self.appended = appender, full, appended
         self.log = <LogWriter *>PyCapsule_GetPointer(appender.capsule(), "ringmain.LogWriter")
         self.log_topic, self.next_sequence, self.last_timestamp_ns = topic, next_sequence, last_timestamp_ns
-        self.visible = next_sequence - 1
+        self.feed.set_visible(next_sequence - 1)
 
     def close_log(self):
         """Refuse every later put."""
@@ -951,16 +971,17 @@ cdef class TreeCore:
 
     cdef char *_begin_row(self) except NULL:
         if self.log == NULL:
-            raise ValueError(f"topic {self.codec.topic!r}: the store is closed, or was opened for reading only")
+            raise ValueError(f"topic {self.codec.topic!r}: nothing can be put: the store is closed, opened for reading only, or a "
+                             "bus publishes its rows")
         if self.busy:
             raise RuntimeError(f"topic {self.codec.topic!r}: another put is still under way; one at a time")
         if self.log.in_use:
             raise RuntimeError(f"topic {self.codec.topic!r}: another thread is putting into this store; one at a time")
-        if self.memtable == NULL or self.memtable.room() == 0:
+        if self.feed.active() == NULL or self.feed.active().room() == 0:
             self.full()
-            if self.log == NULL or self.memtable.room() == 0:
+            if self.log == NULL or self.feed.active().room() == 0:
                 raise ValueError(f"topic {self.codec.topic!r}: the store was closed meanwhile")
-        return self.memtable.next_row()
+        return self.feed.active().next_row()
 
     cdef uint64_t _end_row(self, char *row, bint tombstone) except 0:
         """Stamp, log and index the row at `row`."""
@@ -980,9 +1001,9 @@ cdef class TreeCore:
                 error = self.log.append_row(self.log_topic, row, tombstone)
         if error != 0:
             raise self.appender.failure()
-        self.memtable.commit_row(tombstone)
+        self.feed.active().commit_row(tombstone)
         self.next_sequence = sequence + 1
-        self.visible = sequence
+        self.feed.set_visible(sequence)
         if self.appended is not None:
             self.appended()
         return sequence
@@ -1013,13 +1034,13 @@ cdef class TreeCore:
         if count == 0:
             return self.next_sequence - 1
         self._begin_row()
-        room = min(self.memtable.capacity(), self.log.batch_rows_max(self.log_topic))
+        room = min(self.feed.active().capacity(), self.log.batch_rows_max(self.log_topic))
         if count > room:
             raise ValueError(f"rows: {count} at once are more than a memtable, or a file of the log, holds; at most {room}")
-        if count > self.memtable.room():
+        if count > self.feed.active().room():
             self.full()
             self._begin_row()
-        to = self.memtable.next_row()
+        to = self.feed.active().next_row()
         self.last_timestamp_ns = max(self.last_timestamp_ns, wall_ns())
         self.busy = self.log.in_use = True
         try:
@@ -1035,16 +1056,16 @@ cdef class TreeCore:
                     if error == 0:
                         error = self.log.write_group()
                 if error == 0:
-                    self.memtable.commit_rows(count)
+                    self.feed.active().commit_rows(count)
         finally:
             self.busy = self.log.in_use = False
         if error != 0:
             raise self.appender.failure()
         self.next_sequence += count
-        self.visible = self.next_sequence - 1
+        self.feed.set_visible(self.next_sequence - 1)
         if self.appended is not None:
             self.appended()
-        return self.visible
+        return self.next_sequence - 1
 
 
 cdef PyObject *_get(PyObject *self, PyObject *const *args, Py_ssize_t count) except NULL:
@@ -1057,7 +1078,7 @@ cdef PyObject *_get(PyObject *self, PyObject *const *args, Py_ssize_t count) exc
         raise TypeError(f"topic {core.codec.topic!r}: its key is {', '.join(core.codec.names)}; got {count} values")
     core.codec.packer.pack(core.key_row, args)
     core.codec.layout.get().encode(core.key_row, key)
-    row = state.find(key, core.visible, keep)
+    row = state.find(key, core.feed.visible(), keep)
     if row == NULL:
         Py_INCREF(None)
         return <PyObject *>None

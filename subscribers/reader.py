@@ -29,7 +29,7 @@ from ..storage import HistoryGone, LogReader, Schema
 
 __all__ = ["Follow", "Start", "Stats", "TopicReader", "Wait"]
 
-Follow: TypeAlias = Literal["published", "logged", "durable"]
+Follow: TypeAlias = Literal["published", "logged", "durable", "indexed"]
 Start: TypeAlias = Literal["latest", "earliest"] | int
 Wait: TypeAlias = Literal["futex", "spin", "yield"]
 
@@ -74,13 +74,17 @@ class TopicReader:
         reopen: bool,
     ) -> None:
         if follow not in WATERMARKS[1:]:
-            raise ValueError(f'follow: "published", "logged" or "durable" is expected, got {follow!r}')
+            raise ValueError(f'follow: "published", "logged", "durable" or "indexed" is expected, got {follow!r}')
         if wait not in STRATEGIES:
             raise ValueError(f'wait: "futex", "spin" or "yield" is expected, got {wait!r}')
         if ring is not None and follow != "published" and ring.log_directory is None:
             raise ValueError(f"{address}: nothing is {follow} on a bus without a data_dir; follow published")
         if ring is not None and follow == "durable" and not ring.header["syncs"]:
             raise ValueError(f"{address}: nothing is durable, since the writer never syncs its log; follow logged")
+        if ring is not None and follow == "indexed" and not ring.header["indexes"]:
+            raise ValueError(
+                f"{address}: nothing is indexed, since the writer does not keep the topic by key; follow logged"
+            )
         if batch_rows is not None and batch_rows < 1:
             raise ValueError(f"batch_rows: at least 1 is expected, got {batch_rows}")
         self.address, self.name = address, name or Path(sys.argv[0]).name or "python"

@@ -133,7 +133,7 @@ def print_topic(console: Console, bus: BusFacts, topic: TopicFacts) -> None:
 def _watermarks(topic: TopicFacts) -> Table:
     table = new_table("watermark", ">sequence", ">behind published", ">per second")
     rates = {"published": topic.published_per_s, "logged": topic.logged_per_s, "durable": topic.durable_per_s}
-    for name in ("claimed", "published", "logged", "durable"):
+    for name in ("claimed", "published", "logged", "durable", "indexed"):
         sequence: int | None = getattr(topic, name)
         if sequence is not None:
             behind = "" if name in ("claimed", "published") else _behind(topic, sequence)

@@ -98,6 +98,7 @@ class Observer:
             published=state["published"],
             logged=state["logged"] if header["data_dir"] else None,
             durable=state["durable"] if header["data_dir"] else None,
+            indexed=state["indexed"] if header["indexes"] else None,
             readers=readers,
         )
 

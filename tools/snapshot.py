@@ -63,6 +63,7 @@ class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
     published: int | None = None
     logged: int | None = None
     durable: int | None = None
+    indexed: int | None = None  # where the topic is kept by key
     published_per_s: float | None = None
     logged_per_s: float | None = None
     durable_per_s: float | None = None

@@ -44,6 +44,7 @@ class Follow(StrEnum):
     published = "published"
     logged = "logged"
     durable = "durable"
+    indexed = "indexed"
 
 
 def subscribe(

@@ -4,13 +4,15 @@
 //
 // 1. Whatever the waiter is told is logged can be read from the files at that moment.
 // 2. durable <= logged <= published, always.
-// 3. In the end everything published is durable, and the files hold every row once, in order.
+// 3. What is said to be indexed is found by key, in one of the memtables that the journal feeds and that others replace meanwhile.
+// 4. In the end everything published is durable, and the files hold every row once, in order.
 // Nothing here races by design: ThreadSanitizer has no exceptions. Exit code 1 with a line beginning with FAILED otherwise.
 #include <dirent.h>
 #include <sys/stat.h>
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include "journal.hpp"
@@ -122,7 +124,56 @@ uint64_t newest_file(int folder_fd, uint64_t number) {
 
 // --- the threads ------------------------------------------------------------------------------------------------------
 
+constexpr int INDEXED_TOPIC = 0;
+constexpr uint64_t MEMTABLE_BYTES = 1 << 20;
+
+// The first topic's rows by key, which is their sequence. Memtables are replaced when they are full, and whenever somebody likes.
+class Index {
+  public:
+    Index() : layout_({{0, 8, KEY_UNSIGNED}}) { rotate(); }
+
+    void rotate() {
+        const std::lock_guard lock(mutex_);
+        memtables_.push_back(std::make_unique<Memtable>(layout_, ROW_BYTES[INDEXED_TOPIC], MEMTABLE_BYTES));
+        feed.set_active(memtables_.back().get());
+    }
+
+    bool has(uint64_t sequence) {
+        char row[24] = {};
+        uint64_t key[1];
+        std::memcpy(row, &sequence, 8);
+        layout_.encode(row, key);
+        const std::lock_guard lock(mutex_);
+        for (const auto &memtable : memtables_) {
+            bool tombstone;
+            const char *found = memtable->find(key, hash_key(key, 1), feed.visible(), tombstone);
+            if (found != nullptr) return row_is_whole(found, ROW_BYTES[INDEXED_TOPIC], sequence);
+        }
+        return false;
+    }
+
+    uint64_t row_count() {
+        const std::lock_guard lock(mutex_);
+        uint64_t count = 0;
+        for (const auto &memtable : memtables_) count += memtable->count();
+        return count;
+    }
+
+    Feed feed;
+
+  private:
+    const KeyLayout layout_;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Memtable>> memtables_;
+};
+
+bool make_room(void *index, uint32_t) {
+    static_cast<Index *>(index)->rotate();
+    return true;
+}
+
 struct Work {
+    Index index;
     std::vector<Ring> rings;
     std::unique_ptr<LogWriter> log;
     std::unique_ptr<Journal> journal;
@@ -186,6 +237,13 @@ uint64_t wait_and_look(Work &work, uint64_t seed) {
         }
         const uint64_t durable = ring.at(DURABLE), logged = ring.at(LOGGED), published = ring.at(PUBLISHED);
         if (durable > logged || logged > published) fail("waiter: the watermarks are out of order");
+        if (topic == INDEXED_TOPIC) {
+            if (random.below(4) == 0) work.index.rotate();
+            while (wait_for(*ring.header, *ring.control, INDEXED, wanted - 1, SLICE_NS, WAIT_FUTEX) != WAIT_MOVED)
+                if (monotonic_ns() > deadline) fail("waiter: nothing is indexed within 20 s");
+            const uint64_t sequence = wanted - random.below(std::min<uint64_t>(wanted, 5000));
+            if (!work.index.has(sequence)) fail("waiter: row %llu is indexed and not found", static_cast<unsigned long long>(sequence));
+        }
         file_number = newest_file(work.folder_fd, file_number);
         uint64_t next[TOPICS] = {};
         scan_file(read_file(work.folder_fd, file_number), file_number, FILE_BYTES, next);
@@ -213,11 +271,12 @@ int main(int argc, char **argv) {
     if (work.folder_fd < 0) fail("%s: %s", argv[1], std::strerror(errno));
     work.waits_for_disk = sync != SYNC_NEVER;
     work.log = std::make_unique<LogWriter>(work.folder_fd, 42, EPOCH, "stress", 1, 0, 0, FILE_BYTES, sync != SYNC_NEVER);
-    work.journal = std::make_unique<Journal>(work.log.get(), sync, 1'000'000);
+    work.journal = std::make_unique<Journal>(work.log.get(), sync, 1'000'000, make_room, &work.index);
     for (int topic = 0; topic < TOPICS; ++topic) {
         work.rings.emplace_back(topic);
         work.log->add_topic("{\"name\":\"topic\"}", ROW_BYTES[topic], 1, 0);
-        work.journal->add_ring(work.rings[topic].data, work.rings[topic].control);
+        work.journal->add_ring(work.rings[topic].data, work.rings[topic].control,
+                               topic == INDEXED_TOPIC ? &work.index.feed : nullptr);
     }
     int spare_number = 0;
     make_spares(*work.log, work.folder_fd, spare_number);
@@ -255,6 +314,9 @@ int main(int argc, char **argv) {
                  static_cast<unsigned long long>(next[topic] - 1));
         rows += published;
     }
+    const Ring &indexed = work.rings[INDEXED_TOPIC];
+    if (indexed.at(INDEXED) != indexed.at(PUBLISHED) || work.index.row_count() != indexed.at(PUBLISHED))
+        fail("not everything published is indexed once");
     std::printf("{\"rows\": %llu, \"files\": %llu, \"looks\": %llu, \"syncs\": %llu}\n", static_cast<unsigned long long>(rows),
                 static_cast<unsigned long long>(files), static_cast<unsigned long long>(looks),
                 static_cast<unsigned long long>(work.log->sync_count()));

@@ -143,7 +143,7 @@ def test_records_that_only_a_ring_holds_are_not_removed_unasked(
     """The killed writer's watermarks say that its last three records are in no log."""
     writer.kill()
     ring = Segment.open(data_name(bus_name, "points"), writable=True)
-    _segment.set_watermarks(ring.memory, claimed=10, published=10, logged=7, durable=7)
+    _segment.set_watermarks(ring.memory, claimed=10, published=10, logged=7, durable=7, indexed=0)
     left = segments(bus_name)
     done = ringmain("clean", bus_name)
     assert done.returncode == FAILED

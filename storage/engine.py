@@ -1,0 +1,376 @@
+"""The engine of a store: topics kept by key in memtables and sstables, over a log that somebody else appends to.
+
+1. A row is in the log before it is in a memtable. What is in memtables only is read from the log again when the engine is opened.
+2. Flushing and compacting happen in two threads of their own. When one fails, reading goes on, and writing says why it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ._tree import KeyCodec, Memtable, State, TreeCore
+from .errors import StorageError
+from .files import lower_priority, make_directory, sync_directory
+from .levels import Shape, pick, pick_all
+from .log import Log
+from .log_reader import HistoryGone, LogReader
+from .manifest import Edit, Manifest, TopicInfo
+from .manifest_state import State as ManifestState
+from .schema import Schema
+from .table_files import TableFiles, compressor
+from .tree import Tree
+from .tree_writer import TreeWriter, WriteCounts
+
+__all__ = ["Engine", "StoreSettings", "TopicStats"]
+
+MEMTABLE_BYTES = 128 << 20
+BLOCK_BYTES = 4096
+SNAPSHOT_S = 1800.0
+COMPACTION_BYTES_PER_S = 256 << 20
+REPLAY_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How topics are kept by key.
+
+    topics: which; None: all that there are. keep_versions: those of which all versions are kept, not only the newest; fixed when
+    the topic is first stored.
+    memtable_bytes: memory of one memtable; up to immutable_max full ones of a topic wait for the flush, then writing waits.
+    compression: of tables below level 0: "none", "zstd" or "lz4". shape: levels and their sizes.
+    snapshot_interval: seconds until what lies in memtables is written to tables even if they are not full; None: only when full.
+    compaction_bytes_per_s: how fast compactions may write; None: as fast as they can.
+    """
+
+    topics: Collection[str] | None = None
+    keep_versions: Collection[str] = ()
+    memtable_bytes: int = MEMTABLE_BYTES
+    immutable_max: int = 2
+    block_bytes: int = BLOCK_BYTES
+    compression: Literal["none", "zstd", "lz4"] = "none"
+    shape: Shape = Shape()  # noqa: RUF009  frozen
+    snapshot_interval: float | None = SNAPSHOT_S
+    compaction_bytes_per_s: int | None = COMPACTION_BYTES_PER_S
+
+    def codecs(self, schemas: Mapping[str, Schema]) -> dict[str, KeyCodec]:
+        """The keys of the topics to be kept, by name. Raises ValueError for what cannot be, before anything is made."""
+        compressor(self.compression)
+        topics = list(schemas if self.topics is None else self.topics)
+        for what, names, there in (("topics", topics, schemas), ("keep_versions", self.keep_versions, topics)):
+            if unknown := sorted(set(names) - set(there)):
+                raise ValueError(f"{what}: not among the schemas: {', '.join(unknown)}")
+        return {name: KeyCodec(schemas[name]) for name in topics}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicStats:
+    """A topic of a store, now. Bytes are of files; memory_bytes is what its memtables take."""
+
+    row_count: int  # in memtables and tables, replaced rows and tombstones included
+    sequence: int  # the newest
+    checkpoint: int  # the newest that is in tables: a restart reads the log from there on
+    memory_bytes: int
+    immutable_count: int
+    tables_by_level: tuple[int, ...]
+    bytes_by_level: tuple[int, ...]
+    counts: WriteCounts
+
+
+class _Cancelled(Exception):
+    """The store is closing; a compaction gives up."""
+
+
+class Engine:
+    """The trees of a data directory, by topic: `engine["trades"].get(key)`.
+
+    schemas: of the topics to keep; codecs: their keys, from settings.codecs. The log must have them all.
+    Raises Corruption, FormatMismatch, OSError.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        log: Log,
+        schemas: Mapping[str, Schema],
+        codecs: Mapping[str, KeyCodec],
+        settings: StoreSettings,
+    ) -> None:
+        self.directory, self._log, self._settings = directory, log, settings
+        self._rate = _Rate(settings.compaction_bytes_per_s, self._check_open)
+        self._closing = threading.Event()
+        self._work = threading.Condition()
+        self._manual: list[str] = []
+        make_directory(directory / "store")
+        self._manifest = Manifest(directory / "store", log.log_id)
+        try:
+            self._open(schemas, codecs)
+        except BaseException:
+            self._manifest.close()
+            raise
+        log.release(self._manifest.state.checkpoints)
+        self._threads = [
+            threading.Thread(target=job, name=f"ringmain-{name}", daemon=True)
+            for name, job in (("flush", self._flush_for_ever), ("compaction", self._compact_for_ever))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # --- opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self, schemas: Mapping[str, Schema], codecs: Mapping[str, KeyCodec]) -> None:
+        directory, settings = self.directory / "store", self._settings
+        state = self._add_topics({name: schemas[name] for name in codecs})
+        self._files = TableFiles(directory, self._log.log_id, settings.block_bytes)
+        known = frozenset(info.number for version in state.versions.values() for info in version.tables())
+        for path in self._files.strays(known):
+            path.unlink()
+        sync_directory(directory)
+        self._numbers = itertools.count(state.next_number)
+        self._trees: dict[str, TreeWriter] = {}
+        for name, codec in codecs.items():
+            tree = Tree(schemas[name], codec, State(codec, (), (), ()), keeps_versions=state.topics[name].keep_versions)
+            tree.dropped_through = state.checkpoints.get(name, 0)
+            tree.core.visible = self._log.topic(name).next_sequence - 1
+            writer = TreeWriter(
+                tree,
+                state.versions[name],
+                self._files,
+                self._manifest,
+                shape=settings.shape,
+                memtable_bytes=settings.memtable_bytes,
+                immutable_max=settings.immutable_max,
+                compression=settings.compression,
+                next_number=lambda: next(self._numbers),
+                changed=self._changed,
+            )
+            self._trees[name] = writer
+            self._replay(writer, state.checkpoints.get(name, 0))
+
+    def _add_topics(self, schemas: Mapping[str, Schema]) -> ManifestState:
+        """The manifest's state once it has these topics. What the log has given up of a new one before is left out."""
+        state = self._manifest.state
+        new = {name: schema for name, schema in schemas.items() if name not in state.topics}
+        if not new:
+            return state
+        kept = frozenset(self._settings.keep_versions)
+        oldest = {
+            name: LogReader(self._log.directory, name, self.directory / "archive").oldest
+            for name in new
+            if self._log.topic(name).next_sequence > 1  # it was only logged until now
+        }
+        return self._manifest.commit(
+            Edit(
+                topics={
+                    name: TopicInfo(schema=schema.to_json().decode(), keep_versions=name in kept)
+                    for name, schema in new.items()
+                },
+                checkpoints={name: first - 1 for name, first in oldest.items() if first > 1},
+            )
+        )
+
+    def _replay(self, writer: TreeWriter, checkpoint: int) -> None:
+        """Put back into memtables what the log holds behind the checkpoint."""
+        last = self._log.topic(writer.tree.schema.name).next_sequence - 1
+        if last <= checkpoint:
+            return
+        reader = LogReader(self._log.directory, writer.tree.schema.name, self.directory / "archive")
+        position = checkpoint
+        while position < last:
+            try:
+                found = reader.read_all(position + 1, last, REPLAY_ROWS)
+            except HistoryGone as gone:
+                raise StorageError(
+                    f"{gone.directory}: topic {gone.topic!r}: sequence {gone.wanted} is missing in the log, though the tables hold "
+                    f"only up to {checkpoint}"
+                ) from None
+            if found is None:  # a repair gave up the rest
+                return
+            rows, tombstones = found
+            position = int(rows["sequence"][-1])
+            while len(rows):
+                fits = min(len(rows), writer.active.room)
+                writer.active.insert(rows[:fits], tombstones)
+                rows = rows[fits:]
+                if len(rows):
+                    with writer.tree.lock:
+                        writer.set_aside()
+                    if len(writer.immutables) > self._settings.immutable_max:  # a topic that was only logged until now
+                        writer.flush()
+
+    # --- using ------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, topic: str) -> Tree:
+        """The topic's Tree. KeyError names the topics there are."""
+        if topic not in self._trees:
+            left = " was not named when this was opened" if topic in self._manifest.state.topics else ""
+            raise KeyError(f"{self.directory}: no topic {topic!r}{left}; there are {', '.join(sorted(self._trees))}")
+        return self._trees[topic].tree
+
+    def __iter__(self) -> Iterator[str]:
+        """The topics' names."""
+        return iter(self._trees)
+
+    def snapshot(self) -> None:
+        """Write everything that is in memtables to tables, so that a restart need not read the log for it."""
+        self._check_open()
+        for writer in self._trees.values():
+            with writer.tree.lock:
+                writer.set_aside()
+        self._changed()
+        for writer in self._trees.values():
+            with writer.flushed:
+                while writer.immutables and writer.failure is None and not self._closing.is_set():
+                    writer.flushed.wait(1.0)
+                if writer.failure is not None:
+                    raise writer.failure
+
+    def compact(self, topic: str | None = None) -> None:
+        """Merge all of a topic's tables (of all topics, by default) into one level, and return when that is done."""
+        self.snapshot()
+        for name in [topic] if topic is not None else list(self._trees):
+            with self._work:
+                self._manual.append(name)
+                self._work.notify_all()
+                while name in self._manual and not self._closing.is_set():
+                    self._work.wait(1.0)
+            failure = self._trees[name].failure
+            if failure is not None:
+                raise failure
+
+    def stats(self) -> dict[str, TopicStats]:
+        """Each topic's figures."""
+        return {
+            name: _stats(writer, self._manifest.state.checkpoints.get(name, 0)) for name, writer in self._trees.items()
+        }
+
+    def feeding(self, topic: str) -> tuple[TreeCore, Callable[[], None]]:
+        """For the journal that has a topic's rows: where they go, and what to call when there is no room."""
+        writer = self._trees[topic]
+        return writer.tree.core, writer.rotate
+
+    def close(self) -> None:
+        """Stop flushing and compacting, and let the tables go. Does nothing the second time."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        for writer in self._trees.values():
+            writer.tree.core.close_log()
+            writer.stop()
+        self._changed()
+        for thread in self._threads:
+            thread.join()
+        self._manifest.close()
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise ValueError(f"{self.directory}: this store is closed")
+
+    # --- threads ----------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        with self._work:
+            self._work.notify_all()
+
+    def _flush_for_ever(self) -> None:
+        """Write full memtables to tables, and now and then those that are not full."""
+        snapshot_at = _deadline(self._settings.snapshot_interval)
+        while not self._closing.is_set():
+            if time.monotonic() >= snapshot_at:
+                snapshot_at = _deadline(self._settings.snapshot_interval)
+                for writer in self._trees.values():
+                    with writer.tree.lock:
+                        writer.set_aside()
+            busy = False
+            for writer in self._trees.values():
+                with self._failing(writer):
+                    if writer.failure is None and writer.flush():
+                        busy = True
+                        self._log.release(self._manifest.state.checkpoints)
+                    writer.make_spare()
+            with self._work:
+                self._work.notify_all()
+                if not busy and not self._closing.is_set():
+                    self._work.wait(min(1.0, max(0.0, snapshot_at - time.monotonic())))
+
+    def _compact_for_ever(self) -> None:
+        lower_priority()
+        while not self._closing.is_set():
+            busy = False
+            for name, writer in self._trees.items():
+                manual = name in self._manual
+                droppable = writer.tree.droppable()
+                compaction = (
+                    pick_all(name, writer.version, self._settings.shape, droppable=droppable)
+                    if manual
+                    else pick(name, writer.version, self._settings.shape, cursors=writer.cursors, droppable=droppable)
+                )
+                if compaction is not None and writer.failure is None:
+                    with self._failing(writer):
+                        writer.compact(compaction, self._rate.take)
+                        busy = True
+                elif manual:
+                    with self._work:
+                        self._manual.remove(name)
+                        self._work.notify_all()
+            with self._work:
+                if not busy and not self._manual and not self._closing.is_set():
+                    self._work.wait(1.0)
+
+    @contextlib.contextmanager
+    def _failing(self, writer: TreeWriter) -> Generator[None]:
+        """What goes wrong here stops the topic's writing, and is raised there."""
+        try:
+            yield
+        except (_Cancelled, ValueError) as error:
+            if not self._closing.is_set():
+                writer.stop(error)
+        except BaseException as error:
+            writer.stop(error)
+
+
+class _Rate:
+    """A budget of bytes a second."""
+
+    def __init__(self, bytes_per_s: int | None, check: Callable[[], None]) -> None:
+        self._bytes_per_s, self._check = bytes_per_s, check
+        self._free_at = 0.0
+
+    def take(self, count: int) -> None:
+        """Wait until `count` bytes more may be written. Raises _Cancelled once the store is closing."""
+        try:
+            self._check()
+        except ValueError:
+            raise _Cancelled from None
+        if self._bytes_per_s is None:
+            return
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now - 0.1) + count / self._bytes_per_s
+        if self._free_at > now:
+            time.sleep(self._free_at - now)
+
+
+def _deadline(seconds: float | None) -> float:
+    return time.monotonic() + seconds if seconds is not None else float("inf")
+
+
+def _stats(writer: TreeWriter, checkpoint: int) -> TopicStats:
+    version = writer.version
+    levels = (version.level0, *version.levels)
+    memtables: list[Memtable] = [writer.active, *writer.immutables]
+    return TopicStats(
+        row_count=sum(len(memtable) for memtable in memtables) + sum(info.row_count for info in version.tables()),
+        sequence=writer.tree.core.visible,
+        checkpoint=checkpoint,
+        memory_bytes=sum(memtable.memory_bytes for memtable in memtables),
+        immutable_count=len(writer.immutables),
+        tables_by_level=tuple(len(level) for level in levels),
+        bytes_by_level=tuple(sum(info.file_bytes for info in level) for level in levels),
+        counts=writer.counts,
+    )

@@ -1,0 +1,235 @@
+"""A bus whose topics are kept by key as well: what the writer and other processes find, live, after a restart, and after a kill."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from ringmain.bus import Writer, WriterFailed, attach
+from ringmain.storage import LogReader, Schema, Shape, Store, StoreReader, StoreSettings
+from ringmain.storage.log_files import list_files
+from ringmain.storage.tree_writer import TreeWriter
+from ringmain.subscribers import RealTime
+from support.children import TIMEOUT_S, Children
+from support.logs import FILE_BYTES, wait_until
+
+A = Schema("a", {"key": "u8", "value": "u8"}, key=("key",))
+B = Schema("b", {"value": "u8"})
+SMALL = StoreSettings(memtable_bytes=1 << 20, shape=Shape(table_bytes=1 << 20, level1_bytes=4 << 20))
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    with Children() as children:
+        yield children
+
+
+def batch(first: int, count: int, keys: int) -> np.ndarray:
+    """Rows whose value is their number, from `first` on, over so many keys."""
+    rows = np.zeros(count, A.payload_dtype)
+    rows["value"] = np.arange(first, first + count)
+    rows["key"] = rows["value"] % keys
+    return rows
+
+
+def values(tree) -> list[int]:
+    return [int(row["value"]) for rows in tree.scan() for row in rows]
+
+
+def test_what_is_indexed_is_found_by_key(bus_name, tmp_path):
+    with Writer(bus_name, [A, B], data_dir=tmp_path, store=SMALL) as writer:
+        topic = writer["a"]
+        assert writer.get("a", 1) is None
+        topic.publish(1, 10)
+        last = topic.publish(1, 11)
+        topic.wait(last, "indexed", TIMEOUT_S)
+        row = writer.get("a", 1)
+        assert (int(row["value"]), int(row["sequence"])) == (11, 2)
+        assert writer["b"].publish(7) == 1
+        writer["b"].wait(1, "indexed", TIMEOUT_S)
+        assert int(writer.get("b", 1)["value"]) == 7  # a topic without a key is kept by its sequence
+        assert topic.watermarks.indexed == 2
+        assert attach(f"{bus_name}/a").watermarks().indexed == 2
+
+
+def test_memtables_are_flushed_and_compacted_while_rows_are_published(bus_name, tmp_path):
+    with Writer(bus_name, [A], data_dir=tmp_path, store=SMALL, log_file_bytes=FILE_BYTES) as writer:
+        for first in range(0, 400_000, 10_000):
+            last = writer["a"].publish_batch(batch(first, 10_000, 50_000))
+        writer["a"].wait(last, "indexed", TIMEOUT_S)
+        assert values(writer.store["a"]) == list(range(350_000, 400_000))
+        writer.store.compact()
+        assert values(writer.store["a"]) == list(range(350_000, 400_000))
+        stats = writer.store.stats()["a"]
+        assert stats.sequence == stats.checkpoint == 400_000
+        assert stats.counts.flush_count > 3
+    with Writer(bus_name, [A], data_dir=tmp_path, store=SMALL, log_file_bytes=FILE_BYTES) as writer:
+        assert values(writer.store["a"]) == list(range(350_000, 400_000))
+        assert writer["a"].watermarks[1:] == (400_000,) * 4
+
+
+def test_other_processes_read_the_directory_by_key_meanwhile(bus_name, tmp_path):
+    with (
+        Writer(bus_name, [A], data_dir=tmp_path, store=SMALL) as writer,
+        Store.open(tmp_path, read_only=True) as reader,
+    ):
+        assert isinstance(reader, StoreReader)
+        for first in range(0, 100_000, 10_000):
+            last = writer["a"].publish_batch(batch(first, 10_000, 5_000))
+            writer["a"].wait(last, "logged", TIMEOUT_S)
+            reader.refresh()
+            assert int(reader["a"].get(4_999)["value"]) == first + 9_999
+
+
+def test_a_subscriber_may_follow_what_is_indexed(bus_name, tmp_path):
+    with (
+        Writer(bus_name, [A, B], data_dir=tmp_path, store=StoreSettings(topics=["a"])) as writer,
+        RealTime(f"{bus_name}/a", start="earliest", follow="indexed") as reader,
+    ):
+        for number in range(1, 101):
+            writer["a"].publish(number % 7, number)
+        seen = 0
+        while seen < 100:
+            for row in reader.take().rows:
+                seen = int(row["sequence"])
+                assert int(writer.get("a", int(row["key"]))["sequence"]) >= seen
+        with pytest.raises(ValueError, match="nothing is indexed"):
+            RealTime(f"{bus_name}/b", follow="indexed")
+
+
+def test_only_the_topics_named_are_kept_by_key(bus_name, tmp_path):
+    with Writer(bus_name, [A, B], data_dir=tmp_path, store=StoreSettings(topics=["a"])) as writer:
+        assert list(writer.store) == ["a"]
+        assert writer["b"].publish(1) == 1
+        with pytest.raises(ValueError, match="topic 'b': nothing is indexed"):
+            writer["b"].wait(1, "indexed")
+        writer["b"].wait(1, "durable", TIMEOUT_S)
+        assert writer["b"].watermarks.indexed == 0
+        with pytest.raises(KeyError, match="no topic 'b'"):
+            writer.get("b", 1)
+        with pytest.raises(ValueError, match="nothing can be put"):
+            writer.store["a"].put(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (StoreSettings(topics=["a", "c"]), "topics: not among the schemas: c"),
+        (StoreSettings(topics=["a"], keep_versions=["b"]), "keep_versions: not among the schemas: b"),
+    ],
+)
+def test_topics_that_there_are_not_are_refused_before_anything_is_made(bus_name, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Writer(bus_name, [A, B], data_dir=tmp_path / "data", store=settings)
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ValueError, match="store: needs a data_dir"):
+        Writer(bus_name, [A], store=StoreSettings())
+    with Writer(bus_name, [A], data_dir=tmp_path) as writer, pytest.raises(ValueError, match="no topic is kept by key"):
+        writer.get("a", 1)
+
+
+def test_a_topic_may_be_kept_by_key_from_some_day_on(bus_name, tmp_path):
+    settings = StoreSettings(memtable_bytes=1 << 20, immutable_max=1, keep_versions=["a"])
+    with Writer(bus_name, [A], data_dir=tmp_path, log_file_bytes=FILE_BYTES) as writer:
+        for first in range(0, 200_000, 10_000):
+            writer["a"].publish_batch(batch(first, 10_000, 1_000))
+    with Writer(bus_name, [A], data_dir=tmp_path, log_file_bytes=FILE_BYTES, store=settings) as writer:
+        stats = writer.store.stats()["a"]
+        assert stats.sequence == 200_000
+        assert stats.memory_bytes < 4 << 20  # opening has flushed what does not fit
+        assert int(writer.get("a", 999)["value"]) == 199_999
+        assert len(writer.store["a"].history(5)) == 200
+        last = writer["a"].publish(5, 1)
+        writer["a"].wait(last, "indexed", TIMEOUT_S)
+        assert int(writer.get("a", 5)["value"]) == 1
+
+
+def test_a_topic_of_which_the_log_has_lost_the_beginning_is_kept_from_there_on(bus_name, tmp_path):
+    with Writer(bus_name, [A], data_dir=tmp_path, log_file_bytes=FILE_BYTES, retention_bytes=FILE_BYTES) as writer:
+        for first in range(0, 600_000, 10_000):
+            writer["a"].publish_batch(batch(first, 10_000, 600_000))
+        wait_until(lambda: list_files(tmp_path / "log")[0][0] > 1, TIMEOUT_S)
+    with Writer(bus_name, [A], data_dir=tmp_path, log_file_bytes=FILE_BYTES, store=SMALL) as writer:
+        oldest = LogReader(tmp_path / "log", "a").oldest
+        assert oldest > 1
+        assert values(writer.store["a"]) == list(range(oldest - 1, 600_000))
+
+
+def test_the_log_keeps_what_is_in_no_table_whatever_its_retention_says(bus_name, tmp_path):
+    large = StoreSettings(memtable_bytes=64 << 20)
+    with Writer(bus_name, [A], data_dir=tmp_path, log_file_bytes=FILE_BYTES, retention_bytes=0, store=large) as writer:
+        for first in range(0, 600_000, 10_000):
+            last = writer["a"].publish_batch(batch(first, 10_000, 600_000))
+        writer["a"].wait(last, "indexed", TIMEOUT_S)
+        files = list_files(tmp_path / "log")
+        assert files[0][0] == 1
+        writer.store.snapshot()
+        wait_until(lambda: not files[0][1].exists(), TIMEOUT_S)
+        assert values(writer.store["a"]) == list(range(600_000))
+
+
+PUBLISH = """if True:
+    from ringmain.storage import Shape, StoreSettings
+    writer = Writer(bus, [schema], data_dir=directory, store=settings, log_file_bytes=4 << 20)
+    topic, progress = writer["a"], open(directory / "known", "wb", buffering=0)
+    number, rows = topic.watermarks.published, np.zeros(1000, schema.payload_dtype)
+    while True:
+        rows["value"] = np.arange(number, number + len(rows))
+        rows["key"] = rows["value"] % 20_000
+        number = topic.publish_batch(rows)
+        topic.wait(number, "indexed")
+        os.pwrite(progress.fileno(), number.to_bytes(8, "little"), 0)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_was_published(bus_name, tmp_path, children):
+    def known() -> int:
+        return int.from_bytes((tmp_path / "known").read_bytes(), "little") if (tmp_path / "known").exists() else 0
+
+    for round_number in range(1, 7):
+        child, before = children.start(), known()
+        child.begin(PUBLISH, bus=bus_name, schema=A, directory=tmp_path, settings=SMALL)
+        wait_until(lambda at_least=before + 30_000 * round_number: known() > at_least, TIMEOUT_S)
+        child.kill()
+        with Store.open(tmp_path, read_only=True) as reader:  # nobody writes
+            assert reader["a"].sequence >= known()
+        with Writer(bus_name, [A], data_dir=tmp_path, store=SMALL, log_file_bytes=FILE_BYTES) as writer:
+            last = writer["a"].watermarks.published
+            assert last >= known()
+            writer["a"].wait(last, "indexed", TIMEOUT_S)  # what the ring held and the log did not, too
+            found = np.concatenate(list(writer.store["a"].scan()))
+        assert found["key"].tolist() == list(range(20_000))
+        newest = (last - 1) // 20_000 * 20_000 + np.arange(20_000)  # the newest value of each key
+        assert found["value"].tolist() == np.where(newest < last, newest, newest - 20_000).tolist()
+
+
+def test_when_tables_cannot_be_written_the_bus_goes_on_and_says_so(bus_name, tmp_path, monkeypatch):
+    def fail(self):
+        self.stop(OSError(28, "No space left on device"))
+        return False
+
+    monkeypatch.setattr(TreeWriter, "flush", fail)
+    with Writer(bus_name, [A], data_dir=tmp_path, store=SMALL) as writer:
+        for first in range(0, 200_000, 10_000):
+            last = writer["a"].publish_batch(batch(first, 10_000, 200_000))
+        writer["a"].wait(last, "durable", TIMEOUT_S)
+        with pytest.raises(WriterFailed, match=r"nothing more is kept by key: .*No space left"):
+            writer["a"].wait(last, "indexed", TIMEOUT_S)
+        assert int(writer.get("a", 5)["value"]) == 5  # what is in memory is still read
+        assert writer["a"].publish(1, 1) == last + 1
+    monkeypatch.undo()
+    with Writer(bus_name, [A], data_dir=tmp_path, store=SMALL) as writer:
+        assert values(writer.store["a"])[:3] == [0, 1, 2]
+        assert writer.store.stats()["a"].sequence == last + 1
+
+
+def test_a_writer_that_closes_while_another_thread_waits_ends_the_wait(bus_name, tmp_path):
+    writer = Writer(bus_name, [A], data_dir=tmp_path, store=SMALL)
+    last = writer["a"].publish(1, 1)
+    waiting = threading.Thread(target=writer["a"].wait, args=(last, "indexed"))
+    waiting.start()
+    writer.close()
+    waiting.join(TIMEOUT_S)
+    assert not waiting.is_alive()
