@@ -40,6 +40,7 @@ COMPACTION_BYTES_PER_S = 256 << 20
 ARCHIVE_BYTES = 16 << 30
 IDLE_SYNC_S_MAX = 0.05
 REPLAY_ROWS = 65_536
+LOOK_S = 1.0  # how often to look for compactions that no flush has called for
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,9 @@ class Store:
         self._rate = _Rate(compaction_bytes_per_s, self._check_open)
         self._closing = threading.Event()
         self._work = threading.Condition()
+        self._change_count = (
+            0  # under `_work`: whoever looks for work waits only while nothing has changed since he looked
+        )
         self._threads: list[threading.Thread] = []
         self._manual: list[str] = []
         make_directory(self.directory / "store")
@@ -131,7 +135,7 @@ class Store:
             progress=progress,
         )
         try:
-            self._open(given, codecs, kept, block_bytes)
+            self._open(given, codecs, kept, block_bytes, sync_log=sync != "never")
             self._log.release(self._manifest.state.checkpoints)
             for name in given:
                 self._trees[name].tree.core.open_log(
@@ -205,7 +209,13 @@ class Store:
     # --- opening ----------------------------------------------------------------------------------------------------
 
     def _open(
-        self, given: Mapping[str, Schema], codecs: Mapping[str, KeyCodec], kept: frozenset[str], block_bytes: int
+        self,
+        given: Mapping[str, Schema],
+        codecs: Mapping[str, KeyCodec],
+        kept: frozenset[str],
+        block_bytes: int,
+        *,
+        sync_log: bool,
     ) -> None:
         directory = self.directory / "store"
         self._manifest = Manifest(directory, self._log.log_id)
@@ -237,6 +247,7 @@ class Store:
                 compression=self._compression,
                 next_number=lambda: next(self._numbers),
                 changed=self._changed,
+                sync_log=self._log.appender.sync_behind if sync_log else None,
             )
             self._trees[name] = writer
             self._replay(writer, state.checkpoints.get(name, 0))
@@ -319,7 +330,7 @@ class Store:
         for name in [topic] if topic is not None else list(self._trees):
             with self._work:
                 self._manual.append(name)
-                self._work.notify_all()
+                self._changed()
                 while name in self._manual and not self._closing.is_set():
                     self._work.wait(1.0)
             failure = self._trees[name].failure
@@ -366,13 +377,20 @@ class Store:
 
     def _changed(self) -> None:
         with self._work:
+            self._change_count += 1
             self._work.notify_all()
+
+    def _wait_for_change(self, seen: int, timeout_s: float | None) -> None:
+        """Wait until something has changed since `_change_count` was `seen`."""
+        with self._work:
+            self._work.wait_for(lambda: self._change_count != seen or self._closing.is_set(), timeout_s)
 
     def _flush_for_ever(self) -> None:
         """Write full memtables to tables, and now and then those that are not full."""
         snapshot_at = _deadline(self._snapshot_s)
         while not self._closing.is_set():
-            if time.monotonic() >= snapshot_at:
+            seen = self._change_count
+            if snapshot_at is not None and time.monotonic() >= snapshot_at:
                 snapshot_at = _deadline(self._snapshot_s)
                 for writer in self._trees.values():
                     with writer.tree.lock:
@@ -384,15 +402,15 @@ class Store:
                         busy = True
                         self._log.release(self._manifest.state.checkpoints)
                     writer.make_spare()
-            with self._work:
-                self._work.notify_all()
-                if not busy and not self._closing.is_set():
-                    self._work.wait(min(1.0, max(0.0, snapshot_at - time.monotonic())))
+            if busy:
+                self._changed()  # there may be something to compact
+            else:
+                self._wait_for_change(seen, _seconds_until(snapshot_at))
 
     def _compact_for_ever(self) -> None:
         lower_priority()
         while not self._closing.is_set():
-            busy = False
+            seen, busy = self._change_count, False
             for name, writer in self._trees.items():
                 manual = name in self._manual
                 droppable = writer.tree.droppable()
@@ -409,9 +427,8 @@ class Store:
                     with self._work:
                         self._manual.remove(name)
                         self._work.notify_all()
-            with self._work:
-                if not busy and not self._manual and not self._closing.is_set():
-                    self._work.wait(1.0)
+            if not busy and not self._manual:
+                self._wait_for_change(seen, LOOK_S)
 
     def _keep(self) -> None:
         """Keep the log's files coming."""
@@ -464,8 +481,12 @@ class _Rate:
             time.sleep(self._free_at - now)
 
 
-def _deadline(seconds: float | None) -> float:
-    return time.monotonic() + seconds if seconds is not None else float("inf")
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _seconds_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _stats(writer: TreeWriter, checkpoint: int) -> TopicStats:
