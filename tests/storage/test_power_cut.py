@@ -7,26 +7,32 @@ was acknowledged. RINGMAIN_SEED chooses another run (it is printed); RINGMAIN_NI
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
+from ringmain.storage import StorageError
 from ringmain.storage.store import Store
+from ringmain.storage.store_reader import StoreReader
+from ringmain.storage.tree import Tree
 from support import recorded_store
-from support.power_cut import Cut, Disk, Operation, build_recording_disk, cuts, read_journal
-from support.recorded_store import KEYS, Note, Told, open_store, value_of
+from support.power_cut import Cut, Disk, Operation, Start, build_recording_disk, cuts, read_journal
+from support.recorded_store import KEYS, Note, Told, Topic, open_store, value_of
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230301"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
-OPENINGS = {"log files": 5_500, "tables": 4_500} if NIGHTLY else {"log files": 300, "tables": 200}
+OPENINGS = {"log files": 5_500, "tables": 3_500} if NIGHTLY else {"log files": 260, "tables": 180}
+STORES_CUT_TWICE, OPENINGS_CUT_TWICE = (100, 1_000) if NIGHTLY else (4, 60)
+TRIES_TO_FIND_OUT = 150
 pytestmark = pytest.mark.timeout(7200 if NIGHTLY else 300)
 
 CUTS = (
@@ -51,46 +57,114 @@ def memory_disk() -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a store did: the journal, and the directory as it was when that began."""
+    """What stores did, from where they were when that began. told: what had to be in each then, by its directory's name."""
 
-    kind: str
-    root: Path
+    start: Start
     operations: list[Operation]
+    told: dict[str, Told]
 
 
-@pytest.fixture(scope="module")
-def recorded(memory_disk) -> Callable[[str], Recording]:
-    """The recording of a life, made when it is first asked for."""
-    library = build_recording_disk(memory_disk)
-    made: dict[str, Recording] = {}
+class Recorder:
+    """Runs processes on the recording disk."""
 
-    def record(kind: str) -> Recording:
-        if kind not in made:
-            place = memory_disk / kind.replace(" ", "-")
-            root, journal = place / "root", place / "journal"
-            root.mkdir(parents=True)
-            command = [sys.executable, "-m", recorded_store.__name__, kind, str(SEED), str(root / "store")]
-            environment = {
-                **os.environ,
-                "LD_PRELOAD": str(library),
-                "RECORDED_ROOT": str(root),
-                "RECORDED_JOURNAL": str(journal),
-            }
-            tests = Path(__file__).parents[1]
-            done = subprocess.run(command, env=environment, cwd=tests, capture_output=True, timeout=120, check=False)
-            assert done.returncode == 0, done.stderr.decode()
-            shutil.rmtree(root / "store")
-            made[kind] = Recording(kind, root, read_journal(journal))
-        return made[kind]
+    def __init__(self, place: Path) -> None:
+        self.place, self._library = place, build_recording_disk(place)
+        self._lives: dict[str, Recording] = {}
 
-    return record
+    def begin(self) -> Path:
+        """A new directory for the stores of the next recording."""
+        root = self.place / "root"
+        root.mkdir()
+        return root
+
+    def life(self, kind: str) -> Recording:
+        """The life of a new store, recorded when it is first asked for."""
+        if kind not in self._lives:
+            self._lives[kind] = self.record(kind, self.begin(), {"life": Told()})
+        return self._lives[kind]
+
+    def record(self, kind: str, root: Path, told: dict[str, Told]) -> Recording:
+        """Let a process do something with the stores in a directory, which is removed afterwards."""
+        start, journal = Start.of(root), self.place / "journal"
+        command = [sys.executable, "-m", recorded_store.__name__, kind, str(SEED), *(str(root / name) for name in told)]
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(self._library),
+            "RECORDED_ROOT": str(root),
+            "RECORDED_JOURNAL": str(journal),
+        }
+        tests = Path(__file__).parents[1]
+        done = subprocess.run(command, env=environment, cwd=tests, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        operations = read_journal(journal)
+        journal.unlink()
+        shutil.rmtree(root)
+        return Recording(start, operations, told)
 
 
 @pytest.fixture
-def tmp_image(memory_disk) -> Iterator[Path]:
-    """Where an image goes."""
+def tmp_memory(memory_disk) -> Iterator[Path]:
+    """A folder in memory."""
     with tempfile.TemporaryDirectory(dir=memory_disk) as place:
-        yield Path(place) / "image"
+        yield Path(place)
+
+
+@pytest.fixture
+def tmp_image(tmp_memory) -> Path:
+    """Where images go."""
+    return tmp_memory / "image"
+
+
+@pytest.fixture(scope="module")
+def recorder(memory_disk) -> Recorder:
+    return Recorder(memory_disk)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a cut left of a store's directory, and what must be in it. operation: the last one before the cut."""
+
+    directory: Path
+    told: Told
+    place: int
+    operation: Operation
+    cut: Cut
+
+
+def nothing(name: str) -> bool:
+    return False
+
+
+def images(
+    recording: Recording,
+    chosen: Mapping[int, list[Cut]],
+    rng: random.Random,
+    target: Path,
+    forget: Callable[[str], bool] = nothing,
+) -> Iterator[Image]:
+    """What the cuts leave, each behind its place, of the store that is written there. Each is gone when the next one comes."""
+    disk, told = Disk(recording.start, forget), copy.deepcopy(recording.told)
+    where = next(iter(told))
+    for place, notes in cuts(disk, recording.operations):
+        for text in notes:
+            note = msgspec.json.decode(text, type=Note)
+            where = note.where
+            told[where].take(note)
+        for cut in chosen.get(place, ()):
+            disk.write_image(target, where, cut, rng)
+            yield Image(target / where, told[where], place, recording.operations[place], cut)
+            shutil.rmtree(target)
+
+
+def chosen_cuts(recording: Recording, count: int, rng: random.Random) -> dict[int, list[Cut]]:
+    """Where to cut, and how: behind each operation as often as possible."""
+    places = [place for place, operation in enumerate(recording.operations) if operation.kind != "N"]
+    chosen: dict[int, list[Cut]] = {}
+    while count > 0:
+        for place in rng.sample(places, min(len(places), count)):
+            chosen.setdefault(place, []).append(rng.choice(CUTS))
+        count -= len(places)
+    return chosen
 
 
 # --- what must be there -------------------------------------------------------------------------------------------------------
@@ -103,20 +177,30 @@ def check_opened(store: Store, told: Told) -> dict[str, int]:
         last = stood[name]
         assert topic.durable <= last <= len(topic.history), f"{name}: {topic.durable} were durable, {last} are there"
         assert last in topic.ends, f"{name}: a batch was cut in two at {last}"
-        check_rows(store, name, topic.newest(last), topic.versions(last))
+        check_rows(store[name], topic, last)
     return stood
 
 
-def check_rows(store: Store, name: str, newest: dict[int, int], versions: dict[int, list[int]]) -> None:
-    tree = store[name]
+def check_rows(tree: Tree, topic: Topic, last: int) -> None:
+    """A topic is just what it was at a sequence."""
+    newest, versions = topic.newest(last), topic.versions(last)
     found = {int(row["key"]): (int(row["sequence"]), int(row["value"])) for rows in tree.scan() for row in rows}
-    assert found == {key: (sequence, value_of(sequence)) for key, sequence in newest.items()}, name
+    assert found == {key: (sequence, value_of(sequence)) for key, sequence in newest.items()}, tree.schema.name
     for key in range(KEYS):
         row = tree.get(key)
-        assert (None if row is None else int(row["sequence"])) == newest.get(key), (name, key)
+        assert (None if row is None else int(row["sequence"])) == newest.get(key), (tree.schema.name, key)
         if tree.keeps_versions:
-            history = tree.history(key)
-            assert [int(row["sequence"]) for row in history] == versions.get(key, []), (name, key)
+            assert tree.history(key)["sequence"].tolist() == versions.get(key, []), (tree.schema.name, key)
+
+
+def check_read_only(directory: Path, told: Told) -> None:
+    """Whoever only reads, before anybody has put the store in order, sees the same."""
+    with StoreReader(directory) as reader:
+        for name in reader:
+            tree, topic = reader[name], told.topics[name]
+            last = tree.sequence
+            assert topic.durable <= last <= len(topic.history), f"{name}: {topic.durable} were durable, {last} are read"
+            check_rows(tree, topic, last)
 
 
 def check_goes_on(store: Store, stood: dict[str, int]) -> None:
@@ -139,49 +223,68 @@ def check_tidy(directory: Path) -> None:
     assert {path.name for path in directory.iterdir()} == {"log", "store"}
 
 
-def check_image(directory: Path, told: Told) -> None:
-    with open_store(directory / "store") as store:
-        stood = check_opened(store, told)
-        check_goes_on(store, stood)
-    check_tidy(directory / "store")
+def check_image(image: Image, *, read_only: bool = False) -> None:
+    try:
+        if read_only and (image.directory / "store" / "MANIFEST").exists():
+            check_read_only(image.directory, image.told)
+        with open_store(image.directory) as store:
+            stood = check_opened(store, image.told)
+            check_goes_on(store, stood)
+        check_tidy(image.directory)
+    except BaseException:
+        print(f"behind operation {image.place}, {image.operation!r:.300}: {image.cut}")
+        raise
 
 
 # --- the tests ----------------------------------------------------------------------------------------------------------------
 
 
-def places_of(operations: list[Operation], count: int, rng: random.Random) -> dict[int, list[Cut]]:
-    """Where to cut, and how: everywhere as often as possible."""
-    places = [place for place, operation in enumerate(operations) if operation.is_cut]
-    rounds: list[tuple[int, Cut]] = []
-    while len(rounds) < count:
-        cuts_by_chance = rng.choices(CUTS, k=len(places))
-        rounds += rng.sample(list(zip(places, cuts_by_chance, strict=True)), min(len(places), count - len(rounds)))
-    chosen: dict[int, list[Cut]] = {}
-    for place, cut in rounds:
-        chosen.setdefault(place, []).append(cut)
-    return chosen
+@pytest.mark.process
+@pytest.mark.parametrize("kind", OPENINGS)
+def test_whatever_a_power_cut_leaves_has_all_that_was_durable(kind, recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    rng = random.Random(f"{SEED} {kind}")
+    recording = recorder.life(kind)
+    for image in images(recording, chosen_cuts(recording, OPENINGS[kind], rng), rng, tmp_image):
+        check_image(image, read_only=rng.random() < 0.3)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", OPENINGS)
-def test_whatever_a_power_cut_leaves_has_all_that_was_durable(kind, recorded, tmp_image):
+def test_a_cut_while_a_store_recovers_from_a_cut_loses_nothing_either(recorder, tmp_image):
     print(f"RINGMAIN_SEED={SEED}")
-    rng = random.Random(f"{SEED} {kind}")
-    recording = recorded(kind)
-    chosen = places_of(recording.operations, OPENINGS[kind], rng)
-    disk, told, taken, image = Disk(recording.root), Told(), 0, tmp_image
-    for place in cuts(disk, recording.operations):
-        for cut in chosen.get(place, ()):
-            while taken < len(recording.operations):  # what was told up to the next call
-                if taken > place and recording.operations[taken].is_cut:
-                    break
-                if recording.operations[taken].kind == "N":
-                    told.take(msgspec.json.decode(recording.operations[taken].data, type=Note))
-                taken += 1
-            disk.write_image(image, cut, rng)
-            try:
-                check_image(image, told)
-            except BaseException:
-                print(f"cut behind operation {place} of {kind}, {recording.operations[place]!r:.300}: {cut}")
-                raise
-            shutil.rmtree(image)
+    rng = random.Random(f"{SEED} again")
+    lives = [recorder.life(kind) for kind in OPENINGS]
+    root, told = recorder.begin(), dict[str, Told]()
+    for recording in lives:
+        for image in images(recording, chosen_cuts(recording, STORES_CUT_TWICE // len(lives), rng), rng, tmp_image):
+            name = f"{len(told)}"
+            told[name] = copy.deepcopy(image.told)
+            if image.directory.exists():
+                image.directory.rename(root / name)
+    recording = recorder.record("recovery", root, told)
+    for image in images(recording, chosen_cuts(recording, OPENINGS_CUT_TWICE, rng), rng, tmp_image):
+        check_image(image)
+
+
+FORGOTTEN: dict[str, Callable[[str], bool]] = {
+    "new tables": lambda name: name.endswith(".sst.new"),
+    "the names of tables": lambda name: name == "store",
+    "the log's rows": lambda name: name.endswith(".log"),
+    "the headers of log files": lambda name: name.startswith("spare-"),
+    "the names of log files": lambda name: name == "log",
+    "edits of the manifest": lambda name: name == "MANIFEST",
+    "manifests written anew": lambda name: name.startswith("MANIFEST."),
+    "the names of directories": lambda name: name == "life",
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_a_disk_that_forgets_a_sync_is_found_out(what, recorder, tmp_image):
+    """What the other tests would say if the store left it out."""
+    rng = random.Random(f"{SEED} {what}")
+    recording = recorder.life("log files")
+    chosen = chosen_cuts(recording, TRIES_TO_FIND_OUT, rng)
+    with pytest.raises((AssertionError, StorageError, OSError)):  # noqa: PT012  which cut is the one is a matter of chance
+        for image in images(recording, chosen, rng, tmp_image, FORGOTTEN[what]):
+            check_image(image)

@@ -43,11 +43,6 @@ class Operation:
     length: int
     data: bytes
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether a cut just behind it is another than one just before it."""
-        return self.kind != "N"
-
 
 def read_journal(path: Path) -> list[Operation]:
     """All that was recorded, in order. What was stored into a map stands before the call that found it."""
@@ -224,24 +219,40 @@ class Cut:
     unit_bytes: int = SECTOR_BYTES
 
 
-class Disk:
-    """The files under one directory, as the journal makes them. forget: syncs that are taken for not done."""
+@dataclass(frozen=True)
+class Start:
+    """The files under a directory, all on the disk, before a recording begins."""
 
-    def __init__(self, root: Path, forget: Callable[[Disk, Operation], bool] = lambda disk, operation: False) -> None:
-        self.files: dict[int, File] = {}
-        self.directories: set[int] = set()
-        self.names: dict[Name, int | None] = {}  # on the disk for sure
+    root: int
+    directories: frozenset[int]
+    files: Mapping[int, Content]
+    names: Mapping[Name, int]
+
+    @classmethod
+    def of(cls, root: Path) -> Start:
+        paths = {path: path.stat().st_ino for path in sorted(root.rglob("*"))}
+        return cls(
+            root.stat().st_ino,
+            frozenset(inode for path, inode in paths.items() if path.is_dir()),
+            {inode: Content.read_from(path) for path, inode in paths.items() if not path.is_dir()},
+            {(path.parent.stat().st_ino, path.name): inode for path, inode in paths.items()},
+        )
+
+
+class Disk:
+    """The files under one directory, as the journal makes them.
+
+    forget: says by its name of which file, or of the names in which directory, no sync is carried out.
+    """
+
+    def __init__(self, start: Start, forget: Callable[[str], bool] = lambda name: False) -> None:
+        self.root = start.root
+        self.files = {inode: File(content) for inode, content in start.files.items()}
+        self.directories = {start.root, *start.directories}
+        self.names: dict[Name, int | None] = dict(start.names)  # on the disk for sure
         self.pending: list[Naming] = []
         self._forget = forget
-        self.root = root.stat().st_ino
-        self.directories.add(self.root)
-        for path in sorted(root.rglob("*")):
-            inode = path.stat().st_ino
-            self.names[path.parent.stat().st_ino, path.name] = inode
-            if path.is_dir():
-                self.directories.add(inode)
-            else:
-                self.files[inode] = File(Content.read_from(path))
+        self._called = {inode: name for (_, name), inode in start.names.items()}  # the last part of the newest name
 
     def apply(self, operation: Operation) -> None:
         """Carry out the next entry of the journal."""
@@ -254,7 +265,7 @@ class Disk:
             for file in self.files.values():
                 file.sync()
             self._sync_names(lambda directory: True)
-        elif kind == "S" and not self._forget(self, operation):
+        elif kind == "S" and not self._forget(self._called.get(inode, "")):
             if inode in self.directories:
                 self._sync_names(lambda directory: directory == inode)
             else:
@@ -269,8 +280,10 @@ class Disk:
             self.directories.add(inode)
         if kind == "R":
             assert operation.to_name is not None
+            self._called[inode] = operation.to_name[1]
             self.pending.append(Naming({name: None, operation.to_name: inode}))
         else:
+            self._called[inode] = name[1]
             self.pending.append(Naming({name: None if kind in "UK" else inode}))
 
     def _sync_names(self, is_synced: Callable[[int], bool]) -> None:
@@ -288,17 +301,7 @@ class Disk:
                 self.names.update(change.meanings)
         self.pending = left[::-1]
 
-    def names_of(self, inode: int) -> list[str]:
-        """The names that a file has, or may have."""
-        found = [name[1] for name, meant in self.names.items() if meant == inode]
-        return found + [name[1] for change in self.pending for name, meant in change.meanings.items() if meant == inode]
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether everything is on the disk: then a cut leaves one thing only."""
-        return not self.pending and not any(file.pending for file in self.files.values())
-
-    def surviving_names(self, keep: Callable[[], bool]) -> dict[Name, int | None]:
+    def _surviving_names(self, keep: Callable[[], bool]) -> dict[Name, int | None]:
         names, lost = dict(self.names), set[Name]()
         for change in self.pending:
             if not lost.isdisjoint(change.meanings) or not keep():
@@ -307,15 +310,15 @@ class Disk:
                 names.update(change.meanings)
         return names
 
-    def write_image(self, target: Path, cut: Cut, rng: random.Random) -> None:
-        """Write to the new directory `target` what a cut now leaves."""
+    def write_image(self, target: Path, top: str, cut: Cut, rng: random.Random) -> None:
+        """Write to the new directory `target` what a cut now leaves of the directory `top` in the root: nothing, if it is lost."""
 
         def choose(count: int) -> int:
             if cut.contents in (0, 1):
                 return count if cut.contents else 0
             return count if rng.random() < cut.contents else rng.randint(0, count)
 
-        names = self.surviving_names(lambda: cut.names == 1 or rng.random() < cut.names)
+        names = self._surviving_names(lambda: cut.names == 1 or rng.random() < cut.names)
         children: dict[int, list[tuple[str, int]]] = {}
         for (directory, name), inode in names.items():
             if inode is not None:
@@ -332,12 +335,23 @@ class Disk:
                     contents[inode] = self.files[inode].survivor(choose, choose, cut.unit_bytes)
                 contents[inode].write_to(path / name)
 
-        write(self.root, target)
+        target.mkdir()
+        kept = names.get((self.root, top))
+        if kept is not None:
+            write(kept, target / top)
 
 
-def cuts(disk: Disk, operations: Iterable[Operation]) -> Iterator[int]:
-    """Carry the operations out, and stop behind each one behind which a cut may come: yields its place."""
-    for place, operation in enumerate(operations):
+def cuts(disk: Disk, operations: Iterable[Operation]) -> Iterator[tuple[int, list[bytes]]]:
+    """Carry the operations out, and stop behind each: yields its place, and what was noted between it and the next one."""
+    place, notes = -1, list[bytes]()
+    for at, operation in enumerate(operations):
+        if operation.kind == "N":
+            notes.append(operation.data)
+            continue
+        if place >= 0:
+            yield place, notes
+            notes = []
         disk.apply(operation)
-        if operation.is_cut:
-            yield place
+        place = at
+    if place >= 0:
+        yield place, notes

@@ -55,12 +55,13 @@ def value_of(sequence: int) -> int:
 
 
 class Note(msgspec.Struct, omit_defaults=True):
-    """What the process says of a topic.
+    """What the process says of a topic of the store in a directory, `where` by name; it is busy with that store from then on.
 
     trying: the next rows, (key, whether it is deleted), as one batch. durable: everything so far is acknowledged.
     stands: the store was opened, and has the rows up to this one.
     """
 
+    where: str
     topic: str
     trying: list[tuple[int, bool]] = []
     durable: bool = False
@@ -127,11 +128,12 @@ class Life:
     @contextlib.contextmanager
     def open(self, *, is_synced: bool, **settings: Any) -> Iterator[None]:
         """Live with an open store for a while. is_synced: each put is durable when it returns; otherwise on demand."""
+        self._note(SCHEMAS[0].name)
         sync = "always" if is_synced else "interval"
         with open_store(self.directory, sync=sync, sync_interval=NEVER_S, **settings) as self.store:
             self._is_synced = is_synced
             for topic, stats in self.store.stats().items():
-                self._note(Note(topic, stands=stats.sequence, durable=True))
+                self._note(topic, stands=stats.sequence, durable=True)
             yield
         self._all_is_durable()
 
@@ -142,7 +144,7 @@ class Life:
         keys = [self.rng.randrange(KEYS) for _ in range(self.rng.randint(2, 8) if kind == "batch" else 1)]
         tree = self.store[topic]
         first = tree.core.next_sequence
-        self._note(Note(topic, trying=[(key, kind == "delete") for key in keys]))
+        self._note(topic, trying=[(key, kind == "delete") for key in keys])
         if kind == "put":
             tree.put(keys[0], value_of(first))
         elif kind == "delete":
@@ -152,17 +154,17 @@ class Life:
             rows["key"], rows["value"] = keys, [value_of(first + at) for at in range(len(keys))]
             tree.put_batch(rows)
         if self._is_synced:
-            self._note(Note(topic, durable=True))
+            self._note(topic, durable=True)
 
     def fill(self) -> None:
         """A whole group of the log, of rows that are zeros."""
         tree = self.store["filler"]
         rows = np.zeros(FILLER_ROWS, tree.schema.payload_dtype)
         rows["value"] = [value_of(tree.core.next_sequence + at) for at in range(FILLER_ROWS)]
-        self._note(Note("filler", trying=[(0, False)] * FILLER_ROWS))
+        self._note("filler", trying=[(0, False)] * FILLER_ROWS)
         tree.put_batch(rows)
         if self._is_synced:
-            self._note(Note("filler", durable=True))
+            self._note("filler", durable=True)
 
     def sync(self) -> None:
         self.store.sync()
@@ -183,10 +185,10 @@ class Life:
 
     def _all_is_durable(self) -> None:
         for schema in SCHEMAS:
-            self._note(Note(schema.name, durable=True))
+            self._note(schema.name, durable=True)
 
-    def _note(self, note: Note) -> None:
-        self._tell(msgspec.json.encode(note))
+    def _note(self, topic: str, **what: Any) -> None:
+        self._tell(msgspec.json.encode(Note(self.directory.name, topic, **what)))
 
 
 def live_with_log_files(life: Life) -> None:
