@@ -21,12 +21,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from ringmain.storage import StorageError
-from ringmain.storage.store import Store
 from ringmain.storage.store_reader import StoreReader
-from ringmain.storage.tree import Tree
 from support import recorded_store
 from support.power_cut import Cut, Disk, Operation, Start, build_recording_disk, cuts, read_journal
-from support.recorded_store import KEYS, Note, Told, Topic, open_store, value_of
+from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, open_store
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230301"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
@@ -170,29 +168,6 @@ def chosen_cuts(recording: Recording, count: int, rng: random.Random) -> dict[in
 # --- what must be there -------------------------------------------------------------------------------------------------------
 
 
-def check_opened(store: Store, told: Told) -> dict[str, int]:
-    """All that was durable is there, nothing is invented, nothing is missing in between. Returns where each topic stands."""
-    stood = {name: stats.sequence for name, stats in store.stats().items()}
-    for name, topic in told.topics.items():
-        last = stood[name]
-        assert topic.durable <= last <= len(topic.history), f"{name}: {topic.durable} were durable, {last} are there"
-        assert last in topic.ends, f"{name}: a batch was cut in two at {last}"
-        check_rows(store[name], topic, last)
-    return stood
-
-
-def check_rows(tree: Tree, topic: Topic, last: int) -> None:
-    """A topic is just what it was at a sequence."""
-    newest, versions = topic.newest(last), topic.versions(last)
-    found = {int(row["key"]): (int(row["sequence"]), int(row["value"])) for rows in tree.scan() for row in rows}
-    assert found == {key: (sequence, value_of(sequence)) for key, sequence in newest.items()}, tree.schema.name
-    for key in range(KEYS):
-        row = tree.get(key)
-        assert (None if row is None else int(row["sequence"])) == newest.get(key), (tree.schema.name, key)
-        if tree.keeps_versions:
-            assert tree.history(key)["sequence"].tolist() == versions.get(key, []), (tree.schema.name, key)
-
-
 def check_read_only(directory: Path, told: Told) -> None:
     """Whoever only reads, before anybody has put the store in order, sees the same."""
     with StoreReader(directory) as reader:
@@ -201,26 +176,6 @@ def check_read_only(directory: Path, told: Told) -> None:
             last = tree.sequence
             assert topic.durable <= last <= len(topic.history), f"{name}: {topic.durable} were durable, {last} are read"
             check_rows(tree, topic, last)
-
-
-def check_goes_on(store: Store, stood: dict[str, int]) -> None:
-    """Writing continues with the next sequence, and what is written reaches a table."""
-    for name, last in stood.items():
-        assert store[name].delete(0) == last + 1
-        assert store[name].put(key=1, value=1, **({"nothing": b""} if name == "filler" else {})) == last + 2
-    store.snapshot()
-    for name in stood:
-        assert store[name].get(0) is None
-        row = store[name].get(1)
-        assert row is not None
-        assert int(row["value"]) == 1
-
-
-def check_tidy(directory: Path) -> None:
-    """Nothing is left behind that no opening would remove."""
-    assert not list(directory.rglob("*.new"))
-    assert not list(directory.rglob("spare-*"))
-    assert {path.name for path in directory.iterdir()} == {"log", "store"}
 
 
 def check_image(image: Image, *, read_only: bool = False) -> None:
