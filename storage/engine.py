@@ -35,6 +35,7 @@ BLOCK_BYTES = 4096
 SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
 REPLAY_ROWS = 65_536
+LOOK_S = 1.0  # how often to look for compactions that no flush has called for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Engine:
         self._rate = _Rate(settings.compaction_bytes_per_s, self._check_open)
         self._closing = threading.Event()
         self._work = threading.Condition()
+        self._change_count = 0  # under `_work`: who looks for work waits only while nothing has changed since he looked
         self._manual: list[str] = []
         make_directory(directory / "store")
         self._manifest = Manifest(directory / "store", log.log_id)
@@ -149,6 +151,7 @@ class Engine:
                 compression=settings.compression,
                 next_number=lambda: next(self._numbers),
                 changed=self._changed,
+                sync_log=self._log.appender.sync_behind if self._log.syncs_files else None,
             )
             self._trees[name] = writer
             self._replay(writer, state.checkpoints.get(name, 0))
@@ -237,7 +240,7 @@ class Engine:
         for name in [topic] if topic is not None else list(self._trees):
             with self._work:
                 self._manual.append(name)
-                self._work.notify_all()
+                self._changed()
                 while name in self._manual and not self._closing.is_set():
                     self._work.wait(1.0)
             failure = self._trees[name].failure
@@ -276,13 +279,20 @@ class Engine:
 
     def _changed(self) -> None:
         with self._work:
+            self._change_count += 1
             self._work.notify_all()
+
+    def _wait_for_change(self, seen: int, timeout_s: float | None) -> None:
+        """Wait until something has changed since `_change_count` was `seen`."""
+        with self._work:
+            self._work.wait_for(lambda: self._change_count != seen or self._closing.is_set(), timeout_s)
 
     def _flush_for_ever(self) -> None:
         """Write full memtables to tables, and now and then those that are not full."""
         snapshot_at = _deadline(self._settings.snapshot_interval)
         while not self._closing.is_set():
-            if time.monotonic() >= snapshot_at:
+            seen = self._change_count
+            if snapshot_at is not None and time.monotonic() >= snapshot_at:
                 snapshot_at = _deadline(self._settings.snapshot_interval)
                 for writer in self._trees.values():
                     with writer.tree.lock:
@@ -294,15 +304,15 @@ class Engine:
                         busy = True
                         self._log.release(self._manifest.state.checkpoints)
                     writer.make_spare()
-            with self._work:
-                self._work.notify_all()
-                if not busy and not self._closing.is_set():
-                    self._work.wait(min(1.0, max(0.0, snapshot_at - time.monotonic())))
+            if busy:
+                self._changed()  # there may be something to compact
+            else:
+                self._wait_for_change(seen, _seconds_until(snapshot_at))
 
     def _compact_for_ever(self) -> None:
         lower_priority()
         while not self._closing.is_set():
-            busy = False
+            seen, busy = self._change_count, False
             for name, writer in self._trees.items():
                 manual = name in self._manual
                 droppable = writer.tree.droppable()
@@ -319,9 +329,8 @@ class Engine:
                     with self._work:
                         self._manual.remove(name)
                         self._work.notify_all()
-            with self._work:
-                if not busy and not self._manual and not self._closing.is_set():
-                    self._work.wait(1.0)
+            if not busy and not self._manual:
+                self._wait_for_change(seen, LOOK_S)
 
     @contextlib.contextmanager
     def _failing(self, writer: TreeWriter) -> Generator[None]:
@@ -356,8 +365,12 @@ class _Rate:
             time.sleep(self._free_at - now)
 
 
-def _deadline(seconds: float | None) -> float:
-    return time.monotonic() + seconds if seconds is not None else float("inf")
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _seconds_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _stats(writer: TreeWriter, checkpoint: int) -> TopicStats:

@@ -176,6 +176,11 @@ class Log:
         self.appender.open_first()
         self._make_spares()
 
+    @property
+    def syncs_files(self) -> bool:
+        """Whether it ever waits for the disk."""
+        return self._sync_files
+
     def topic(self, name: str) -> LogTopic:
         """Where a topic stood when this log was opened."""
         return next(topic for topic in self.topics if topic.schema.name == name)
@@ -253,13 +258,11 @@ class Log:
         if self.archive is not None:
             self.archive.take(path for _, path in self._expired())
             return
-        removed = False
         for number, path in self._expired():
-            removed = True
             if not self._recycle(number, path):
                 path.unlink()
-        if removed:
-            sync_directory(self.directory)
+                # Before the next: no file may be missing between two others after a power cut.
+                sync_directory(self.directory)
 
     def _expired(self) -> Iterator[Numbered]:
         """The files that neither retention nor a checkpoint keeps, the oldest first."""

@@ -1,6 +1,7 @@
 """How much of the past a directory of log files keeps, and the archive where files go that the log itself does not keep.
 
-1. The oldest file always goes first, so that no file is ever missing between two others, also after a crash.
+1. The oldest file always goes first, and for good (its directory is synced) before the next: no file is ever missing between two
+   others, also after a power cut.
 2. A file is moved, never copied: it is in one place or in the other, and what a reader has mapped stays as it is.
 """
 
@@ -91,8 +92,8 @@ class Archive:
     def take(self, files: Iterable[Path]) -> None:
         """Move expired files here, and remove what has expired here. What the system refuses is in `error`, until it is done."""
         try:
-            moved = [move_file(path, self.path / path.name) for path in files]
-            if moved:
+            for path in files:
+                move_file(path, self.path / path.name)
                 sync_directory(self.path)  # first: a power cut may leave both names, but not neither
                 sync_directory(self._directory)
             self._remove_expired()
@@ -105,9 +106,6 @@ class Archive:
         if not files:
             return
         behind = files[-1][0] + 1
-        removed = [
+        for (_, path), _ in self._retention.expired(files, (behind, file_path(self._directory, behind))):
             path.unlink()
-            for (_, path), _ in self._retention.expired(files, (behind, file_path(self._directory, behind)))
-        ]
-        if removed:
             sync_directory(self.path)

@@ -3,6 +3,7 @@
 1. One thread at a time flushes and one compacts; putting goes on meanwhile. `lock` (the tree's) is held only while the state is
    replaced. The manifest is the truth about tables: an edit is durable before a state shows it and before old files go.
 2. Memtables are flushed in the order in which they were filled, so that the checkpoint never passes a row that is only in memory.
+   Nor does it pass a row that is not on the disk in the log (`sync_log`): after a power cut the log must not end before the tables.
 3. Memory is bounded: `immutable_max` memtables may wait for the flush, then putting waits.
 """
 
@@ -46,7 +47,10 @@ class WriteCounts:
 
 
 class TreeWriter:
-    """A tree that this process writes. `changed`: told (under no lock) when there is something to flush or compact."""
+    """A tree that this process writes. `changed`: told (under no lock) when there is something to flush or compact.
+
+    sync_log: makes what the log holds durable; None where nothing is promised about power cuts.
+    """
 
     def __init__(
         self,
@@ -61,11 +65,12 @@ class TreeWriter:
         compression: str,
         next_number: Callable[[], int],
         changed: Callable[[], None],
+        sync_log: Callable[[], None] | None,
     ) -> None:
         self.tree, self.version, self.counts = tree, version, WriteCounts()
         self._files, self._manifest, self._shape = files, manifest, shape
         self._memtable_bytes, self._immutable_max, self._compression = memtable_bytes, immutable_max, compression
-        self._next_number, self._changed = next_number, changed
+        self._next_number, self._changed, self._sync_log = next_number, changed, sync_log
         self._tables: dict[int, Table] = {
             info.number: files.open(info, tree.schema, tree.codec) for info in version.tables()
         }
@@ -141,6 +146,8 @@ class TreeWriter:
             bottom = not any(True for _ in self.version.tables())
         merge = Merge(self.tree.codec, [(memtable, len(memtable))], [])
         merge.begin_compaction(views, all_versions=self.tree.keeps_versions, bottom=bottom)
+        if self._sync_log is not None:
+            self._sync_log()
         added = self._write(merge, 0, "none", 1 << 62, lambda count: None)
         with self.flushed:
             self._commit(Edit(added=added, checkpoints={self.tree.schema.name: last}))

@@ -1,0 +1,245 @@
+"""Power cuts: whatever a disk may have kept when the power went, the store opens, and all that was durable is there.
+
+A store lives on a recording disk (`support/recording_disk.c`): it flushes, compacts, makes snapshots and recycles log files.
+After each of its system calls the states that a cut may leave are built (`support/power_cut.py`), opened, and compared with what
+was acknowledged. RINGMAIN_SEED chooses another run (it is printed); RINGMAIN_NIGHTLY makes it 10,000 openings.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from ringmain.storage import StorageError
+from ringmain.storage.store_reader import StoreReader
+from support import recorded_store
+from support.power_cut import Cut, Disk, Operation, Start, build_recording_disk, cuts, read_journal
+from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, open_store
+
+SEED = int(os.environ.get("RINGMAIN_SEED", "20230301"))
+NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
+OPENINGS = {"log files": 5_500, "tables": 3_500} if NIGHTLY else {"log files": 260, "tables": 180}
+STORES_CUT_TWICE, OPENINGS_CUT_TWICE = (100, 1_000) if NIGHTLY else (4, 60)
+TRIES_TO_FIND_OUT = 150
+pytestmark = pytest.mark.timeout(7200 if NIGHTLY else 300)
+
+CUTS = (
+    Cut(names=0, contents=0),  # only what was synced
+    Cut(names=1, contents=1),  # everything, as after a kill
+    Cut(names=1, contents=0),
+    Cut(names=0, contents=1),
+    Cut(names=0.5, contents=0.3),
+    Cut(names=0.5, contents=0.3, unit_bytes=4096),
+    Cut(names=0.5, contents=0.9),
+    Cut(names=0.8, contents=0.1),
+)
+
+
+@pytest.fixture(scope="module")
+def memory_disk() -> Iterator[Path]:
+    """A folder in memory, where there is one: what is measured here is not the disk."""
+    place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="ringmain-cut-", dir=place) as name:
+        yield Path(name)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What stores did, from where they were when that began. told: what had to be in each then, by its directory's name."""
+
+    start: Start
+    operations: list[Operation]
+    told: dict[str, Told]
+
+
+class Recorder:
+    """Runs processes on the recording disk."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self._library = place, build_recording_disk(place)
+        self._lives: dict[str, Recording] = {}
+
+    def begin(self) -> Path:
+        """A new directory for the stores of the next recording."""
+        root = self.place / "root"
+        root.mkdir()
+        return root
+
+    def life(self, kind: str) -> Recording:
+        """The life of a new store, recorded when it is first asked for."""
+        if kind not in self._lives:
+            self._lives[kind] = self.record(kind, self.begin(), {"life": Told()})
+        return self._lives[kind]
+
+    def record(self, kind: str, root: Path, told: dict[str, Told]) -> Recording:
+        """Let a process do something with the stores in a directory, which is removed afterwards."""
+        start, journal = Start.of(root), self.place / "journal"
+        command = [sys.executable, "-m", recorded_store.__name__, kind, str(SEED), *(str(root / name) for name in told)]
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(self._library),
+            "RECORDED_ROOT": str(root),
+            "RECORDED_JOURNAL": str(journal),
+        }
+        tests = Path(__file__).parents[1]
+        done = subprocess.run(command, env=environment, cwd=tests, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        operations = read_journal(journal)
+        journal.unlink()
+        shutil.rmtree(root)
+        return Recording(start, operations, told)
+
+
+@pytest.fixture
+def tmp_memory(memory_disk) -> Iterator[Path]:
+    """A folder in memory."""
+    with tempfile.TemporaryDirectory(dir=memory_disk) as place:
+        yield Path(place)
+
+
+@pytest.fixture
+def tmp_image(tmp_memory) -> Path:
+    """Where images go."""
+    return tmp_memory / "image"
+
+
+@pytest.fixture(scope="module")
+def recorder(memory_disk) -> Recorder:
+    return Recorder(memory_disk)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a cut left of a store's directory, and what must be in it. operation: the last one before the cut."""
+
+    directory: Path
+    told: Told
+    place: int
+    operation: Operation
+    cut: Cut
+
+
+def nothing(name: str) -> bool:
+    return False
+
+
+def images(
+    recording: Recording,
+    chosen: Mapping[int, list[Cut]],
+    rng: random.Random,
+    target: Path,
+    forget: Callable[[str], bool] = nothing,
+) -> Iterator[Image]:
+    """What the cuts leave, each behind its place, of the store that is written there. Each is gone when the next one comes."""
+    disk, told = Disk(recording.start, forget), copy.deepcopy(recording.told)
+    where = next(iter(told))
+    for place, notes in cuts(disk, recording.operations):
+        for text in notes:
+            note = msgspec.json.decode(text, type=Note)
+            where = note.where
+            told[where].take(note)
+        for cut in chosen.get(place, ()):
+            disk.write_image(target, where, cut, rng)
+            yield Image(target / where, told[where], place, recording.operations[place], cut)
+            shutil.rmtree(target)
+
+
+def chosen_cuts(recording: Recording, count: int, rng: random.Random) -> dict[int, list[Cut]]:
+    """Where to cut, and how: behind each operation as often as possible."""
+    places = [place for place, operation in enumerate(recording.operations) if operation.kind != "N"]
+    chosen: dict[int, list[Cut]] = {}
+    while count > 0:
+        for place in rng.sample(places, min(len(places), count)):
+            chosen.setdefault(place, []).append(rng.choice(CUTS))
+        count -= len(places)
+    return chosen
+
+
+# --- what must be there -------------------------------------------------------------------------------------------------------
+
+
+def check_read_only(directory: Path, told: Told) -> None:
+    """Whoever only reads, before anybody has put the store in order, sees the same."""
+    with StoreReader(directory) as reader:
+        for name in reader:
+            tree, topic = reader[name], told.topics[name]
+            last = tree.sequence
+            assert topic.durable <= last <= len(topic.history), f"{name}: {topic.durable} were durable, {last} are read"
+            check_rows(tree, topic, last)
+
+
+def check_image(image: Image, *, read_only: bool = False) -> None:
+    try:
+        if read_only and (image.directory / "store" / "MANIFEST").exists():
+            check_read_only(image.directory, image.told)
+        with open_store(image.directory) as store:
+            stood = check_opened(store, image.told)
+            check_goes_on(store, stood)
+        check_tidy(image.directory)
+    except BaseException:
+        print(f"behind operation {image.place}, {image.operation!r:.300}: {image.cut}")
+        raise
+
+
+# --- the tests ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", OPENINGS)
+def test_whatever_a_power_cut_leaves_has_all_that_was_durable(kind, recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    rng = random.Random(f"{SEED} {kind}")
+    recording = recorder.life(kind)
+    for image in images(recording, chosen_cuts(recording, OPENINGS[kind], rng), rng, tmp_image):
+        check_image(image, read_only=rng.random() < 0.3)
+
+
+@pytest.mark.process
+def test_a_cut_while_a_store_recovers_from_a_cut_loses_nothing_either(recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    rng = random.Random(f"{SEED} again")
+    lives = [recorder.life(kind) for kind in OPENINGS]
+    root, told = recorder.begin(), dict[str, Told]()
+    for recording in lives:
+        for image in images(recording, chosen_cuts(recording, STORES_CUT_TWICE // len(lives), rng), rng, tmp_image):
+            name = f"{len(told)}"
+            told[name] = copy.deepcopy(image.told)
+            if image.directory.exists():
+                image.directory.rename(root / name)
+    recording = recorder.record("recovery", root, told)
+    for image in images(recording, chosen_cuts(recording, OPENINGS_CUT_TWICE, rng), rng, tmp_image):
+        check_image(image)
+
+
+FORGOTTEN: dict[str, Callable[[str], bool]] = {
+    "new tables": lambda name: name.endswith(".sst.new"),
+    "the names of tables": lambda name: name == "store",
+    "the log's rows": lambda name: name.endswith(".log"),
+    "the headers of log files": lambda name: name.startswith("spare-"),
+    "the names of log files": lambda name: name == "log",
+    "edits of the manifest": lambda name: name == "MANIFEST",
+    "manifests written anew": lambda name: name.startswith("MANIFEST."),
+    "the names of directories": lambda name: name == "life",
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_a_disk_that_forgets_a_sync_is_found_out(what, recorder, tmp_image):
+    """What the other tests would say if the store left it out."""
+    rng = random.Random(f"{SEED} {what}")
+    recording = recorder.life("log files")
+    chosen = chosen_cuts(recording, TRIES_TO_FIND_OUT, rng)
+    with pytest.raises((AssertionError, StorageError, OSError)):  # noqa: PT012  which cut is the one is a matter of chance
+        for image in images(recording, chosen, rng, tmp_image, FORGOTTEN[what]):
+            check_image(image)

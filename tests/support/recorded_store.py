@@ -1,0 +1,161 @@
+"""A store's life on a recording disk (`recording_disk.c`): what it is about to do and what was acknowledged goes into the journal.
+
+Run as `python -m support.recorded_store KIND SEED DIRECTORY…`. `Told`, made from the notes, is what must be there after a cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from ringmain.storage.log_files import list_files
+from ringmain.storage.store import Store
+from support.logs import wait_until
+from support.told_store import FILLER_ROWS, GROUPS_OF_A_FILE, KEYS, SCHEMAS, Note, open_store, value_of
+
+ROUNDS_MAX = 12
+NEVER_S = 1e6
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+class Life:
+    """Puts and deletes by chance, each told before it begins and when it is acknowledged."""
+
+    store: Store
+
+    def __init__(self, directory: Path, seed: str) -> None:
+        self.directory, self.rng = directory, random.Random(seed)
+        self._is_synced = False
+        self._tell: Callable[[bytes], None] = ctypes.CDLL(None).recording_note
+
+    @contextlib.contextmanager
+    def open(self, *, is_synced: bool, **settings: Any) -> Iterator[None]:
+        """Live with an open store for a while. is_synced: each put is durable when it returns; otherwise on demand."""
+        self._note(SCHEMAS[0].name)
+        sync = "always" if is_synced else "interval"
+        with open_store(self.directory, sync=sync, sync_interval=NEVER_S, **settings) as self.store:
+            self._is_synced = is_synced
+            for topic, stats in self.store.stats().items():
+                self._note(topic, stands=stats.sequence, durable=True)
+            yield
+        self._all_is_durable()
+
+    def write(self) -> None:
+        """One put, delete or batch."""
+        topic = self.rng.choice(("things", "things", "kept"))
+        kind = self.rng.choice(("put", "put", "delete", "batch"))
+        keys = [self.rng.randrange(KEYS) for _ in range(self.rng.randint(2, 8) if kind == "batch" else 1)]
+        tree = self.store[topic]
+        first = tree.core.next_sequence
+        self._note(topic, trying=[(key, kind == "delete") for key in keys])
+        if kind == "put":
+            tree.put(keys[0], value_of(first))
+        elif kind == "delete":
+            tree.delete(keys[0])
+        else:
+            rows = np.zeros(len(keys), tree.schema.payload_dtype)
+            rows["key"], rows["value"] = keys, [value_of(first + at) for at in range(len(keys))]
+            tree.put_batch(rows)
+        if self._is_synced:
+            self._note(topic, durable=True)
+
+    def fill(self) -> None:
+        """A whole group of the log, of rows that are zeros."""
+        tree = self.store["filler"]
+        rows = np.zeros(FILLER_ROWS, tree.schema.payload_dtype)
+        rows["value"] = [value_of(tree.core.next_sequence + at) for at in range(FILLER_ROWS)]
+        self._note("filler", trying=[(0, False)] * FILLER_ROWS)
+        tree.put_batch(rows)
+        if self._is_synced:
+            self._note("filler", durable=True)
+
+    def sync(self) -> None:
+        self.store.sync()
+        self._all_is_durable()
+
+    def snapshot(self) -> None:
+        """Everything so far is then in tables that a committed manifest names."""
+        self.store.snapshot()
+        self._all_is_durable()
+
+    def compact(self) -> None:
+        self.store.compact()
+        self._all_is_durable()
+
+    def log_files(self) -> dict[int, int]:
+        """The numbers of the log files, by inode."""
+        return {path.stat().st_ino: number for number, path in list_files(self.directory / "log")}
+
+    def _all_is_durable(self) -> None:
+        for schema in SCHEMAS:
+            self._note(schema.name, durable=True)
+
+    def _note(self, topic: str, **what: Any) -> None:
+        self._tell(msgspec.json.encode(Note(self.directory.name, topic, **what)))
+
+
+def live_with_log_files(life: Life) -> None:
+    """Log files fill, and snapshots release them: one by one, to be recycled, then several at once, to be removed."""
+    with life.open(is_synced=True):
+        numbers: dict[int, int] = {}
+        for _ in range(ROUNDS_MAX):
+            for _ in range(GROUPS_OF_A_FILE):
+                life.write()
+                life.fill()
+            life.snapshot()
+            now = life.log_files()
+            if any(numbers.setdefault(inode, number) != number for inode, number in now.items()):
+                break
+    with life.open(is_synced=False):
+        for _ in range(3 * GROUPS_OF_A_FILE):
+            life.write()
+            life.fill()
+            life.sync()
+        life.write()
+        life.snapshot()
+        wait_until(lambda: len(life.log_files()) == 1)
+        for _ in range(5):
+            life.write()
+
+
+def live_with_tables(life: Life) -> None:
+    """Small memtables are flushed and compacted while putting goes on; the store is closed and opened now and then."""
+    for is_synced in (True, False):
+        with life.open(is_synced=is_synced, memtable_bytes=900):
+            for step in range(24):
+                life.write()
+                if step % 9 == 8 and not is_synced:
+                    life.sync()
+                if step == 11:
+                    life.snapshot()
+                if step == 20:
+                    life.compact()
+
+
+def recover(life: Life) -> None:
+    """What a store does after a cut, and a few puts."""
+    with life.open(is_synced=True):
+        for _ in range(3):
+            life.write()
+        life.snapshot()
+
+
+LIVES = {"log files": live_with_log_files, "tables": live_with_tables, "recovery": recover}
+
+
+def main() -> None:
+    kind, seed, *directories = sys.argv[1:]
+    for directory in directories:
+        LIVES[kind](Life(Path(directory), f"{seed} {directory}"))
+
+
+if __name__ == "__main__":
+    main()
