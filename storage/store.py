@@ -130,7 +130,10 @@ class Store:
             map_small_groups=True,
             progress=progress,
         )
-        try:
+        with contextlib.ExitStack() as failing:
+            failing.callback(self._log.close, finish=False)
+            self._manifest = Manifest(self.directory / "store", self._log.log_id)
+            failing.callback(self._manifest.close)
             self._open(given, codecs, kept, block_bytes)
             self._log.release(self._manifest.state.checkpoints)
             for name in given:
@@ -142,10 +145,9 @@ class Store:
                     self._trees[name].rotate,
                     self._log.appender.sync_behind if sync == "always" else None,
                 )
+            failing.callback(self._end_threads)
             self._start(sync_interval if sync == "interval" else None)
-        except BaseException:
-            self._log.close(finish=False)
-            raise
+            failing.pop_all()
 
     @overload
     @classmethod
@@ -208,7 +210,6 @@ class Store:
         self, given: Mapping[str, Schema], codecs: Mapping[str, KeyCodec], kept: frozenset[str], block_bytes: int
     ) -> None:
         directory = self.directory / "store"
-        self._manifest = Manifest(directory, self._log.log_id)
         new = {
             name: TopicInfo(schema=schema.to_json().decode(), keep_versions=name in kept)
             for name, schema in given.items()
@@ -277,9 +278,9 @@ class Store:
         if sync_interval is not None:
             jobs.append(("sync", lambda: self._sync_for_ever(sync_interval)))
         for name, job in jobs:
-            self._threads.append(threading.Thread(target=job, name=f"ringmain-{name}", daemon=True))
-        for thread in self._threads:
+            thread = threading.Thread(target=job, name=f"ringmain-{name}", daemon=True)
             thread.start()
+            self._threads.append(thread)
 
     # --- using ------------------------------------------------------------------------------------------------------
 
@@ -339,6 +340,11 @@ class Store:
         """
         if self._closing.is_set():
             return
+        self._end_threads()
+        self._manifest.close()
+        self._log.close()
+
+    def _end_threads(self) -> None:
         self._closing.set()
         for writer in self._trees.values():
             writer.tree.core.close_log()
@@ -347,8 +353,6 @@ class Store:
         os.eventfd_write(self._log.appender.wants_spare_fd, 1)  # the keeper sleeps on it
         for thread in self._threads:
             thread.join()
-        self._manifest.close()
-        self._log.close()
 
     def __enter__(self) -> Store:
         return self
