@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class Topic:
         return mine[~self.deletes(mine)][::-1]
 
     def check(self, rows: Rows, expected: Numbers) -> None:
-        assert rows["sequence"].tolist() == expected.tolist(), self.name
+        assert np.array_equal(rows["sequence"], expected), f"{self.name}: {_difference(rows['sequence'], expected)}"
         payloads = self.rows(expected)
         for name in payloads.dtype.names or ():
             assert (rows[name] == payloads[name]).all(), f"{self.name}: {name}"
@@ -111,6 +112,13 @@ class Topic:
             assert history["sequence"][:1].tolist() == current.tolist() or not len(current)
             wanted = wanted[np.isin(wanted, history["sequence"])]
         self.check(history, wanted)
+
+
+def _difference(found: Numbers, expected: Numbers) -> str:
+    count = min(len(found), len(expected))
+    different = np.flatnonzero(found[:count] != expected[:count])
+    at = int(different[0]) if len(different) else count
+    return f"{len(found)} rows, {len(expected)} expected, from {at} on {found[at : at + 5]} instead of {expected[at : at + 5]}"
 
 
 def numbers(first: int, last: int) -> Numbers:
@@ -243,6 +251,7 @@ def read(place: Place, directory: str, seed: int) -> None:
                     place[word] = view.sequence
             place["looks"] += 1
             place["open"] = 1
+            time.sleep(choice.random() * 0.01)
     place["closed"] = 1
 
 
