@@ -85,6 +85,7 @@ cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
         int sync()
         int write_mark()
         int finish()
+        void close_files()
         uint64_t written_position()
         uint64_t durable_position()
         uint64_t file_number()
@@ -399,6 +400,11 @@ cdef class LogAppender:
         with nogil:
             error = self.writer.finish()
         self._check(error)
+
+    def close(self):
+        """Let go of the files, whoever still holds this object. Nobody may be appending."""
+        with nogil:
+            self.writer.close_files()
 
     def next_sequence(self, uint32_t topic):
         """The sequence that the topic's next appended row must have."""

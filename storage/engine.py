@@ -111,18 +111,15 @@ class Engine:
         self._manual: list[str] = []
         make_directory(directory / "store")
         self._manifest = Manifest(directory / "store", log.log_id)
-        try:
+        self._threads: list[threading.Thread] = []
+        self._trees: dict[str, TreeWriter] = {}
+        with contextlib.ExitStack() as failing:
+            failing.callback(self._end)
             self._open(schemas, codecs)
-        except BaseException:
-            self._manifest.close()
-            raise
-        log.release(self._manifest.state.checkpoints)
-        self._threads = [
-            threading.Thread(target=job, name=f"ringmain-{name}", daemon=True)
-            for name, job in (("flush", self._flush_for_ever), ("compaction", self._compact_for_ever))
-        ]
-        for thread in self._threads:
-            thread.start()
+            log.release(self._manifest.state.checkpoints)
+            self._start("flush", self._flush_for_ever)
+            self._start("compaction", self._compact_for_ever)
+            failing.pop_all()
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
@@ -135,7 +132,6 @@ class Engine:
             path.unlink()
         sync_directory(directory)
         self._numbers = itertools.count(state.next_number)
-        self._trees: dict[str, TreeWriter] = {}
         for name, codec in codecs.items():
             tree = Tree(schemas[name], codec, State(codec, (), (), ()), keeps_versions=state.topics[name].keep_versions)
             tree.dropped_through = state.checkpoints.get(name, 0)
@@ -260,8 +256,15 @@ class Engine:
 
     def close(self) -> None:
         """Stop flushing and compacting, and let the tables go. Does nothing the second time."""
-        if self._closing.is_set():
-            return
+        if not self._closing.is_set():
+            self._end()
+
+    def _start(self, name: str, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job, name=f"ringmain-{name}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _end(self) -> None:
         self._closing.set()
         for writer in self._trees.values():
             writer.tree.core.close_log()

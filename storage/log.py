@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -108,6 +109,8 @@ class Log:
         self.epoch = 0
         self._lock = lock_directory(self.directory, take_over=take_over)
         self._directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._held = contextlib.ExitStack()
+        self._held.callback(os.close, self._directory_fd)
         try:
             self._open(list(schemas), bus, epoch, progress)
         except BaseException:
@@ -164,6 +167,7 @@ class Log:
             sync_files=self._sync_files,
             map_small_groups=self._map_small_groups,
         )
+        self._held.callback(self.appender.close)
         for topic in self.topics:
             self.appender.add_topic(
                 topic.schema.to_json(), topic.schema.dtype, topic.next_sequence, topic.last_timestamp_ns
@@ -227,7 +231,7 @@ class Log:
             self._lock = -1
 
     def _release(self) -> None:
-        os.close(self._directory_fd)
+        self._held.close()
         self.leave_lock()
 
     # --- the keeper -------------------------------------------------------------------------------------------------

@@ -77,12 +77,7 @@ class LogWriter {
         headers_.resize(GROUP_FRAMES_MAX);
     }
 
-    ~LogWriter() {
-        if (map_ != nullptr) munmap(map_, file_bytes_);
-        if (fd_ >= 0) close(fd_);
-        if (wants_spare_fd_ >= 0) close(wants_spare_fd_);
-        for (auto &spare : spares_) close(spare.fd);
-    }
+    ~LogWriter() { close_files(); }
 
     LogWriter(const LogWriter &) = delete;
     LogWriter &operator=(const LogWriter &) = delete;
@@ -227,6 +222,17 @@ class LogWriter {
         if (error == 0) error = write_group();
         if (error == 0) error = sync();
         return error;
+    }
+
+    // Let go of the files. Nobody may append meanwhile; later calls that need a file fail with EBADF.
+    void close_files() {
+        std::scoped_lock lock(sync_mutex_, spares_mutex_);
+        if (map_ != nullptr) munmap(std::exchange(map_, nullptr), file_bytes_);
+        if (fd_ >= 0) close(std::exchange(fd_, -1));
+        if (wants_spare_fd_ >= 0) close(std::exchange(wants_spare_fd_, -1));
+        for (const auto &spare : spares_) close(spare.fd);
+        spares_.clear();
+        spare_error_ = EBADF;
     }
 
     uint64_t written_position() const { return load_acquire(written_position_); }  // sync WRITTEN
@@ -478,7 +484,7 @@ class LogWriter {
     std::condition_variable spares_changed_;
     std::deque<SpareFile> spares_;
     int spare_error_ = 0;
-    const int wants_spare_fd_;
+    int wants_spare_fd_;
 };
 
 }  // namespace ringmain

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -103,11 +102,17 @@ class Store(Engine):
             map_small_groups=True,
             progress=progress,
         )
-        try:
+        with contextlib.ExitStack() as failing:
+            failing.callback(log.close, finish=False)
             super().__init__(directory, log, given, codecs, settings)
-        except BaseException:
-            log.close(finish=False)
-            raise
+            failing.callback(super().close)
+            self._open_log(log, sync)
+            self._start("keeper", self._keep)
+            if sync == "interval":
+                self._start("sync", lambda: self._sync_for_ever(sync_interval))
+            failing.pop_all()
+
+    def _open_log(self, log: Log, sync: str) -> None:
         numbers = {topic.schema.name: topic.number for topic in log.topics}
         for name, writer in self._trees.items():
             writer.tree.core.open_log(
@@ -118,13 +123,6 @@ class Store(Engine):
                 writer.rotate,
                 log.appender.sync_behind if sync == "always" else None,
             )
-        self._log_threads = [threading.Thread(target=self._keep, name="ringmain-keeper", daemon=True)]
-        if sync == "interval":
-            self._log_threads.append(
-                threading.Thread(target=self._sync_for_ever, args=(sync_interval,), name="ringmain-sync", daemon=True)
-            )
-        for thread in self._log_threads:
-            thread.start()
 
     @overload
     @classmethod
@@ -194,10 +192,12 @@ class Store(Engine):
         if self._closing.is_set():
             return
         super().close()
-        os.eventfd_write(self._log.appender.wants_spare_fd, 1)  # the keeper sleeps on it
-        for thread in self._log_threads:
-            thread.join()
         self._log.close()
+
+    def _end(self) -> None:
+        self._closing.set()
+        os.eventfd_write(self._log.appender.wants_spare_fd, 1)  # the keeper sleeps on it
+        super()._end()
 
     def __enter__(self) -> Store:
         return self

@@ -7,15 +7,11 @@ have left. RINGMAIN_KILL_SEED gives other instants; a failure names the seed and
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,109 +20,17 @@ import pytest
 from ringmain.bus import Writer, WriterAlive, _segment, attach
 from ringmain.bus.segments import open_control
 from ringmain.subscribers import Historical
+from support.forked import Child, Server
 from support.kill_children import MARKS, Place, find_fault
-from support.logs import wait_until
 
 SEED = int(os.environ.get("RINGMAIN_KILL_SEED", "20240229"))
 SLOTS = 4096
-TIMEOUT_S = 30.0
-SERVER = Path(__file__).parents[1] / "support" / "kill_children.py"
-
-
-class Child:
-    """A process, and what it says."""
-
-    def __init__(self, server: Server, pid: int, place: Place) -> None:
-        self._server, self.pid, self.place = server, pid, place
-        self.alive = True
-
-    def __getitem__(self, word: str) -> int:
-        return self.place[word]
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition; an error of any child ends the waiting."""
-        try:
-            wait_until(lambda: self._server.complain() or condition(), TIMEOUT_S)
-        except AssertionError as error:
-            error.add_note("\n".join(repr(child.place) for child in self._server.children if child.alive))
-            raise
-
-    def wait_for(self, word: str, value: int = 1) -> None:
-        self.wait(lambda: self[word] >= value)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        self._reap()
-
-    def pause(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{self.pid}/stat")
-        self.wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
-
-    def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def finish(self) -> None:
-        """Tell it to stop, and wait until it has ended in good order."""
-        self.place["stop"] = 1
-        self.end()
-
-    def end(self) -> None:
-        """Wait until it has ended in good order by itself."""
-        self.wait_for("closed")
-        self._reap()
-
-    def _reap(self) -> None:
-        self._server.ask({"reap": self.pid})
-        self.alive = False
-        self._server.complain()
-
-
-class Server:
-    """Starts children, and remembers them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.children: list[Child] = []
-        self._process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(SERVER.parents[1]), "OPENBLAS_NUM_THREADS": "1"},
-        )
-
-    def ask(self, request: dict[str, Any]) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def start(self, role: str, **arguments: object) -> Child:
-        place = Place(self.folder / f"{len(self.children)}-{role}.place")
-        child = Child(self, self.ask({"role": role, "place": str(place.path), **arguments}), place)
-        self.children.append(child)
-        return child
-
-    def complain(self) -> bool:
-        """Fail with what a child has failed with, if one has."""
-        for path in self.folder.glob("*.error"):
-            pytest.fail(f"{path.stem}: {path.read_text()}")
-        return False
-
-    def close(self) -> None:
-        for child in self.children:
-            if child.alive:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.communicate()
+CHILDREN = Path(__file__).parents[1] / "support" / "kill_children.py"
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
+    server = Server(tmp_path, CHILDREN, Place)
     yield server
     server.close()
 

@@ -1,30 +1,22 @@
-"""The processes that the kill tests kill: a writer and a reader, forked by a server that has imported everything before.
+"""The processes that the kill tests of the bus kill: a writer and a reader (forked.py runs them).
 
 1. Every byte of a row follows from its number and its writer, and its number is the sequence that it must get: a row that is
    torn, doubled, moved or another writer's is recognised by itself.
-2. What a process knows it stores in its `Place`, shared memory of the test: a killed process has said everything up to the
-   instant of its death. `attempted` is stored before a call, `returned` after it.
+2. `attempted` is stored before a call, `returned` after it.
 3. A reader checks all that it is handed, and ends with an error at the first thing that is wrong.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import mmap
-import os
 import random
-import signal
-import sys
 import time
-import traceback
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from ringmain.bus import Fenced, Overrun, Publisher, Writer
 from ringmain.storage import HistoryGone, Schema
 from ringmain.subscribers import RealTime
+from support import forked
 
 MIXES = tuple(f"mix{index}" for index in range(8))
 MARKS = Schema("marks", {"number": "u8", "writer": "u4", **dict.fromkeys(MIXES, "u8")})
@@ -83,27 +75,12 @@ WORDS = (
     "refilled_count",  # reader: read from the log
     "overrun_count",  # reader: times lapped
 )
-PLACE_BYTES = 4096
 
 
-class Place:
-    """Words that a child and the test share, and by writer the first and last sequence that a reader has seen of it."""
+class Place(forked.Place):
+    """Also, by writer, the first and last sequence that a reader has seen of it."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            self.path.write_bytes(bytes(PLACE_BYTES))
-        with self.path.open("r+b") as file:
-            self._words = memoryview(mmap.mmap(file.fileno(), PLACE_BYTES)).cast("Q")
-
-    def __getitem__(self, word: str) -> int:
-        return self._words[WORDS.index(word)]
-
-    def __setitem__(self, word: str, value: int) -> None:
-        self._words[WORDS.index(word)] = value
-
-    def __repr__(self) -> str:
-        return f"{self.path.stem}: " + ", ".join(f"{word} {self[word]}" for word in WORDS if self[word])
+    WORDS = WORDS
 
     def see(self, rows: Rows) -> None:
         writers = rows["writer"]
@@ -121,7 +98,7 @@ class Place:
         return self._words[word], self._words[word + 1]
 
 
-assert len(WORDS) + 2 * WRITERS_MAX <= PLACE_BYTES // 8
+assert len(WORDS) + 2 * WRITERS_MAX <= forked.PLACE_BYTES // 8
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------
@@ -281,37 +258,5 @@ def read(
 ROLES = {"write": write, "read": read}
 
 
-# --- the server -------------------------------------------------------------------------------------------------------
-
-
-def serve() -> None:
-    """Fork a child for every request on standard input, a line of JSON; a request to reap waits for a child's end."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the process that started this one
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "reap" in request:
-            _, status = os.waitpid(request["reap"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        else:
-            answer = os.fork()
-            if answer == 0:
-                _run(**request)
-        print(answer, flush=True)
-
-
-def _run(role: str, place: str, **arguments: Any) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    code = 1
-    try:
-        ROLES[role](Place(place), **arguments)
-        code = 0
-    except BaseException:
-        draft = Path(place).with_suffix(".draft")
-        draft.write_text(traceback.format_exc())
-        draft.rename(draft.with_suffix(".error"))
-    finally:
-        os._exit(code)
-
-
 if __name__ == "__main__":
-    serve()
+    forked.serve(ROLES, Place)
