@@ -171,9 +171,14 @@ def _plan_all(repository: Repository, item: BackupList, backups: list[BackupList
 
 
 def _log_of(repository: Repository, item: BackupList) -> list[tuple[int, Path]]:
-    """The log's files from the first that the backup lists to the newest there is."""
-    first = min(int(Path(file.name).stem) for file in item.files if file.is_log)
-    return [(number, path) for number, path in list_files(repository.folder(item.log_folder)) if number >= first]
+    """The log's files from the first that the backup lists to the newest there is. Raises BackupDamaged where one is missing."""
+    listed = sorted(repository.find(file) for file in item.files if file.is_log)
+    log = [(number, path) for number, path in list_files(listed[0].parent) if path >= listed[0]]
+    there = {path for _, path in log}
+    for path in listed:
+        if path not in there:
+            raise BackupDamaged(path, None, "a file that the backup lists", "no file")
+    return log
 
 
 def _with_ends(log: list[tuple[int, Path]]) -> list[tuple[Path, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from ringmain.storage.backup_repository import BackupBusy, Repository
 from ringmain.storage.log_files import list_files
 from ringmain.storage.restore import restore
 from ringmain.storage.store import Store
-from ringmain.storage.store_reader import StoreReader
-from support.followed_store import Child, Oracle, open_store, write_on
+from support.backups import check_restored, content
+from support.followed_store import Child, open_store, write_on
 from support.logs import FILE_BYTES, PAIRS, POINTS, append, flip, read_rows, wait_until
 
 WIDE = Schema("wide", {"key": "u8", "value": "S1000"}, key=("key",))
@@ -26,27 +25,6 @@ WIDE = Schema("wide", {"key": "u8", "value": "S1000"}, key=("key",))
 def places(tmp_path: Path) -> tuple[Path, Path]:
     """A store's directory, and a folder for its backups."""
     return tmp_path / "data", tmp_path / "backups"
-
-
-def check_restored(target: Path, place: Path, **what: object) -> int:
-    """Restore, and compare every row with the oracle's. Returns the last sequence of `book`."""
-    restored = restore(target, place, **what)  # type: ignore[arg-type]
-    with StoreReader(place, refresh_s=float("inf")) as store:
-        oracle = Oracle()
-        oracle.advance(restored.last["book"])
-        assert store["book"].sequence == oracle.sequence
-        oracle.check(store["book"])
-    shutil.rmtree(place)
-    return oracle.sequence
-
-
-def content(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """All files of a directory with their inodes; log files up to where there is something."""
-    return {
-        str(path.relative_to(directory)): (path.stat().st_ino, path.read_bytes().rstrip(b"\0"))
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "LOCK"
-    }
 
 
 def listed(target: Path, made: BackupList) -> dict[str, Path]:
@@ -89,7 +67,7 @@ def test_a_backup_holds_the_store_as_it_was(places: tuple[Path, Path], tmp_path:
     assert made.backup.number == 1
     assert made.backup.is_full
     assert made.backup.topics["book"].last == 3000
-    assert check_restored(target, tmp_path / "restored") == 3000
+    assert check_restored(target, tmp_path / "restored")["book"] == 3000
 
 
 @pytest.mark.process
@@ -97,6 +75,7 @@ def test_a_backup_beside_a_writer_that_flushes_and_compacts_holds_at_least_what_
     places: tuple[Path, Path], tmp_path: Path
 ) -> None:
     directory, target = places
+    exactly = 0
     with Child(f"be_writer({str(directory)!r})") as writer:
         writer.hear("ready")
         writer.tell("for-ever")
@@ -106,10 +85,10 @@ def test_a_backup_beside_a_writer_that_flushes_and_compacts_holds_at_least_what_
                 acknowledged = int(writer.hear("wrote")[0])
             made = backup(directory, target, full=round_number == 3)
             assert made.backup.topics["book"].last >= acknowledged
-            exactly = check_restored(target, tmp_path / "restored", backup=made.backup.number)
+            exactly = check_restored(target, tmp_path / "restored", backup=made.backup.number)["book"]
             assert exactly == made.backup.topics["book"].last
         writer.kill()
-    assert check_restored(target, tmp_path / "restored") == made.backup.topics["book"].last
+    assert check_restored(target, tmp_path / "restored")["book"] == exactly
 
 
 def test_the_process_that_writes_may_back_up_as_well(places: tuple[Path, Path], tmp_path: Path) -> None:
@@ -118,7 +97,7 @@ def test_the_process_that_writes_may_back_up_as_well(places: tuple[Path, Path], 
         for until in (500, 2500, 2600):
             write_on(store["book"], until)
             backup(directory, target)
-            assert check_restored(target, tmp_path / "restored") == until
+            assert check_restored(target, tmp_path / "restored")["book"] == until
 
 
 def test_a_directory_with_a_log_only_is_backed_up_too(places: tuple[Path, Path], tmp_path: Path) -> None:
@@ -190,7 +169,7 @@ def test_the_newest_backups_are_kept_and_what_only_older_ones_had_goes(
     with open_store(directory) as store:
         for until in (400, 2000, 4000, 6000):
             write_on(store["book"], until)
-            made = backup(directory, target, keep=2)
+            backup(directory, target, keep=2)
         backups, problems = Repository(target).read()
         assert [item.number for item in backups] == [3, 4]
         assert problems == []
@@ -198,8 +177,7 @@ def test_the_newest_backups_are_kept_and_what_only_older_ones_had_goes(
         there = {path for path in target.glob("*/*") if path.name != "LIST"}
         assert there == needed
         for number, last in ((3, 4000), (4, 6000)):
-            assert check_restored(target, tmp_path / "restored", backup=number) == last
-    assert made.backup.number == 4
+            assert check_restored(target, tmp_path / "restored", backup=number)["book"] == last
 
 
 def test_a_backup_after_more_log_has_expired_than_the_last_one_has_begins_a_copy_of_the_log_anew(
@@ -284,7 +262,7 @@ def test_a_damaged_store_is_not_backed_up_and_the_damage_is_named(
     for name, file in after.items():
         assert file == before[name] or name.endswith(".log")  # more of the log may have come before the damage
     assert after.keys() == before.keys()
-    assert check_restored(target, tmp_path / "restored", backup=1) == 2000
+    assert check_restored(target, tmp_path / "restored", backup=1)["book"] == 2000
 
 
 def test_a_table_that_is_missing_is_told_and_not_waited_for(places: tuple[Path, Path]) -> None:
