@@ -22,17 +22,20 @@ __all__ = [
     "free_tail",
     "holds_lock",
     "is_named",
+    "link_file",
     "lock_directory",
     "lower_priority",
     "make_directory",
     "map_file",
     "move_file",
     "open_file_to_read",
+    "open_log_file",
     "read_from",
     "rename_file",
     "sync_data",
     "sync_directory",
     "sync_file",
+    "write_around_cache",
     "write_at",
     "write_whole",
 ]
@@ -98,6 +101,21 @@ def move_file(path: Path, target: Path) -> None:
     path.unlink()
 
 
+def link_file(path: Path, target: Path) -> None:
+    """Give a file a second name, on the same file system. Raises FileExistsError, OSError where that cannot be."""
+    os.link(path, target)
+
+
+def write_around_cache(descriptor: int, wanted: bool) -> None:
+    """Whether what is written into an open file goes past the page cache (O_DIRECT), where the file system can.
+
+    Wanted, each write must then come from an address, to an offset, and be of a size that are multiples of 4096.
+    """
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT)
+
+
 def read_from(descriptor: int, offset: int, limit_bytes: int | None = None) -> bytes:
     """Return what an open file holds from `offset` on: all of it, or at most `limit_bytes`."""
     left = max(0, os.fstat(descriptor).st_size - offset) if limit_bytes is None else limit_bytes
@@ -108,7 +126,7 @@ def read_from(descriptor: int, offset: int, limit_bytes: int | None = None) -> b
     return b"".join(parts)
 
 
-def write_at(descriptor: int, data: bytes, offset: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data` into an open file at `offset`. Durable after `sync_data`."""
     view = memoryview(data)
     while view:
@@ -177,7 +195,17 @@ def write_whole(path: Path, data: bytes, offset: int = 0) -> None:
 
 
 def map_file(path: Path) -> mmap.mmap | None:
-    """Map a file read-only, or None where it is empty. A shared flock(2) is held on it while the map lives.
+    """Map a log file read-only, or None where it is empty. Like `open_log_file`, for as long as the map lives."""
+    descriptor = open_log_file(path)
+    try:
+        # The map keeps a duplicate of the descriptor, and with it the lock, for as long as it lives.
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if os.fstat(descriptor).st_size else None
+    finally:
+        os.close(descriptor)
+
+
+def open_log_file(path: Path) -> int:
+    """Return a descriptor to read a log file. A shared flock(2) is held on it for as long as it is open.
 
     A log file that is locked so is never recycled: its writer unlinks it instead, and the bytes stay as they are under
     every view (sync LOGFILE). Raises FileNotFoundError, also where the file was about to be recycled.
@@ -188,13 +216,12 @@ def map_file(path: Path) -> mmap.mmap | None:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileNotFoundError(errno.ENOENT, "is being recycled", str(path)) from None
-        mine, named = os.fstat(descriptor), os.stat(path)
-        if (mine.st_ino, mine.st_dev) != (named.st_ino, named.st_dev):
+        if not is_named(descriptor, path):
             raise FileNotFoundError(errno.ENOENT, "was replaced meanwhile", str(path))
-        # The map keeps a duplicate of the descriptor, and with it the lock, for as long as it lives.
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if mine.st_size else None
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def lock_directory(directory: Path, *, take_over: bool) -> int:

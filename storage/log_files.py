@@ -31,6 +31,7 @@ __all__ = [
     "open_file",
     "read_topics",
     "row_frames",
+    "starting_topics",
     "whole_batches",
 ]
 
@@ -131,6 +132,12 @@ def read_topics(file: LogFile, frames: Frames) -> Iterator[LogTopic]:
         start = int(frame["offset"]) + _log.FRAME_HEADER_BYTES
         schema = Schema.from_json(file.data[start : start + int(frame["payload_bytes"])])
         yield LogTopic(int(frame["topic"]), schema, int(frame["first_sequence"]), int(frame["first_timestamp_ns"]))
+
+
+def starting_topics(file: LogFile) -> dict[str, LogTopic]:
+    """By name, the topics that a file declares at its beginning: where each stood when it began."""
+    frames, _ = file.scan(limit=file.header.start_bytes)
+    return {topic.schema.name: topic for topic in read_topics(file, frames)}
 
 
 def row_frames(frames: Frames) -> Frames:
