@@ -23,6 +23,7 @@ from .getting import get
 from .inspecting import inspect
 from .listing import ls
 from .log_command import log_app
+from .manifest_command import manifest_app
 from .printing import note
 from .publishing import publish
 from .scanning import scan
@@ -77,6 +78,7 @@ app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
 app.command(epilog=EXIT_CODES_HELP)(top)
 app.add_typer(log_app, name="log")
 app.add_typer(store_app, name="store")
+app.add_typer(manifest_app, name="manifest")
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(get)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(scan)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(export)
