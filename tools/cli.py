@@ -27,6 +27,7 @@ from .manifest_command import manifest_app
 from .printing import note
 from .publishing import publish
 from .scanning import scan
+from .sstable_command import sstable_app
 from .store_command import store_app
 from .subscribing import subscribe
 from .top import top
@@ -78,6 +79,7 @@ app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
 app.command(epilog=EXIT_CODES_HELP)(top)
 app.add_typer(log_app, name="log")
 app.add_typer(store_app, name="store")
+app.add_typer(sstable_app, name="sstable")
 app.add_typer(manifest_app, name="manifest")
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(get)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(scan)

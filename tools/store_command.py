@@ -134,7 +134,7 @@ def compact(
     chosen = compression.value if compression is not None else _usual_compression(store, state)
     before = {facts.topic: facts for facts in look_at_store(store).topics}
     done: list[tuple[str, WriteCounts, float]] = []
-    with Store.open(store, compression=chosen, compaction_bytes_per_s=None) as writer:
+    with Store.open(store, compression=chosen, compaction_bytes_per_s=None, archive_bytes=None) as writer:
         for number, name in enumerate(names, start=1):
             started = time.monotonic()
             with spinner(f"compacting {name} ({number} of {len(names)})"):

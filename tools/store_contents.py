@@ -19,6 +19,7 @@ from ..storage.store_reader import StoreReader, follow_manifest
 from ..storage.table_files import TableFiles
 from ..storage.tree_reader import TreeReader
 from ..storage.version import LEVEL_COUNT, TableInfo
+from .keys import key_as_text
 from .log_contents import writer_of
 
 __all__ = [
@@ -161,8 +162,8 @@ def tables_of(directory: Path, state: State, topic: str) -> list[TableFacts]:
     return [
         TableFacts(
             path=str(files.path(info.number)),
-            key_min=_as_text(codec.values(info.key_min)),
-            key_max=_as_text(codec.values(info.key_max)),
+            key_min=key_as_text(codec.values(info.key_min)),
+            key_max=key_as_text(codec.values(info.key_max)),
             **{name: getattr(info, name) for name in info.__struct_fields__ if not name.startswith("key_")},
         )
         for info in state.versions[topic].tables()
@@ -216,10 +217,6 @@ def _file_sizes(directory: Path) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
             sizes.append(path.stat().st_size)
     return sizes
-
-
-def _as_text(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values)
 
 
 def _no_store(directory: Path) -> FileNotFoundError:
