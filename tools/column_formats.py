@@ -9,7 +9,7 @@ import numpy as np
 
 from ..storage import Schema, to_arrow
 
-__all__ = ["ArrowFormat", "ParquetFormat"]
+__all__ = ["ArrowFormat", "ColumnFormat", "ParquetFormat"]
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
@@ -17,7 +17,7 @@ GROUP_ROWS = 262_144  # of a row group or record batch, at most about
 GROUP_BYTES = 64 << 20
 
 
-class _ColumnFormat:
+class ColumnFormat:
     """Gathers rows until they make a good piece of a file."""
 
     def __init__(self, schema: Schema, names: Sequence[str]) -> None:
@@ -33,6 +33,10 @@ class _ColumnFormat:
         if self._count >= self._rows_max:
             self._write_gathered()
 
+    def abandon(self) -> None:
+        """Write no more: the file is given up."""
+        self._tables = []
+
     def _table(self, rows: Rows) -> Any:
         return to_arrow(rows[self._names], self._schema)
 
@@ -47,7 +51,7 @@ class _ColumnFormat:
         raise NotImplementedError
 
 
-class ParquetFormat(_ColumnFormat):
+class ParquetFormat(ColumnFormat):
     """Apache Parquet, compressed with zstd. Arrow's schema is kept in it, so that pyarrow reads the same types back."""
 
     def __init__(self, out: IO[bytes], schema: Schema, names: Sequence[str]) -> None:
@@ -63,8 +67,14 @@ class ParquetFormat(_ColumnFormat):
         self._write_gathered()
         self._writer.close()
 
+    def abandon(self) -> None:
+        super().abandon()
+        self._writer.is_open = (
+            False  # or else it would close itself when it is deleted, and complain about the closed file
+        )
 
-class ArrowFormat(_ColumnFormat):
+
+class ArrowFormat(ColumnFormat):
     """Arrow's IPC file format, uncompressed, so that it can be mapped."""
 
     def __init__(self, out: IO[bytes], schema: Schema, names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import typer
 from ..storage import Schema
 from ..storage.files import move_file, rename_file, sync_data, sync_directory
 from ..storage.manifest_reader import MANIFEST_NAME
-from .column_formats import ArrowFormat, ParquetFormat
+from .column_formats import ArrowFormat, ColumnFormat, ParquetFormat
 from .export_sources import Source, log_source, store_source
 from .keys import read_bound
 from .log_contents import find_log
@@ -133,14 +133,19 @@ def _position(text: str | None, option: str) -> Position | None:
 def _copy(source: Source, writer: RowWriter, what: str) -> int:
     """Write all rows; returns how many."""
     count = 0
-    with row_progress(what) as advance:
-        for rows, looked_at in source.batches:
-            if len(rows):
-                writer.write(rows)
-                count += len(rows)
-            if advance is not None:
-                advance(looked_at, source.row_count)
-    writer.close()
+    try:
+        with row_progress(what) as advance:
+            for rows, looked_at in source.batches:
+                if len(rows):
+                    writer.write(rows)
+                    count += len(rows)
+                if advance is not None:
+                    advance(looked_at, source.row_count)
+        writer.close()
+    except BaseException:
+        if isinstance(writer, ColumnFormat):
+            writer.abandon()
+        raise
     return count
 
 
@@ -173,5 +178,9 @@ def _new_file(path: Path, *, force: bool) -> Generator[IO[bytes]]:
         else:
             move_file(draft, path)
         sync_directory(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         draft.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ __all__ = [
     "TableFacts",
     "find_store",
     "look_at_store",
+    "no_store",
     "no_such_topic",
     "open_tree",
     "read_state",
@@ -113,7 +114,7 @@ def read_state(directory: Path) -> State:
         with follow_manifest(directory / "store") as follower:
             return follower.state
     except FileNotFoundError:
-        raise _no_store(directory) from None
+        raise no_store(directory) from None
 
 
 def schema_of(state: State, topic: str) -> Schema:
@@ -126,7 +127,7 @@ def open_tree(directory: Path, topic: str) -> Generator[TreeReader]:
     try:
         reader = StoreReader(directory, refresh_s=float("inf"), memory_bytes=MEMORY_BYTES_MAX)
     except FileNotFoundError:
-        raise _no_store(directory) from None
+        raise no_store(directory) from None
     with reader:
         if topic not in (names := list(reader)):
             raise no_such_topic(directory, topic, names)
@@ -219,6 +220,7 @@ def _file_sizes(directory: Path) -> list[int]:
     return sizes
 
 
-def _no_store(directory: Path) -> FileNotFoundError:
+def no_store(directory: Path) -> FileNotFoundError:
+    """What to say where there is no store, and what there is instead."""
     also = f", only a log: see `ringmain log dump {directory}`" if (directory / "log").is_dir() else ""
     return FileNotFoundError(2, f"holds no store{also}", str(directory))
