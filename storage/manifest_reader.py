@@ -13,10 +13,10 @@ import msgspec
 
 from . import files
 from .errors import Corruption, FormatMismatch
-from .manifest_format import HEADER_BYTES, Header, decode_header, scan
+from .manifest_format import HEADER_BYTES, Header, Records, decode_header, scan
 from .manifest_state import Draft, Edit, State
 
-__all__ = ["MANIFEST_NAME", "ManifestFile", "ManifestFollower", "read_manifest"]
+__all__ = ["MANIFEST_NAME", "ManifestFile", "ManifestFollower", "read_edits", "read_manifest"]
 
 MANIFEST_NAME = "MANIFEST"
 READ_TRIES, READ_PAUSE_S = 5, 0.001
@@ -31,6 +31,31 @@ def read_manifest(directory: Path, log_id: int | None = None) -> State:
     """
     with ManifestFollower(directory, log_id) as follower:
         return follower.state
+
+
+def read_edits(directory: Path) -> tuple[Header, list[tuple[int, Edit]], int]:
+    """Return a manifest's header, its edits with their offsets, and how many bytes behind them were never finished.
+
+    Takes no lock; a writer may be at work. Raises FileNotFoundError, Corruption, FormatMismatch.
+    """
+    path = directory / MANIFEST_NAME
+
+    def read() -> tuple[Header, Records]:
+        descriptor = files.open_file_to_read(path)
+        try:
+            header, durable_bytes = decode_header(files.read_from(descriptor, 0, HEADER_BYTES), path)
+            return header, scan(files.read_from(descriptor, HEADER_BYTES), HEADER_BYTES, header, durable_bytes, path)
+        finally:
+            os.close(descriptor)
+
+    header, records = _patiently(read)
+    edits: list[tuple[int, Edit]] = []
+    for offset, payload in records.payloads:
+        try:
+            edits.append((offset, msgspec.json.decode(payload, type=Edit)))
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Corruption(path, offset, "an edit", str(error)) from error
+    return header, edits, records.torn_bytes
 
 
 class ManifestFollower:

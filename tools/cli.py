@@ -18,11 +18,16 @@ from .bench import bench_app
 from .cleaning import clean
 from .demo import demo
 from .exit_codes import EXIT_CODES_HELP, OK, explain
+from .exporting import export
+from .getting import get
 from .inspecting import inspect
 from .listing import ls
 from .log_command import log_app
+from .manifest_command import manifest_app
 from .printing import note
 from .publishing import publish
+from .scanning import scan
+from .sstable_command import sstable_app
 from .store_command import store_app
 from .subscribing import subscribe
 from .top import top
@@ -74,6 +79,11 @@ app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
 app.command(epilog=EXIT_CODES_HELP)(top)
 app.add_typer(log_app, name="log")
 app.add_typer(store_app, name="store")
+app.add_typer(sstable_app, name="sstable")
+app.add_typer(manifest_app, name="manifest")
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(get)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(scan)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(export)
 app.command(epilog=EXIT_CODES_HELP)(clean)
 app.add_typer(bench_app, name="bench")
 

@@ -14,7 +14,7 @@ __all__ = ["EXIT_CODES_HELP", "FAILED", "INTERRUPTED", "MISSING", "OK", "USAGE",
 OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 all is well, 1 problems were found or something failed, 2 wrong usage, 3 no such bus, topic or file, "
+    "Exit codes: 0 all is well, 1 problems were found or something failed, 2 wrong usage, 3 no such bus, topic, key or file, "
     "130 interrupted."
 )
 
@@ -29,6 +29,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return MISSING if isinstance(error, FileNotFoundError) else FAILED, _os_words(error)
     if isinstance(error, ValueError):
         return USAGE, str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is None:  # ours: it says what to install
+        return FAILED, str(error)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..storage.units import all_fields, time_unit
 from .positions import read_position
 from .row_formats import shown
 
-__all__ = ["key_fields", "read_bound", "read_key", "shown_key"]
+__all__ = ["key_as_text", "key_fields", "read_bound", "read_key", "shown_key"]
 
 TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
@@ -52,16 +52,17 @@ def read_bound(schema: Schema, text: str | None, option: str) -> tuple[Any, ...]
     return tuple(_read_value(option, field, part) for field, part in zip(fields, texts, strict=False))
 
 
+def key_as_text(values: Iterable[Any]) -> tuple[Any, ...]:
+    """A key's values with bytes as text."""
+    return tuple(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values)
+
+
 def shown_key(values: Sequence[Any]) -> str:
     """A key's values as text, as `read_bound` reads them."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([_shown_value(value) for value in values])
+    parts = [shown(value) if isinstance(value, str) else repr(value) for value in key_as_text(values)]
+    csv.writer(line, lineterminator="").writerow(parts)
     return line.getvalue()
-
-
-def _shown_value(value: Any) -> str:
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return shown(text) if isinstance(text, str) else repr(text)
 
 
 def _words(fields: Sequence[Field]) -> str:

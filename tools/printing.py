@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ __all__ = [
     "age",
     "count",
     "counted",
+    "date_time",
     "memory",
     "moment",
     "new_table",
@@ -148,6 +150,15 @@ def age(seconds: float | None) -> str:
 def moment(time_ns: int) -> str:
     """A time in UTC, to the second."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_ns / 1e9))
+
+
+def date_time(time_ns: int) -> str:
+    """A time in UTC, to the nanosecond; the raw number where it is not a time."""
+    try:
+        moment = datetime.datetime.fromtimestamp(time_ns // 1_000_000_000, datetime.UTC)
+    except (ValueError, OSError, OverflowError):
+        return str(time_ns)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{time_ns % 1_000_000_000:09d}"
 
 
 def pairs(*rows: tuple[str, Any]) -> Table:

@@ -23,7 +23,17 @@ from numpy.lib.recfunctions import repack_fields
 from ..storage import Schema
 from ..storage.units import all_fields, time_unit
 
-__all__ = ["Format", "RowWriter", "choose_fields", "column_values", "open_format", "read_fields", "shown", "times_of"]
+__all__ = [
+    "Format",
+    "RowWriter",
+    "TableFormat",
+    "choose_fields",
+    "column_values",
+    "open_format",
+    "read_fields",
+    "shown",
+    "times_of",
+]
 
 RowType: TypeAlias = np.dtype[np.void]
 Rows: TypeAlias = np.ndarray[Any, RowType]

@@ -24,6 +24,7 @@ from .exit_codes import EXIT_CODES_HELP
 from .keys import shown_key
 from .printing import age, counted, memory, moment, new_table, note, pairs, plain, plain_lines, print_json, stdout
 from .progress import spinner
+from .store_checking import verify
 from .store_contents import (
     StoreFacts,
     StoreTopicFacts,
@@ -38,7 +39,9 @@ from .store_contents import (
 
 __all__ = ["store_app"]
 
-store_app = typer.Typer(help="Look into a store, compact it.", no_args_is_help=True)
+store_app = typer.Typer(help="Look into a store, verify it, compact it.", no_args_is_help=True)
+
+store_app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(verify)
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A store's directory.")]
 Topic = Annotated[str | None, typer.Option(metavar="T", help="Only this topic.")]
@@ -134,7 +137,7 @@ def compact(
     chosen = compression.value if compression is not None else _usual_compression(store, state)
     before = {facts.topic: facts for facts in look_at_store(store).topics}
     done: list[tuple[str, WriteCounts, float]] = []
-    with Store.open(store, compression=chosen, compaction_bytes_per_s=None) as writer:
+    with Store.open(store, compression=chosen, compaction_bytes_per_s=None, archive_bytes=None) as writer:
         for number, name in enumerate(names, start=1):
             started = time.monotonic()
             with spinner(f"compacting {name} ({number} of {len(names)})"):

@@ -19,6 +19,7 @@ from ..storage.store_reader import StoreReader, follow_manifest
 from ..storage.table_files import TableFiles
 from ..storage.tree_reader import TreeReader
 from ..storage.version import LEVEL_COUNT, TableInfo
+from .keys import key_as_text
 from .log_contents import writer_of
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "TableFacts",
     "find_store",
     "look_at_store",
+    "no_store",
     "no_such_topic",
     "open_tree",
     "read_state",
@@ -112,7 +114,7 @@ def read_state(directory: Path) -> State:
         with follow_manifest(directory / "store") as follower:
             return follower.state
     except FileNotFoundError:
-        raise _no_store(directory) from None
+        raise no_store(directory) from None
 
 
 def schema_of(state: State, topic: str) -> Schema:
@@ -125,7 +127,7 @@ def open_tree(directory: Path, topic: str) -> Generator[TreeReader]:
     try:
         reader = StoreReader(directory, refresh_s=float("inf"), memory_bytes=MEMORY_BYTES_MAX)
     except FileNotFoundError:
-        raise _no_store(directory) from None
+        raise no_store(directory) from None
     with reader:
         if topic not in (names := list(reader)):
             raise no_such_topic(directory, topic, names)
@@ -161,8 +163,8 @@ def tables_of(directory: Path, state: State, topic: str) -> list[TableFacts]:
     return [
         TableFacts(
             path=str(files.path(info.number)),
-            key_min=_as_text(codec.values(info.key_min)),
-            key_max=_as_text(codec.values(info.key_max)),
+            key_min=key_as_text(codec.values(info.key_min)),
+            key_max=key_as_text(codec.values(info.key_max)),
             **{name: getattr(info, name) for name in info.__struct_fields__ if not name.startswith("key_")},
         )
         for info in state.versions[topic].tables()
@@ -218,10 +220,7 @@ def _file_sizes(directory: Path) -> list[int]:
     return sizes
 
 
-def _as_text(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in values)
-
-
-def _no_store(directory: Path) -> FileNotFoundError:
+def no_store(directory: Path) -> FileNotFoundError:
+    """What to say where there is no store, and what there is instead."""
     also = f", only a log: see `ringmain log dump {directory}`" if (directory / "log").is_dir() else ""
     return FileNotFoundError(2, f"holds no store{also}", str(directory))
