@@ -3,6 +3,7 @@
 1. A row is in the log before it is in a memtable: once `put` returns it survives a kill. `sync` says when it survives a power cut.
 2. One process writes (it holds the log's lock); any number read the directory through `Store.open(…, read_only=True)`.
 3. Flushing and compacting happen in two threads of their own. When one fails, reading goes on, and writing says why it stopped.
+   A third has memory ready for the rows to come.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from ._tree import KeyCodec, Memtable, State
+from ._tree import KeyCodec, MemoryPool, Memtable, State
 from .errors import LogFailed, StorageError
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
@@ -34,6 +35,9 @@ from .tree_writer import TreeWriter, WriteCounts
 __all__ = ["Store", "TopicStats"]
 
 MEMTABLE_BYTES = 128 << 20
+MEMORY_AHEAD_BYTES = 128 << 20  # ready for rows to come, of all topics together
+MEMORY_AHEAD_BYTES_MIN = 4 << 20  # of one
+TOUCH_S = 0.05
 BLOCK_BYTES = 4096
 SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
@@ -221,6 +225,7 @@ class Store:
             path.unlink()
         sync_directory(directory)
         self._numbers = itertools.count(state.next_number)
+        memory = MemoryPool(max(MEMORY_AHEAD_BYTES, self._memtable_bytes))
         self._trees: dict[str, TreeWriter] = {}
         for name, schema in given.items():
             empty = State(codecs[name], (), (), ())
@@ -231,6 +236,7 @@ class Store:
                 state.versions[name],
                 self._files,
                 self._manifest,
+                memory,
                 shape=self._shape,
                 memtable_bytes=self._memtable_bytes,
                 immutable_max=self._immutable_max,
@@ -273,6 +279,7 @@ class Store:
             ("flush", self._flush_for_ever),
             ("compaction", self._compact_for_ever),
             ("keeper", self._keep),
+            ("memory", self._touch_for_ever),
         ]
         if sync_interval is not None:
             jobs.append(("sync", lambda: self._sync_for_ever(sync_interval)))
@@ -383,7 +390,6 @@ class Store:
                     if writer.failure is None and writer.flush():
                         busy = True
                         self._log.release(self._manifest.state.checkpoints)
-                    writer.make_spare()
             with self._work:
                 self._work.notify_all()
                 if not busy and not self._closing.is_set():
@@ -420,6 +426,13 @@ class Store:
                 self._log.keep(0.25)
             except OSError as error:
                 self._log.appender.refuse_spare(error.errno or 5)
+
+    def _touch_for_ever(self) -> None:
+        """Have memory ready ahead of the rows."""
+        ahead_bytes = max(MEMORY_AHEAD_BYTES_MIN, MEMORY_AHEAD_BYTES // max(1, len(self._trees)))
+        while not self._closing.wait(TOUCH_S):
+            for writer in self._trees.values():
+                writer.touch(ahead_bytes)
 
     def _sync_for_ever(self, interval: float) -> None:
         appender, idle_s = self._log.appender, interval
