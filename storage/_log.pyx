@@ -61,7 +61,7 @@ cdef extern from "log_scan.hpp" namespace "ringmain" nogil:
     cdef struct FrameEntry:
         uint64_t offset
     uint64_t scan_frames(const LogBytes &log, uint64_t offset, vector[FrameEntry] &entries)
-    uint64_t c_find_frame "ringmain::find_frame"(const LogBytes &log, uint64_t offset)
+    uint64_t c_find_frame "ringmain::find_frame"(const LogBytes &log, uint64_t offset, uint64_t end)
 
 cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
     const int NEEDS_FILE
@@ -240,13 +240,16 @@ def scan(data, *, uint64_t start_position, uint32_t epoch, uint64_t offset, uint
     return frames, end
 
 
-def find_frame(data, *, uint64_t start_position, uint32_t epoch, uint64_t offset, uint64_t limit=2**63):
-    """The offset of the first valid frame at or behind `offset`, or None. Runs without the interpreter's lock."""
+def find_frame(data, *, uint64_t start_position, uint32_t epoch, uint64_t offset, uint64_t end=2**63, uint64_t limit=2**63):
+    """The offset of the first valid frame that begins at or behind `offset`, and before `end`, or None.
+
+    limit: where to stop reading. Runs without the interpreter's lock.
+    """
     cdef _View view = _View(data)
     cdef LogBytes log = _log_bytes(view, start_position, epoch, limit)
     cdef uint64_t found
     with nogil:
-        found = c_find_frame(log, offset)
+        found = c_find_frame(log, offset, end)
     return None if found >= log.limit else found
 
 

@@ -10,7 +10,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp cimport bool as cbool
-from libcpp.memory cimport make_unique, shared_ptr, unique_ptr
+from libcpp.memory cimport make_shared, make_unique, shared_ptr, unique_ptr
 from libcpp.string cimport string
 from libcpp.utility cimport move
 from libcpp.vector cimport vector
@@ -52,15 +52,22 @@ cdef extern from "key.hpp" namespace "ringmain" nogil:
     uint64_t hash_key(const uint64_t *key, uint32_t words)
     int compare_keys(const uint64_t *one, const uint64_t *other, uint32_t words)
 
+cdef extern from "memory_pool.hpp" namespace "ringmain" nogil:
+    cdef struct Memory:
+        char *base
+        uint64_t bytes
+    cdef cppclass CMemoryPool "ringmain::MemoryPool":
+        CMemoryPool(uint64_t)
+
 cdef extern from "memtable.hpp" namespace "ringmain" nogil:
     cdef struct OrderEntry:
         uint64_t key[2]
         uint32_t index
     ctypedef vector[OrderEntry] SortedRun
     cdef cppclass CMemtable "ringmain::Memtable":
-        CMemtable(const KeyLayout &, uint32_t, uint64_t) except +
+        CMemtable(const KeyLayout &, uint32_t, uint64_t, shared_ptr[CMemoryPool]) except +
         uint64_t capacity()
-        uint64_t mapped_bytes()
+        const Memory &memory()
         uint64_t count()
         uint64_t room()
         uint64_t tombstone_count()
@@ -71,6 +78,7 @@ cdef extern from "memtable.hpp" namespace "ringmain" nogil:
         void commit_row(cbool)
         void insert(const char *, uint64_t, cbool)
         void commit_rows(uint64_t)
+        uint64_t touch(uint64_t)
         void prefetch(uint64_t)
         const char *find(const uint64_t *, uint64_t, uint64_t, cbool &)
         vector[shared_ptr[const SortedRun]] order(uint64_t) except +
@@ -327,6 +335,15 @@ cdef cnp.ndarray _row_array(KeyCodec codec, rows):
     return <cnp.ndarray>rows
 
 
+cdef class MemoryPool:
+    """Where memtables take their memory, and give it back when nobody holds them any more. keep_bytes: kept for later ones."""
+
+    cdef shared_ptr[CMemoryPool] pool
+
+    def __cinit__(self, uint64_t keep_bytes=0):
+        self.pool = make_shared[CMemoryPool](keep_bytes)
+
+
 cdef class Memtable:
     """A topic's newest rows in memory, by key. One thread inserts (any thread that holds the interpreter's lock, or the journal).
 
@@ -336,11 +353,13 @@ cdef class Memtable:
     cdef unique_ptr[CMemtable] table
     cdef readonly KeyCodec codec
 
-    def __cinit__(self, KeyCodec codec, uint64_t budget_bytes):
+    def __cinit__(self, KeyCodec codec, uint64_t budget_bytes, MemoryPool pool=None):
+        if pool is None:
+            pool = MemoryPool()
         self.codec = codec
         cdef CMemtable *made
         with nogil:
-            made = new CMemtable(codec.layout.get()[0], codec.row_bytes, budget_bytes)
+            made = new CMemtable(codec.layout.get()[0], codec.row_bytes, budget_bytes, pool.pool)
         self.table.reset(made)
 
     def __len__(self):
@@ -356,7 +375,12 @@ cdef class Memtable:
 
     @property
     def memory_bytes(self):
-        return self.table.get().mapped_bytes()
+        return self.table.get().memory().bytes
+
+    @property
+    def address(self):
+        """Where its memory begins."""
+        return <uint64_t>self.table.get().memory().base
 
     @property
     def tombstone_count(self):
@@ -369,6 +393,16 @@ cdef class Memtable:
         if count == 0:
             return 0, 0
         return row_sequence(self.table.get().row(0)), row_sequence(self.table.get().row(count - 1))
+
+    def touch(self, uint64_t ahead_bytes):
+        """Have the system give the memory for the next `ahead_bytes` of rows; returns how much of that lies behind the end.
+
+        One thread at a time; another may insert meanwhile, and then meets fewer page faults.
+        """
+        cdef uint64_t behind
+        with nogil:
+            behind = self.table.get().touch(ahead_bytes)
+        return behind
 
     def capsule(self):
         """The C++ memtable, for who feeds it without the interpreter; it must not outlive this object."""

@@ -2,6 +2,7 @@
 
 1. A row is in the log before it is in a memtable. What is in memtables only is read from the log again when the engine is opened.
 2. Flushing and compacting happen in two threads of their own. When one fails, reading goes on, and writing says why it stopped.
+   A third has memory ready for the rows to come.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._tree import KeyCodec, Memtable, State, TreeCore
+from ._tree import KeyCodec, MemoryPool, Memtable, State, TreeCore
 from .errors import StorageError
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
@@ -31,6 +32,9 @@ from .tree_writer import TreeWriter, WriteCounts
 __all__ = ["Engine", "StoreSettings", "TopicStats"]
 
 MEMTABLE_BYTES = 128 << 20
+MEMORY_AHEAD_BYTES = 128 << 20  # ready for rows to come, of all topics together
+MEMORY_AHEAD_BYTES_MIN = 4 << 20  # of one
+TOUCH_S = 0.05
 BLOCK_BYTES = 4096
 SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
@@ -119,6 +123,7 @@ class Engine:
             log.release(self._manifest.state.checkpoints)
             self._start("flush", self._flush_for_ever)
             self._start("compaction", self._compact_for_ever)
+            self._start("memory", self._touch_for_ever)
             failing.pop_all()
 
     # --- opening ----------------------------------------------------------------------------------------------------
@@ -132,6 +137,7 @@ class Engine:
             path.unlink()
         sync_directory(directory)
         self._numbers = itertools.count(state.next_number)
+        memory = MemoryPool(max(MEMORY_AHEAD_BYTES, settings.memtable_bytes))
         for name, codec in codecs.items():
             tree = Tree(schemas[name], codec, State(codec, (), (), ()), keeps_versions=state.topics[name].keep_versions)
             tree.dropped_through = state.checkpoints.get(name, 0)
@@ -141,6 +147,7 @@ class Engine:
                 state.versions[name],
                 self._files,
                 self._manifest,
+                memory,
                 shape=settings.shape,
                 memtable_bytes=settings.memtable_bytes,
                 immutable_max=settings.immutable_max,
@@ -306,7 +313,6 @@ class Engine:
                     if writer.failure is None and writer.flush():
                         busy = True
                         self._log.release(self._manifest.state.checkpoints)
-                    writer.make_spare()
             if busy:
                 self._changed()  # there may be something to compact
             else:
@@ -334,6 +340,13 @@ class Engine:
                         self._work.notify_all()
             if not busy and not self._manual:
                 self._wait_for_change(seen, LOOK_S)
+
+    def _touch_for_ever(self) -> None:
+        """Have memory ready ahead of the rows."""
+        ahead_bytes = max(MEMORY_AHEAD_BYTES_MIN, MEMORY_AHEAD_BYTES // max(1, len(self._trees)))
+        while not self._closing.wait(TOUCH_S):
+            for writer in self._trees.values():
+                writer.touch(ahead_bytes)
 
     @contextlib.contextmanager
     def _failing(self, writer: TreeWriter) -> Generator[None]:

@@ -19,6 +19,7 @@ from .errors import LogLocked
 __all__ = [
     "allocate",
     "create_file",
+    "data_ranges",
     "free_tail",
     "holds_lock",
     "is_named",
@@ -124,6 +125,28 @@ def read_from(descriptor: int, offset: int, limit_bytes: int | None = None) -> b
         parts.append(part)
         left, offset = left - len(part), offset + len(part)
     return b"".join(parts)
+
+
+def data_ranges(path: Path, start: int, head: bytes) -> list[tuple[int, int]]:
+    """(first, end) of each part of a file from `start` on that may hold something: what was never written is left out.
+
+    head: what the file begins with. Raises FileNotFoundError, also where another file has this name by now.
+    """
+    descriptor, end = open_file_to_read(path), start
+    found: list[tuple[int, int]] = []
+    try:
+        if read_from(descriptor, 0, len(head)) != head:
+            raise FileNotFoundError(errno.ENOENT, "was replaced meanwhile", str(path))
+        while True:
+            first = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, first, os.SEEK_HOLE)
+            found.append((first, end))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # ENXIO: nothing behind `end`
+            raise
+        return found
+    finally:
+        os.close(descriptor)
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

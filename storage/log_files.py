@@ -5,6 +5,7 @@ A log is a directory of files `0000000001.log`, `0000000002.log`, … without a 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 
 from . import _log
 from .errors import Corruption
-from .files import map_file
+from .files import data_ranges, map_file
 from .schema import Schema
 
 __all__ = [
@@ -86,14 +87,23 @@ class LogFile:
         )
 
     def find_frame(self, offset: int, limit: int = 2**63) -> int | None:
-        """The offset of the first valid frame at or behind `offset`, or None."""
-        return _log.find_frame(
-            self.data,
-            start_position=self.header.start_position,
-            epoch=self.header.epoch,
-            offset=offset,
-            limit=limit,
-        )
+        """The offset of the first valid frame at or behind `offset`, or None. Room that was never written is not read."""
+        ranges = [(offset, len(self.data))]
+        if isinstance(self.data, mmap.mmap):
+            with contextlib.suppress(FileNotFoundError):
+                ranges = data_ranges(self.path, offset, self.data[: _log.LOG_HEADER_BYTES])
+        for start, end in ranges:
+            at = _log.find_frame(
+                self.data,
+                start_position=self.header.start_position,
+                epoch=self.header.epoch,
+                offset=start,
+                end=end,
+                limit=limit,
+            )
+            if at is not None:
+                return at
+        return None
 
 
 def file_path(directory: Path, number: int) -> Path:

@@ -4,6 +4,7 @@
 // anything else. It is safe on a file that a writer is appending to: an unfinished frame is simply not there yet.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "log_format.hpp"
@@ -59,11 +60,13 @@ inline uint64_t scan_frames(const LogBytes &log, uint64_t offset, std::vector<Fr
     return offset;
 }
 
-// The first valid frame at or behind `offset`, or `limit` where there is none. Frames begin at multiples of 8.
-inline uint64_t find_frame(const LogBytes &log, uint64_t offset) {
+// The first valid frame that begins at or behind `offset` and before `end`, or `log.limit` where there is none. Frames begin at
+// multiples of 8.
+inline uint64_t find_frame(const LogBytes &log, uint64_t offset, uint64_t end) {
     FrameHeader header;
-    if (offset > log.limit) return log.limit;
-    for (offset = align8(offset); offset < log.limit && log.limit - offset >= FRAME_HEADER_BYTES; offset += 8) {
+    end = std::min(end, log.limit);
+    if (offset >= end) return log.limit;
+    for (offset = align8(offset); offset < end && log.limit - offset >= FRAME_HEADER_BYTES; offset += 8) {
         uint32_t magic;
         std::memcpy(&magic, log.base + offset, sizeof magic);
         if (magic == FRAME_MAGIC && read_frame(log, offset, header)) return offset;

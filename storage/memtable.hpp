@@ -7,21 +7,20 @@
 //    similar size are merged. A store that is only written never pays for it until the flush.
 // 4. One thread inserts. Any number of threads read meanwhile and never wait for it: a row is complete before the hash table
 //    leads to it (sync SLOT), and what a reader may see ends at a sequence that the caller hands in.
-// 5. All memory is taken and touched when it is made, so that no insert meets a page fault. It never grows: `room()` tells.
+// 5. All memory is reserved when it is made; it never grows: `room()` tells. `touch` makes it ready ahead of the rows, from another
+//    thread, so that few inserts meet a page fault.
 #pragma once
-
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #include "atomics.hpp"
 #include "key.hpp"
+#include "memory_pool.hpp"
 
 namespace ringmain {
 
@@ -46,8 +45,9 @@ class Memtable {
     static constexpr uint64_t ROWS_MAX = TOMBSTONE - 2;
     static constexpr uint64_t AHEAD = 8;  // rows of a batch whose slots are being fetched
 
-    // budget_bytes: memory for everything but sorted runs. Throws std::bad_alloc.
-    Memtable(const KeyLayout &layout, uint32_t row_bytes, uint64_t budget_bytes) : layout_(layout), row_bytes_(row_bytes) {
+    // budget_bytes: memory for everything but sorted runs. pool: where it comes from and goes to. Throws std::bad_alloc.
+    Memtable(const KeyLayout &layout, uint32_t row_bytes, uint64_t budget_bytes, std::shared_ptr<MemoryPool> pool)
+        : layout_(layout), row_bytes_(row_bytes), pool_(std::move(pool)) {
         slot_count_ = 64;
         for (;;) {  // as many rows as fit beside a hash table of which they fill at most two thirds
             capacity_ = std::min({rows_beside(slot_count_, budget_bytes), slot_count_ * 2 / 3, ROWS_MAX});
@@ -55,28 +55,22 @@ class Memtable {
             slot_count_ *= 2;
         }
         if (capacity_ == 0) capacity_ = 1;
-        const uint64_t previous_bytes = (capacity_ * sizeof(uint32_t) + 63) & ~63ull;
-        mapped_bytes_ = slot_count_ * sizeof(uint64_t) + previous_bytes + capacity_ * row_bytes_;
-        mapped_bytes_ = (mapped_bytes_ + 4095) & ~4095ull;
-        void *memory = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED) throw std::bad_alloc();
-        madvise(memory, mapped_bytes_, MADV_HUGEPAGE);
-#ifdef MADV_POPULATE_WRITE
-        madvise(memory, mapped_bytes_, MADV_POPULATE_WRITE);
-#endif
-        slots_ = static_cast<uint64_t *>(memory);
-        previous_ = reinterpret_cast<uint32_t *>(slots_ + slot_count_);
-        rows_ = reinterpret_cast<char *>(previous_) + previous_bytes;
+        const uint64_t slots_bytes = slot_count_ * sizeof(uint64_t), previous_bytes = (capacity_ * sizeof(uint32_t) + 63) & ~63ull;
+        memory_ = pool_->take(slots_bytes + previous_bytes + capacity_ * row_bytes_);
+        if (memory_.used) std::memset(memory_.base, 0, slots_bytes);
+        slots_ = reinterpret_cast<uint64_t *>(memory_.base);
+        previous_ = reinterpret_cast<uint32_t *>(memory_.base + slots_bytes);
+        rows_ = memory_.base + slots_bytes + previous_bytes;
     }
 
-    ~Memtable() { munmap(slots_, mapped_bytes_); }
+    ~Memtable() { pool_->give_back(memory_); }
     Memtable(const Memtable &) = delete;
     Memtable &operator=(const Memtable &) = delete;
 
     const KeyLayout &layout() const { return layout_; }
     uint32_t row_bytes() const { return row_bytes_; }
     uint64_t capacity() const { return capacity_; }
-    uint64_t mapped_bytes() const { return mapped_bytes_; }
+    const Memory &memory() const { return memory_; }
     uint64_t count() const { return load_acquire(count_); }
     uint64_t room() const { return capacity_ - load_relaxed(count_); }
     uint64_t tombstone_count() const { return load_relaxed(tombstones_); }
@@ -119,6 +113,16 @@ class Memtable {
         }
         if (tombstones) store_relaxed(tombstones_, tombstones_ + count);
         store_release(count_, first + count);
+    }
+
+    // --- beside the writer, one thread ------------------------------------------------------------------------------
+
+    // Make memory ready for the next `ahead` bytes of rows. Returns how much of that lies behind the end.
+    uint64_t touch(uint64_t ahead) {
+        const uint64_t rows = count();
+        const uint64_t end = ahead + (rows == 0 ? 0 : static_cast<uint64_t>(row(rows) - memory_.base));
+        MemoryPool::touch(memory_, end);
+        return end > memory_.bytes ? end - memory_.bytes : 0;
     }
 
     // --- readers ---------------------------------------------------------------------------------------------------
@@ -239,7 +243,9 @@ class Memtable {
 
     const KeyLayout layout_;
     const uint32_t row_bytes_;
-    uint64_t capacity_ = 0, slot_count_ = 0, mapped_bytes_ = 0;
+    const std::shared_ptr<MemoryPool> pool_;
+    Memory memory_;
+    uint64_t capacity_ = 0, slot_count_ = 0;
     uint64_t *slots_ = nullptr;
     uint32_t *previous_ = nullptr;  // by row: index plus one of the row with the same key before it, and TOMBSTONE
     char *rows_ = nullptr;

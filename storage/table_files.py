@@ -166,12 +166,8 @@ class TableFiles:
 
     def strays(self, known: frozenset[int]) -> list[Path]:
         """Files that a killed writer left: drafts, and tables that the manifest does not know."""
-        found: list[Path] = []
-        for path in sorted(self.directory.iterdir()):
-            match = NAME.fullmatch(path.name)
-            if match and (match[2] or int(match[1]) not in known):
-                found.append(path)
-        return found
+        matches = [match for name in sorted(os.listdir(self.directory)) if (match := NAME.fullmatch(name))]
+        return [self.directory / match[0] for match in matches if match[2] or int(match[1]) not in known]
 
 
 def open_table(path: Path, schema: Schema, codec: KeyCodec) -> Table:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ._tree import Memtable, Merge, State, Table
+from ._tree import MemoryPool, Memtable, Merge, State, Table
 from .levels import Compaction, Shape
 from .manifest import Edit, Manifest
 from .table_files import TableFiles
@@ -58,6 +58,7 @@ class TreeWriter:
         version: Version,
         files: TableFiles,
         manifest: Manifest,
+        memory: MemoryPool,
         *,
         shape: Shape,
         memtable_bytes: int,
@@ -68,14 +69,14 @@ class TreeWriter:
         sync_log: Callable[[], None] | None,
     ) -> None:
         self.tree, self.version, self.counts = tree, version, WriteCounts()
-        self._files, self._manifest, self._shape = files, manifest, shape
+        self._files, self._manifest, self._memory, self._shape = files, manifest, memory, shape
         self._memtable_bytes, self._immutable_max, self._compression = memtable_bytes, immutable_max, compression
         self._next_number, self._changed, self._sync_log = next_number, changed, sync_log
         self._tables: dict[int, Table] = {
             info.number: files.open(info, tree.schema, tree.codec) for info in version.tables()
         }
         self._spare: Memtable | None = None
-        self.active = Memtable(tree.codec, memtable_bytes)
+        self.active = self._make_memtable()
         self.immutables: list[Memtable] = []  # the oldest first
         self.flushed = threading.Condition(tree.lock)
         self.closing = False
@@ -123,16 +124,23 @@ class TreeWriter:
         """Replace the active memtable, if anything is in it, without waiting. Under the lock."""
         if not len(self.active):
             return
-        fresh = self._spare if self._spare is not None else Memtable(self.tree.codec, self._memtable_bytes)
+        fresh = self._spare if self._spare is not None else self._make_memtable()
         self._spare = None
         self.immutables.append(self.active)
         self.active = fresh
         self._show()
 
-    def make_spare(self) -> None:
-        """Have a memtable ready, so that the next rotation need not make one."""
-        if self._spare is None:
-            self._spare = Memtable(self.tree.codec, self._memtable_bytes)
+    def _make_memtable(self) -> Memtable:
+        return Memtable(self.tree.codec, self._memtable_bytes, self._memory)
+
+    def touch(self, ahead_bytes: int) -> None:
+        """Have memory ready for the next rows, in the active memtable and in the one after it. Called by one thread."""
+        behind = self.active.touch(ahead_bytes)
+        if behind:
+            spare = self._spare if self._spare is not None else self._make_memtable()
+            spare.touch(behind)
+            with self.tree.lock:
+                self._spare = self._spare if self._spare is not None else spare
 
     def flush(self) -> bool:
         """Write the oldest immutable memtable as a table of level 0. False where there is none."""

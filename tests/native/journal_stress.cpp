@@ -134,7 +134,8 @@ class Index {
 
     void rotate() {
         const std::lock_guard lock(mutex_);
-        memtables_.push_back(std::make_unique<Memtable>(layout_, ROW_BYTES[INDEXED_TOPIC], MEMTABLE_BYTES));
+        memtables_.push_back(std::make_unique<Memtable>(layout_, ROW_BYTES[INDEXED_TOPIC], MEMTABLE_BYTES,
+                                                         std::make_shared<MemoryPool>(0)));
         feed.set_active(memtables_.back().get());
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringmain.storage import Schema
-from ringmain.storage._tree import KeyCodec, Memtable, Merge, State
+from ringmain.storage._tree import KeyCodec, MemoryPool, Memtable, Merge, State
 from support.keyed import Order, Rows, key_order, key_values, keyed, keyed_schemas, keys_of, rows_of
 
 POINTS = keyed("u4")
@@ -184,6 +185,84 @@ def test_it_takes_as_many_rows_as_its_memory_holds_and_not_one_more(kinds, budge
     assert found.all()
     wanted = [model.get(key_order(schema, key), SEQUENCE_MAX) for key in keys[:capacity]]
     assert [row.tobytes() for row in found_rows] == wanted
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_memtable_takes_over_the_memory_of_one_that_nobody_holds_and_begins_empty():
+    codec, pool = KeyCodec(POINTS), MemoryPool(1 << 20)
+    keys = [(key,) for key in range(100)]
+    first = Memtable(codec, MEMORY, pool)
+    first.insert(rows_of(POINTS, keys))
+    at = first.address
+    del first
+    second = Memtable(codec, MEMORY, pool)
+    assert second.address == at
+    assert scan(second) == []
+    assert not any(state_of(second).get(key, SEQUENCE_MAX) for key in keys)
+    newer = rows_of(POINTS, keys[:50], 101)
+    second.insert(newer)
+    assert scan(second) == [row.tobytes() for row in newer]
+    assert state_of(second).get(keys[50], SEQUENCE_MAX) is None
+
+
+@pytest.mark.parametrize("holder", ["state", "merge"])
+def test_memory_that_a_reader_holds_is_nobody_elses(holder):
+    codec, pool = KeyCodec(POINTS), MemoryPool(1 << 20)
+    keys = [(key,) for key in range(1000)]
+    old = rows_of(POINTS, keys)
+    first = Memtable(codec, MEMORY, pool)
+    first.insert(old)
+    at = first.address
+    held = state_of(first) if holder == "state" else Merge(codec, [(first, len(first))], [])
+    del first
+    second = Memtable(codec, MEMORY, pool)
+    assert second.address != at
+    second.insert(rows_of(POINTS, keys, 5000))
+    if isinstance(held, State):
+        out, found = held.get_many(old, 1000)
+        assert found.all()
+    else:
+        held.begin_scan(1000)
+        out = np.empty(1002, POINTS.dtype)
+        out = out[: held.fill(out)]
+    assert out.tobytes() == old.tobytes()
+
+
+def is_mapped(address: int) -> bool:
+    spans = (line.split(maxsplit=1)[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(first, 16) <= address < int(end, 16) for first, end in spans)
+
+
+@pytest.mark.parametrize(("keep_bytes", "kept"), [(0, 0), (1, 1), (2 * MEMORY, 2), (1 << 30, 3)])
+def test_a_pool_gives_back_to_the_system_what_it_is_not_asked_to_keep(keep_bytes, kept):
+    codec, pool = KeyCodec(POINTS), MemoryPool(keep_bytes)
+    tables = [Memtable(codec, MEMORY, pool) for _ in range(3)]
+    addresses = [table.address for table in tables]
+    del tables
+    assert sum(map(is_mapped, addresses)) == kept
+    larger = Memtable(codec, 4 * MEMORY, pool)  # what is kept is too small for it
+    larger.insert(rows_of(POINTS, [(key % 7,) for key in range(larger.capacity)]))
+    assert larger.memory_bytes > 3 * MEMORY
+    assert sum(map(is_mapped, addresses)) >= kept
+    del larger, pool
+    assert not all(map(is_mapped, addresses))
+
+
+def test_memory_is_made_ready_ahead_of_the_rows_and_holds_what_it_held():
+    memtable = Memtable(KeyCodec(POINTS), MEMORY)
+    size = memtable.memory_bytes
+    assert memtable.touch(0) == 0
+    assert memtable.touch(size) == 0
+    assert memtable.touch(size + 1000) == 1000
+    rows = rows_of(POINTS, [(key,) for key in range(memtable.capacity)])
+    memtable.insert(rows[:500])
+    behind = memtable.touch(size)
+    assert 500 * POINTS.row_bytes <= behind < size  # the hash table, which has no end, counts as used
+    memtable.insert(rows[500:])
+    assert memtable.touch(1000) >= 1000 - 4096  # the last page's rest is behind the last row
+    assert scan(memtable) == [row.tobytes() for row in rows]
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------------
