@@ -25,7 +25,8 @@ def fill(store: Store, files: int) -> int:
     for _ in range(files):
         rows["key"] = np.arange(FILE_ROWS) % 100
         rows["number"] = store["book"].core.next_sequence + np.arange(FILE_ROWS)
-        store["book"].put_batch(rows)
+        for part in np.split(rows, 4):
+            store["book"].put_batch(part)
     store.snapshot()
     return int(store["book"].core.next_sequence) - 1
 
