@@ -170,7 +170,7 @@ class Writer:
                 )
                 epoch = parts.log.epoch
                 if store is not None:
-                    parts.engine = Engine(self.data_dir, parts.log, self.schemas, codecs, store)
+                    parts.engine = Engine(self.data_dir, parts.log, self.schemas, codecs, store, take_over=take_over)
                 parts.journal = Journal(parts.log.appender, sync, sync_interval)
             self.epoch = epoch
             self._open_topics()

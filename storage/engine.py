@@ -39,6 +39,7 @@ BLOCK_BYTES = 4096
 SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
 REPLAY_ROWS = 65_536
+NUMBERS_APART = 1 << 16  # of tables: more than an engine that was taken over makes before it finds out
 LOOK_S = 1.0  # how often to look for compactions that no flush has called for
 
 
@@ -96,6 +97,7 @@ class Engine:
     """The trees of a data directory, by topic: `engine["trades"].get(key)`.
 
     schemas: of the topics to keep; codecs: their keys, from settings.codecs. The log must have them all.
+    take_over: another engine, whose log was taken over, may still be at work here; what it makes is given up.
     Raises Corruption, FormatMismatch, OSError.
     """
 
@@ -106,6 +108,8 @@ class Engine:
         schemas: Mapping[str, Schema],
         codecs: Mapping[str, KeyCodec],
         settings: StoreSettings,
+        *,
+        take_over: bool = False,
     ) -> None:
         self.directory, self._log, self._settings = directory, log, settings
         self._rate = _Rate(settings.compaction_bytes_per_s, self._check_open)
@@ -119,7 +123,7 @@ class Engine:
         self._trees: dict[str, TreeWriter] = {}
         with contextlib.ExitStack() as failing:
             failing.callback(self._end)
-            self._open(schemas, codecs)
+            self._open(schemas, codecs, take_over=take_over)
             log.release(self._manifest.state.checkpoints)
             self._start("flush", self._flush_for_ever)
             self._start("compaction", self._compact_for_ever)
@@ -128,7 +132,7 @@ class Engine:
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
-    def _open(self, schemas: Mapping[str, Schema], codecs: Mapping[str, KeyCodec]) -> None:
+    def _open(self, schemas: Mapping[str, Schema], codecs: Mapping[str, KeyCodec], *, take_over: bool) -> None:
         directory, settings = self.directory / "store", self._settings
         state = self._add_topics({name: schemas[name] for name in codecs})
         self._files = TableFiles(directory, self._log.log_id, settings.block_bytes)
@@ -136,7 +140,7 @@ class Engine:
         for path in self._files.strays(known):
             path.unlink()
         sync_directory(directory)
-        self._numbers = itertools.count(state.next_number)
+        self._numbers = itertools.count(state.next_number + (NUMBERS_APART if take_over else 0))
         memory = MemoryPool(max(MEMORY_AHEAD_BYTES, settings.memtable_bytes))
         for name, codec in codecs.items():
             tree = Tree(schemas[name], codec, State(codec, (), (), ()), keeps_versions=state.topics[name].keep_versions)

@@ -5,7 +5,8 @@
 3. The file is written anew when it is several times as long as it was when that was last done, and by every writer that
    opens it: beside the old one, synced, and renamed over it. Killed at any instant, one of the two is there, whole.
 4. After a write or sync that failed nothing is tried again: whether that edit counts shows when the manifest is opened.
-5. A writer whose file no longer has the name was taken over, and acknowledges nothing more.
+5. A writer whose file no longer has the name was taken over, and acknowledges nothing more. Whoever takes over looks into the old
+   file once more when that has no name any longer: what the other had appended by then, and acknowledged, is taken along.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Manifest:
         self._failure: ManifestFailed | None = None
         self._descriptor = -1
         self._rewrite_at = 0
+        found: ManifestFile | None = None
         try:
             found = ManifestFile(self.path, log_id)
         except FileNotFoundError:
@@ -58,15 +60,22 @@ class Manifest:
         else:
             self._header, self._end, state = found.header, found.end, found.state
             self.torn_bytes = found.torn_bytes
-            self._descriptor = found.descriptor
+            self._descriptor = os.dup(found.descriptor)
         try:
             for left in directory.glob(f"{MANIFEST_NAME}.*.new"):  # also what a writer that was taken over would rename
                 left.unlink(missing_ok=True)
             self._rewrite(state)
+            if found is not None:
+                found.read_on()
+                if found.state != state:
+                    self._rewrite(found.state)
         except BaseException:
             self._close_file()
             raise
-        self.state = state
+        finally:
+            if found is not None:
+                os.close(found.descriptor)
+        self.state = found.state if found is not None else state
 
     def commit(self, edit: Edit) -> State:
         """Make an edit durable and return the state behind it, which is `state` from now on.

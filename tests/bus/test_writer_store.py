@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from ringmain.bus import Writer, WriterFailed, attach
+from ringmain.bus import Fenced, Writer, WriterFailed, attach
 from ringmain.storage import LogReader, Schema, Shape, Store, StoreReader, StoreSettings
 from ringmain.storage.log_files import list_files
+from ringmain.storage.store_verify import verify_store
 from ringmain.storage.tree_writer import TreeWriter
 from ringmain.subscribers import RealTime
 from support.children import TIMEOUT_S, Children
@@ -203,6 +204,35 @@ def test_a_killed_writer_loses_nothing_that_was_published(bus_name, tmp_path, ch
         assert found["key"].tolist() == list(range(20_000))
         newest = (last - 1) // 20_000 * 20_000 + np.arange(20_000)  # the newest value of each key
         assert found["value"].tolist() == np.where(newest < last, newest, newest - 20_000).tolist()
+
+
+def test_a_writer_that_was_paused_and_taken_over_changes_nothing_in_the_store(bus_name, tmp_path, children):
+    def known() -> int:
+        return int.from_bytes((tmp_path / "known").read_bytes(), "little") if (tmp_path / "known").exists() else 0
+
+    settings = {"data_dir": tmp_path, "store": SMALL, "log_file_bytes": FILE_BYTES}
+    for _ in range(4):
+        old, before = children.start(), known()
+        old.begin(PUBLISH, bus=bus_name, schema=A, directory=tmp_path, settings=SMALL)
+        wait_until(lambda at_least=before + 50_000: known() > at_least, TIMEOUT_S)
+        old.pause()  # in the middle of whatever its three threads are doing
+        with Writer(bus_name, [A], take_over=True, **settings) as writer:
+            first = writer["a"].watermarks.published
+            assert first >= known()
+            old.resume()
+            for number in range(first, first + 100_000, 1_000):
+                last = writer["a"].publish_batch(batch(number, 1_000, 20_000))
+            writer["a"].wait(last, "indexed", TIMEOUT_S)
+            with pytest.raises(Fenced):
+                old.settle()
+            old.run("writer.close()")
+            writer.store.compact()
+            found = np.concatenate(list(writer.store["a"].scan()))
+        assert found["key"].tolist() == list(range(20_000))
+        newest = (last - 1) // 20_000 * 20_000 + np.arange(20_000)
+        assert found["value"].tolist() == np.where(newest < last, newest, newest - 20_000).tolist()
+        (tmp_path / "known").write_bytes(int(last).to_bytes(8, "little"))
+        assert verify_store(tmp_path).findings == ()
 
 
 def test_when_tables_cannot_be_written_the_bus_goes_on_and_says_so(bus_name, tmp_path, monkeypatch):

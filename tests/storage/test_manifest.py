@@ -749,3 +749,25 @@ def test_a_writer_taken_over_while_it_wrote_the_file_anew_replaces_nothing(tmp_p
     old.close()
     assert [read_manifest(tmp_path)] == states
     assert os.listdir(tmp_path) == ["MANIFEST"]
+
+
+def test_what_a_writer_appends_while_it_is_taken_over_is_taken_along_or_refused(tmp_path, monkeypatch):
+    """The old writer commits right before, or right behind, the instant when the new file gets the name."""
+    old = Manifest(tmp_path, LOG_ID)
+    old.commit(FIRST)
+    rename = manifest.files.rename_file
+
+    def renamed(*arguments):
+        monkeypatch.undo()
+        old.commit(EDITS[1])
+        rename(*arguments)
+        with pytest.raises(ManifestFailed, match="taken over"):
+            old.commit(Edit(checkpoints={"points": 99}))
+
+    monkeypatch.setattr(manifest.files, "rename_file", renamed)
+    with Manifest(tmp_path, LOG_ID) as new:
+        assert new.state == old.state.edit(Edit(checkpoints={"points": 99})) or new.state == old.state
+        assert set(new.state.versions) == set(old.state.versions)
+        assert [*new.state.versions["points"].tables()] == [*old.state.versions["points"].tables()]
+    assert read_manifest(tmp_path) == new.state
+    old.close()
