@@ -36,9 +36,14 @@ class Attached:
     schema: Schema
 
     @property
+    def data_directory(self) -> Path | None:
+        """Where the bus keeps its log, and its store; None for rings only."""
+        return Path(self.header["data_dir"]) if self.header["data_dir"] else None
+
+    @property
     def log_directory(self) -> Path | None:
         """Where the bus keeps its log; None for rings only."""
-        return Path(self.header["data_dir"]) / "log" if self.header["data_dir"] else None
+        return self.data_directory / "log" if self.data_directory is not None else None
 
     def is_current(self) -> bool:
         """Whether the topic's name still means this ring, and not that of a newer writer."""

@@ -7,6 +7,7 @@ from .field_types import FieldType
 from .levels import Shape
 from .log import Log, Recovered
 from .log_reader import HistoryGone, LogReader
+from .past import PastReader
 from .schema import Field, Schema
 from .shipped import ACCOUNTS, ORDERS, QUOTES, SHIPPED, TRADES
 from .store import Store
@@ -29,6 +30,7 @@ __all__ = [
     "LogLocked",
     "LogReader",
     "ManifestFailed",
+    "PastReader",
     "Recovered",
     "Schema",
     "SchemaError",

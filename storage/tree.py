@@ -23,12 +23,13 @@ from ._tree import KeyCodec, Memtable, Merge, State, Table, TreeCore
 from .errors import StorageError
 from .schema import Schema
 
-__all__ = ["KeysAt", "Tree", "View", "ViewGone"]
+__all__ = ["KeysAt", "Tree", "View", "ViewGone", "rows_by_sequence"]
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 Bound: TypeAlias = Any  # a value, or a tuple of the key's first values
 
 BATCH_ROWS = 8_192
+WINDOW_ROWS = 1 << 20  # sequences that are brought into order together
 
 
 class ViewGone(StorageError):
@@ -83,6 +84,31 @@ class KeysAt:
             raise ValueError(f"batch_rows: at least 2 are expected, got {batch_rows}")
         state, visible = self._now()
         return _limited(self._tree.scan_state(state, visible, first, last, reverse, batch_rows), limit)
+
+    def by_sequence(self, first: int = 1, last: int | None = None) -> Iterator[Rows]:
+        """The rows with sequences from `first` to `last`, both included, in that order, as arrays of any length.
+
+        All there were, where the topic keeps all versions or has no key; otherwise those that nothing newer had replaced at the
+        moment of this call (which then takes memory for all of them). Tombstones are left out.
+        """
+        state, visible = self._now()
+        return self._tree.rows_between(state, visible, max(1, first), visible if last is None else min(last, visible))
+
+    def by_time(self, since: int | None = None, until: int | None = None) -> Iterator[Rows]:
+        """The rows stamped at or after `since` and before `until` (ns since the Unix epoch; None for no bound), as by_sequence."""
+        state, visible = self._now()
+        first, last = 1, visible
+        for table in state.level0 + _flat(state.levels):  # time never steps back as the sequence rises
+            if since is not None and table.timestamp_max_ns < since:
+                first = max(first, table.sequence_max + 1)
+            if until is not None and table.timestamp_min_ns >= until:
+                last = min(last, table.sequence_min - 1)
+        for rows in self._tree.rows_between(state, visible, first, last):
+            stamps = rows["timestamp_ns"]
+            begin = 0 if since is None else int(np.searchsorted(stamps, since))
+            end = len(rows) if until is None else int(np.searchsorted(stamps, until))
+            if begin < end:
+                yield rows[begin:end]
 
     def history(self, *key: Any) -> Rows:
         """All versions of a key that are kept, the newest first; tombstones are left out."""
@@ -194,6 +220,22 @@ class Tree(KeysAt):
             rows[name] = _checked(given[name], rows.dtype[name], self.schema.name, name)
         return rows
 
+    def rows_between(self, state: State, visible: int, first: int, last: int) -> Iterator[Rows]:
+        """What `by_sequence` yields, of one state."""
+        tables, memtables = state.level0 + _flat(state.levels), _filled(state.memtables)
+        if self.codec.names == ("sequence",):
+            yield from self.scan_state(state, visible, first, last, False, BATCH_ROWS)
+            return
+        step = WINDOW_ROWS if self.keeps_versions else last - first + 1
+        while first <= last:
+            end = min(first + step - 1, last)
+            rows = rows_by_sequence(
+                self.codec, self.schema, memtables, tables, visible, first, end, all_versions=self.keeps_versions
+            )
+            if len(rows):
+                yield rows
+            first = end + 1
+
     def scan_state(
         self, state: State, visible: int, first: Bound, last: Bound, reverse: bool, batch_rows: int
     ) -> Iterator[Rows]:
@@ -206,6 +248,29 @@ class Tree(KeysAt):
         merge = Merge(state.codec, memtables, tables, first, last, reverse)
         merge.begin_scan(visible, False)
         return _drain(merge, self.schema, batch_rows)
+
+
+def rows_by_sequence(
+    codec: KeyCodec,
+    schema: Schema,
+    memtables: list[tuple[Memtable, int]],
+    tables: Iterable[Table],
+    visible: int,
+    first: int,
+    last: int,
+    *,
+    all_versions: bool,
+) -> Rows:
+    """The rows with sequences from `first` to `last`, in that order: all of them, or those that are the newest of their key."""
+    if all_versions:  # otherwise a newer row elsewhere may have replaced one of these
+        tables = [table for table in tables if table.sequence_min <= last and table.sequence_max >= first]
+    merge = Merge(codec, memtables, tables)
+    merge.begin_scan(visible, all_versions)
+    found = [
+        rows[(rows["sequence"] >= first) & (rows["sequence"] <= last)] for rows in _drain(merge, schema, BATCH_ROWS)
+    ]
+    rows = _concatenated(found, schema)
+    return rows[np.argsort(rows["sequence"], kind="stable")]
 
 
 def _checked(values: np.ndarray[Any, Any], dtype: np.dtype[Any], topic: str, name: str) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..bus import NotFound, Overrun, attach
 from ..bus._read import RingCursor
 from ..bus.segments import split_address
-from ..storage import LogReader
+from ..storage import LogReader, PastReader
 from .reader import BATCH_ROWS_MAX, Follow, TopicReader, Wait
 
 __all__ = ["Historical"]
@@ -26,6 +26,7 @@ class Historical(TopicReader):
     Without `live` it ends behind what there was when it was opened. With `live` it goes on into the ring, without a gap or a
     repeat, and then behaves as RealTime does (follow, reliable, wait, name, reopen).
     batch_rows: most rows a batch. Rows are views over the mapped log, valid for as long as they are kept.
+    What the log has given up is read from its archive, or from the tables of a topic that keeps all versions or has no key.
 
     data_dir of a log that the running bus does not write is read alone.
     Raises NotFound, AttachError, FileNotFoundError, StorageError (HistoryGone where `start` is no longer kept), ValueError.
@@ -61,10 +62,8 @@ class Historical(TopicReader):
             if data_dir is None or live:
                 raise
             ring = None
-        directory = Path(data_dir) / "log" if data_dir is not None else ring.log_directory if ring is not None else None
-        if ring is not None and directory is not None and ring.log_directory is not None:
-            directory = ring.log_directory if data_dir is None else directory
-        log = LogReader(directory, topic) if directory is not None else None
+        directory = Path(data_dir) if data_dir is not None else ring.data_directory if ring is not None else None
+        log = PastReader(directory, topic) if directory is not None else None
         if ring is not None and log is not None and ring.header["log_id"] != log.log_id:
             if live:
                 raise ValueError(
