@@ -319,7 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
                 whole[column.name] = rows[column.name]
             rows = whole
         if len(rows) > self.store._trees[topic].active.capacity:
-            with pytest.raises(ValueError, match="more than a memtable holds"):
+            with pytest.raises(ValueError, match="more than a memtable, or a file of the log, holds"):
                 tree.put_batch(rows)
             return
         assert tree.put_batch(rows) == model.sequence + len(rows)
