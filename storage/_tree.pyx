@@ -19,7 +19,7 @@ import os
 
 import numpy as np
 
-from .errors import Corruption, FormatMismatch
+from .errors import Corruption, FormatMismatch, StorageError
 from .files import map_file
 
 cnp.import_array()
@@ -208,7 +208,10 @@ cdef extern from "feed.hpp" namespace "ringmain" nogil:
 
 cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
     const int NEEDS_FILE
+    cdef struct LogTopic:
+        uint64_t next_sequence
     cdef cppclass LogWriter:
+        const LogTopic &topic(uint32_t topic)
         int make_room()
         int append_row(uint32_t topic, const char *row, cbool tombstone)
         uint64_t group_room_rows(uint32_t topic)
@@ -1000,28 +1003,45 @@ cdef class TreeCore:
         self.feed.set_visible(next_sequence - 1)
 
     def close_log(self):
-        """Refuse every later put."""
+        """Refuse every later put. False, with nothing changed, while another thread is writing to the log."""
+        if self.log != NULL and self.log.in_use:
+            return False
         self.log = NULL
+        return True
 
-    cdef char *_begin_row(self) except NULL:
+    cdef int _check_log(self) except -1:
         if self.log == NULL:
             raise ValueError(f"topic {self.codec.topic!r}: nothing can be put: the store is closed, opened for reading only, or a "
                              "bus publishes its rows")
-        if self.busy:
-            raise RuntimeError(f"topic {self.codec.topic!r}: another put is still under way; one at a time")
         if self.log.in_use:
             raise RuntimeError(f"topic {self.codec.topic!r}: another thread is putting into this store; one at a time")
-        if self.feed.active() == NULL or self.feed.active().room() == 0:
+        return 0
+
+    cdef char *_begin_row(self) except NULL:
+        """The place of the next row in a memtable that has room for it."""
+        while True:
+            self._check_log()
+            if self.busy:
+                raise RuntimeError(f"topic {self.codec.topic!r}: another put is still under way; one at a time")
+            if self.feed.active().room() != 0:
+                return self.feed.active().next_row()
             self.full()
-            if self.log == NULL or self.feed.active().room() == 0:
-                raise ValueError(f"topic {self.codec.topic!r}: the store was closed meanwhile")
-        return self.feed.active().next_row()
+
+    cdef int _refused(self) except -1:
+        """Raise what made the log refuse a row."""
+        failure = self.appender.failure()
+        if failure is None:
+            failure = StorageError(
+                f"topic {self.codec.topic!r}: sequence {self.next_sequence} is next here, but "
+                f"{self.log.topic(self.log_topic).next_sequence} in the log: something else has appended to it. Open the store again")
+        raise failure
 
     cdef uint64_t _end_row(self, char *row, bint tombstone) except 0:
         """Stamp, log and index the row at `row`."""
         cdef uint64_t sequence = self.next_sequence
         cdef int64_t now_ns = wall_ns()
         cdef int error
+        self._check_log()  # again: packing may have run Python code
         self.last_timestamp_ns = max(self.last_timestamp_ns, now_ns)
         memcpy(row, &sequence, 8)
         memcpy(row + 8, &self.last_timestamp_ns, 8)
@@ -1034,7 +1054,7 @@ cdef class TreeCore:
             if error == 0:
                 error = self.log.append_row(self.log_topic, row, tombstone)
         if error != 0:
-            raise self.appender.failure()
+            self._refused()
         self.feed.active().commit_row(tombstone)
         self.next_sequence = sequence + 1
         self.feed.set_visible(sequence)
@@ -1071,9 +1091,11 @@ cdef class TreeCore:
         room = min(self.feed.active().capacity(), self.log.batch_rows_max(self.log_topic))
         if count > room:
             raise ValueError(f"rows: {count} at once are more than a memtable, or a file of the log, holds; at most {room}")
-        if count > self.feed.active().room():
+        while count > self.feed.active().room():
             self.full()
             self._begin_row()
+        if self.log.topic(self.log_topic).next_sequence != self.next_sequence:
+            self._refused()
         to = self.feed.active().next_row()
         self.last_timestamp_ns = max(self.last_timestamp_ns, wall_ns())
         self.busy = self.log.in_use = True
@@ -1094,7 +1116,7 @@ cdef class TreeCore:
         finally:
             self.busy = self.log.in_use = False
         if error != 0:
-            raise self.appender.failure()
+            self._refused()
         self.next_sequence += count
         self.feed.set_visible(self.next_sequence - 1)
         if self.appended is not None:

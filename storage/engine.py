@@ -278,7 +278,6 @@ class Engine:
     def _end(self) -> None:
         self._closing.set()
         for writer in self._trees.values():
-            writer.tree.core.close_log()
             writer.stop()
         self._changed()
         for thread in self._threads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from .log import LOG_FILE_BYTES, Log, Recovered
 from .manifest import read_manifest
 from .schema import Schema
 from .store_reader import StoreReader
+from .tree_writer import RETRY_S
 
 __all__ = ["Store"]
 
@@ -195,6 +197,9 @@ class Store(Engine):
         self._log.close()
 
     def _end(self) -> None:
+        for writer in self._trees.values():
+            while not writer.tree.core.close_log():  # who is writing to the log may need the threads
+                time.sleep(RETRY_S)
         self._closing.set()
         os.eventfd_write(self._log.appender.wants_spare_fd, 1)  # the keeper sleeps on it
         super()._end()

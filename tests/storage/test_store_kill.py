@@ -63,7 +63,7 @@ def check_what_is_read(directory: Path, story: Story, choice: random.Random) -> 
         assert not any(story.attempted.values())
         return
     checkpoints = read_manifest(directory / "store").checkpoints
-    with StoreReader(directory) as store:
+    with StoreReader(directory, memtable_bytes=1 << 14) as store:
         for topic in TOPICS:
             if topic.name not in store:
                 story.see(topic.name, 0)

@@ -6,14 +6,17 @@ import gc
 import os
 import threading
 
+import numpy as np
 import pytest
 import ringmain.storage
 from ringmain.storage import Schema, StorageError, Store
 from ringmain.storage.log_files import list_files
+from ringmain.storage.table_files import TableFiles
 from support.logs import wait_until
 from support.sstables import COMPRESSIONS, needs
 
 A = Schema("a", {"key": "u8", "value": "u8"}, key=("key",))
+B = Schema("b", {"key": "u8", "value": "u8"}, key=("key",))
 
 
 def open_files() -> list[str]:
@@ -110,3 +113,99 @@ def test_a_row_that_was_handed_out_stays_when_what_it_was_found_in_is_gone(tmp_p
         assert row is not None
         assert row.flags.owndata
         assert row.item()[2:] == (at % 50, at % 50 + 1000)
+
+
+def test_closing_waits_for_the_batch_that_another_thread_is_putting(tmp_path):
+    """Whatever that thread was told is stored is there; what comes later is refused."""
+    rows = np.zeros(20_000, A.payload_dtype)
+    rows["key"] = np.arange(len(rows))
+    for round_number in range(8):
+        store = Store(tmp_path, [A, B], memtable_bytes=4 << 20)
+        put, failed = [store["a"].core.visible], []
+
+        def put_for_ever(store=store, put=put, failed=failed):
+            try:
+                while True:
+                    put.append(store["a"].put_batch(rows))
+                    put.append(store["a"].put(1, 1))
+            except ValueError as closed:
+                failed.append(closed)
+
+        thread = threading.Thread(target=put_for_ever)
+        thread.start()
+        wait_until(lambda put=put, wanted=round_number: len(put) > wanted)
+        store.close()
+        thread.join()
+        assert "closed" in str(failed[0])
+        with pytest.raises(ValueError, match="closed"):
+            store["b"].put(1, 1)
+        with Store(tmp_path, [A, B], memtable_bytes=4 << 20) as store:
+            assert store["a"].core.visible == put[-1]
+            assert store.recovered.closed
+
+
+def test_closing_ends_a_put_that_waits_for_a_flush(tmp_path, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    write = TableFiles.write
+
+    def write_slowly(*arguments, **settings):
+        begun.set()
+        assert go_on.wait(30)
+        return write(*arguments, **settings)
+
+    monkeypatch.setattr(TableFiles, "write", write_slowly)
+    store = Store(tmp_path, [A], memtable_bytes=1 << 12, immutable_max=1)
+    failed = []
+
+    def put_for_ever():
+        try:
+            for number in range(1 << 30):
+                store["a"].put(number, number)
+        except ValueError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=put_for_ever)
+    thread.start()
+    wait_until(lambda: store.stats()["a"].counts.stall_count > 0)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert "closed" in str(failed[0])
+    go_on.set()
+    closing.join(30)
+    assert not closing.is_alive()
+
+
+def test_a_value_that_closes_the_store_while_it_is_put_is_refused(tmp_path):
+    store = Store(tmp_path, [A], memtable_bytes=1 << 16)
+
+    class Closing:
+        def __index__(self) -> int:
+            store.close()
+            return 1
+
+    with pytest.raises(ValueError, match="closed"):
+        store["a"].put(1, Closing())
+    with Store(tmp_path, [A], memtable_bytes=1 << 16) as store:
+        assert store["a"].put(1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    "put",
+    [lambda tree: tree.put(3, 3), lambda tree: tree.put_batch(np.zeros(5, A.payload_dtype))],
+    ids=["one row", "a batch"],
+)
+def test_rows_that_came_into_the_log_behind_the_stores_back_stop_its_topic_and_say_so(tmp_path, put):
+    with Store(tmp_path, [A, B], memtable_bytes=1 << 16) as store:
+        store["a"].put(1, 1)
+        row = np.zeros(1, A.dtype)
+        row["sequence"], row["key"], row["value"] = 2, 2, 2
+        store._log.appender.append_one(store._log.topic("a").number, row)
+        for _ in range(2):
+            with pytest.raises(StorageError, match="'a': sequence 2 is next here, but 3 in the log"):
+                put(store["a"])
+        assert store["b"].put(1, 1) == 1
+    with Store(tmp_path, [A, B], memtable_bytes=1 << 16) as store:
+        assert [row.item()[2:] for rows in store["a"].scan() for row in rows] == [(1, 1), (2, 2)]
+        assert store["a"].put(3, 3) == 3

@@ -95,7 +95,7 @@ class Topic:
         """A tree or view holds exactly what it should as of a sequence: forwards, backwards, by keys, and by history."""
         expected = self.expect(sequence)
         empty = np.empty(0, self.schema.dtype)
-        self.check(np.concatenate([empty, *tree.scan(batch_rows=choice.choice([7, 500, 8192]))]), expected)
+        self.check(np.concatenate([empty, *tree.scan(batch_rows=choice.choice([50, 500, 8192]))]), expected)
         self.check(np.concatenate([empty, *tree.scan(reverse=True)]), expected[::-1])
         if self.keys is None:
             return
@@ -159,7 +159,7 @@ def open_store(directory: Path | str, choice: random.Random, topics: Sequence[To
         keep_versions=[topic.name for topic in topics if topic.keeps_versions],
         memtable_bytes=choice.choice([1 << 12, 1 << 13, 1 << 15]),
         immutable_max=choice.choice([1, 2, 3]),
-        block_bytes=choice.choice([64, 1000, 4096]),
+        block_bytes=choice.choice([200, 1000, 4096]),
         compression=choice.choice(["none", "zstd", "lz4"]),
         shape=Shape(level0_tables=2, ratio=3, table_bytes=1 << 14, level1_bytes=1 << 15, stop_tables=16),
         snapshot_interval=choice.choice([None, 0.01]),
