@@ -22,6 +22,7 @@ import msgspec
 import pytest
 from ringmain.storage import StorageError
 from ringmain.storage.store_reader import StoreReader
+from ringmain.storage.store_verify import verify_store
 from support import recorded_store
 from support.power_cut import Cut, Disk, Operation, Start, build_recording_disk, cuts, read_journal
 from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, open_store
@@ -169,7 +170,7 @@ def chosen_cuts(recording: Recording, count: int, rng: random.Random) -> dict[in
 
 
 def check_read_only(directory: Path, told: Told) -> None:
-    """Whoever only reads, before anybody has put the store in order, sees the same."""
+    """Whoever only reads, before a writer has put the store in order, sees the same."""
     with StoreReader(directory) as reader:
         for name in reader:
             tree, topic = reader[name], told.topics[name]
@@ -181,6 +182,7 @@ def check_read_only(directory: Path, told: Told) -> None:
 def check_image(image: Image, *, read_only: bool = False) -> None:
     try:
         if read_only and (image.directory / "store" / "MANIFEST").exists():
+            assert verify_store(image.directory).findings == ()
             check_read_only(image.directory, image.told)
         with open_store(image.directory) as store:
             stood = check_opened(store, image.told)
