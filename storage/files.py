@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 from .errors import LogLocked
@@ -29,6 +30,7 @@ __all__ = [
     "make_directory",
     "map_file",
     "move_file",
+    "naming",
     "open_file_to_read",
     "open_log_file",
     "read_from",
@@ -96,10 +98,12 @@ def move_file(path: Path, target: Path) -> None:
     if _LIBC.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_NOREPLACE) == 0:
         return
     error = ctypes.get_errno()
-    if error not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(error, os.strerror(error), str(path), None, str(target))
-    os.link(path, target)  # a file system without RENAME_NOREPLACE
-    path.unlink()
+    if error in (errno.EINVAL, errno.ENOSYS):  # a file system without RENAME_NOREPLACE
+        if not (target.exists() and target.samefile(path)):  # as it is after a kill between the two
+            os.link(path, target)
+        path.unlink()
+        return
+    raise OSError(error, os.strerror(error), str(path), None, str(target))
 
 
 def link_file(path: Path, target: Path) -> None:
@@ -184,7 +188,8 @@ def sync_file(path: Path) -> None:
     """Make a file's content durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -202,7 +207,8 @@ def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -211,8 +217,9 @@ def write_whole(path: Path, data: bytes, offset: int = 0) -> None:
     """Write `data` into an existing file at `offset`, and sync it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        write_at(descriptor, data, offset)
-        os.fsync(descriptor)
+        with naming(path):
+            write_at(descriptor, data, offset)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -222,7 +229,8 @@ def map_file(path: Path) -> mmap.mmap | None:
     descriptor = open_log_file(path)
     try:
         # The map keeps a duplicate of the descriptor, and with it the lock, for as long as it lives.
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if os.fstat(descriptor).st_size else None
+        with naming(path):
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if os.fstat(descriptor).st_size else None
     finally:
         os.close(descriptor)
 
@@ -280,6 +288,17 @@ def holds_lock(directory: Path, descriptor: int) -> bool:
         return os.fstat(descriptor).st_ino == os.stat(directory / "LOCK").st_ino
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Generator[None]:
+    """What the system refuses here is told with the file's name, which it does not know where it was given a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def lower_priority() -> None:

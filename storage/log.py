@@ -107,10 +107,14 @@ class Log:
         self._spare_number = 0
         make_directory(self.directory)
         self.epoch = 0
-        self._lock = lock_directory(self.directory, take_over=take_over)
         self._directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._held = contextlib.ExitStack()
         self._held.callback(os.close, self._directory_fd)
+        try:
+            self._lock = lock_directory(self.directory, take_over=take_over)
+        except BaseException:
+            os.close(self._directory_fd)
+            raise
         try:
             self._open(list(schemas), bus, epoch, progress)
         except BaseException:
@@ -254,9 +258,10 @@ class Log:
         return f"spare-{self.epoch}-{self._spare_number}"
 
     def _drop_spares(self) -> None:
-        """Remove the spares of this epoch; a writer that took over has its own."""
-        for path in self.directory.glob(f"spare-{self.epoch}-*"):
-            path.unlink(missing_ok=True)
+        """Remove the spares of this epoch; a writer that took over has its own. What cannot be removed, the next one does."""
+        with contextlib.suppress(OSError):
+            for path in self.directory.glob(f"spare-{self.epoch}-*"):
+                path.unlink(missing_ok=True)
 
     def _give_back_expired(self) -> None:
         if self.archive is not None:

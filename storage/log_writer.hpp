@@ -108,6 +108,7 @@ class LogWriter {
     // Be sure that `count` rows, added in groups as large as they can be, go into one file: what ends in the middle of a batch is
     // cut off there when the log is opened. The group must be empty. May wait as `make_room` does. 0 or an errno.
     int begin_batch(uint32_t topic, uint64_t count) {
+        if (const int error = failed(); error != 0) return error;  // then the group is not empty
         const uint64_t group_rows = group_room_rows(topic);
         if (count <= group_rows) return 0;  // add_rows looks for room itself
         const uint64_t group_count = (count + group_rows - 1) / group_rows;

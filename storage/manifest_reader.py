@@ -130,7 +130,8 @@ class ManifestFile:
     def read_on(self) -> None:
         """Take in the records that have come since. Raises Corruption, and then is as it was."""
         _, durable_bytes = self._read_header()  # first: what it says of the rest may be behind, and must not be ahead
-        data = files.read_from(self.descriptor, self.end)
+        with files.naming(self.path):
+            data = files.read_from(self.descriptor, self.end)
         records = scan(data, self.end, self.header, durable_bytes, self.path)
         self.torn_bytes = records.torn_bytes
         if not records.payloads:
@@ -146,7 +147,9 @@ class ManifestFile:
         self.end = records.end
 
     def _read_header(self) -> tuple[Header, int]:
-        return decode_header(files.read_from(self.descriptor, 0, HEADER_BYTES), self.path)
+        with files.naming(self.path):
+            data = files.read_from(self.descriptor, 0, HEADER_BYTES)
+        return decode_header(data, self.path)
 
 
 def _patiently(read: Callable[[], Result]) -> Result:

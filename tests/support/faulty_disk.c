@@ -1,7 +1,8 @@
-/* A disk that fails, for LD_PRELOAD: the nth call of one kind, on paths with a given text in them, returns an error, or
+/* A disk that fails, for LD_PRELOAD: the nth call of some kinds, on paths with a given text in them, returns an error, or
  * writes only half. Every such call is noted in a trace, "name path" a line, so that a test can see what was tried.
  *
- * FAULTY_CALL   pwritev, pwrite, fdatasync, fsync, rename or fallocate
+ * FAULTY_CALL   names of calls with commas between them: open, mmap, pread, pwritev, pwrite, ftruncate, fallocate, fdatasync, fsync,
+ *               mkdir, rename, link, unlink
  * FAULTY_PATH   text that the file's path must contain
  * FAULTY_NTH    which call fails, from 1; that one only
  * FAULTY_ERRNO  with what; 0: a write is cut in half and reported so
@@ -13,9 +14,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -29,16 +33,29 @@ static void path_of(int fd, char *path, size_t size) {
     path[length < 0 ? 0 : length] = 0;
 }
 
+static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
+
+/* Whether a name is one of those between commas. */
+static int is_among(const char *name, const char *names) {
+    const size_t length = strlen(name);
+    for (const char *at = names; (at = strstr(at, name)) != NULL; at += length)
+        if ((at == names || at[-1] == ',') && (at[length] == ',' || at[length] == 0)) return 1;
+    return 0;
+}
+
 /* Whether this call is the one to fail. */
 static int hit(const char *call, const char *path) {
     const char *wanted = getenv("FAULTY_CALL"), *text = getenv("FAULTY_PATH"), *trace = getenv("FAULTY_TRACE");
     if (!wanted || !text || !trace || !strstr(path, text)) return 0;
-    FILE *out = fopen(trace, "a");
-    if (out) {
-        fprintf(out, "%s %s\n", call, path);
-        fclose(out);
+    char line[4200];
+    int (*next)(const char *, int, ...) = real("open");
+    const int out = next(trace, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+    snprintf(line, sizeof line, "%s %s\n", call, path);
+    if (out >= 0) {
+        if (write(out, line, strlen(line)) < 0) abort();
+        close(out);
     }
-    if (strcmp(wanted, call) != 0) return 0;
+    if (!is_among(call, wanted)) return 0;
     return __sync_add_and_fetch(&count, 1) == atoi(getenv("FAULTY_NTH"));
 }
 
@@ -58,8 +75,6 @@ static void wait_at_gate(void) {
     close(open(reached, O_CREAT | O_WRONLY, 0600));
     for (int looks = 0; looks < 60000 && access(gate, F_OK) != 0; ++looks) usleep(1000);
 }
-
-static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
 
 static ssize_t write_parts(const char *name, int fd, const struct iovec *parts, int part_count, off_t offset) {
     ssize_t (*next)(int, const struct iovec *, int, off_t) = real(name);
@@ -118,18 +133,101 @@ static int sync_it(const char *name, int fd) {
 int fdatasync(int fd) { return sync_it("fdatasync", fd); }
 int fsync(int fd) { return sync_it("fsync", fd); }
 
+static int hit_at(const char *call, int directory_fd, const char *name) {
+    char path[8192] = "";
+    if (*name != '/' && directory_fd != AT_FDCWD) {
+        path_of(directory_fd, path, 4096);
+        strcat(path, "/");
+    }
+    strncat(path, name, 4000);
+    if (!hit(call, path)) return 0;
+    errno = error();
+    return 1;
+}
+
 int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned flags) {
     int (*next)(int, const char *, int, const char *, unsigned) = real("renameat2");
-    char path[4096];
-    path_of(to_fd, path, sizeof path);
-    strncat(path, "/", sizeof path - strlen(path) - 1);
-    strncat(path, to, sizeof path - strlen(path) - 1);
-    if (hit("rename", path)) {
+    return hit_at("rename", to_fd, to) ? -1 : next(from_fd, from, to_fd, to, flags);
+}
+int renameat(int from_fd, const char *from, int to_fd, const char *to) { return renameat2(from_fd, from, to_fd, to, 0); }
+int rename(const char *from, const char *to) { return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0); }
+
+int linkat(int from_fd, const char *from, int to_fd, const char *to, int flags) {
+    int (*next)(int, const char *, int, const char *, int) = real("linkat");
+    return hit_at("link", to_fd, to) ? -1 : next(from_fd, from, to_fd, to, flags);
+}
+int link(const char *from, const char *to) { return linkat(AT_FDCWD, from, AT_FDCWD, to, 0); }
+
+int unlinkat(int directory_fd, const char *name, int flags) {
+    int (*next)(int, const char *, int) = real("unlinkat");
+    return hit_at("unlink", directory_fd, name) ? -1 : next(directory_fd, name, flags);
+}
+int unlink(const char *path) { return unlinkat(AT_FDCWD, path, 0); }
+
+int mkdirat(int directory_fd, const char *name, mode_t mode) {
+    int (*next)(int, const char *, mode_t) = real("mkdirat");
+    return hit_at("mkdir", directory_fd, name) ? -1 : next(directory_fd, name, mode);
+}
+int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
+
+#define MODE(flags) \
+    mode_t mode = 0; \
+    if ((flags) & (O_CREAT | O_TMPFILE)) { \
+        va_list more; \
+        va_start(more, flags); \
+        mode = va_arg(more, mode_t); \
+        va_end(more); \
+    }
+
+int openat(int directory_fd, const char *name, int flags, ...) {
+    int (*next)(int, const char *, int, ...) = real("openat");
+    MODE(flags)
+    return hit_at("open", directory_fd, name) ? -1 : next(directory_fd, name, flags, mode);
+}
+int open(const char *path, int flags, ...) {
+    MODE(flags)
+    return openat(AT_FDCWD, path, flags, mode);
+}
+int open64(const char *path, int flags, ...) {
+    MODE(flags)
+    return openat(AT_FDCWD, path, flags | O_LARGEFILE, mode);
+}
+int openat64(int directory_fd, const char *name, int flags, ...) {
+    MODE(flags)
+    return openat(directory_fd, name, flags | O_LARGEFILE, mode);
+}
+
+void *mmap(void *where, size_t bytes, int protection, int flags, int fd, off_t offset) {
+    void *(*next)(void *, size_t, int, int, int, off_t) = real("mmap");
+    if (fd >= 0 && hit_fd("mmap", fd)) {
+        errno = error();
+        return MAP_FAILED;
+    }
+    return next(where, bytes, protection, flags, fd, offset);
+}
+void *mmap64(void *where, size_t bytes, int protection, int flags, int fd, off_t offset) {
+    return mmap(where, bytes, protection, flags, fd, offset);
+}
+
+ssize_t pread(int fd, void *data, size_t bytes, off_t offset) {
+    ssize_t (*next)(int, void *, size_t, off_t) = real("pread");
+    if (hit_fd("pread", fd)) {
         errno = error();
         return -1;
     }
-    return next(from_fd, from, to_fd, to, flags);
+    return next(fd, data, bytes, offset);
 }
+ssize_t pread64(int fd, void *data, size_t bytes, off_t offset) { return pread(fd, data, bytes, offset); }
+
+int ftruncate(int fd, off_t bytes) {
+    int (*next)(int, off_t) = real("ftruncate");
+    if (hit_fd("ftruncate", fd)) {
+        errno = error();
+        return -1;
+    }
+    return next(fd, bytes);
+}
+int ftruncate64(int fd, off_t bytes) { return ftruncate(fd, bytes); }
 
 static int allocate(const char *name, int fd, off_t offset, off_t size) {
     int (*next)(int, off_t, off_t) = real(name);

@@ -26,6 +26,7 @@ import pytest
 SECTOR_BYTES, PAGE_BYTES = 512, 4096
 ENTRY = struct.Struct("<c3xIII6Q")
 ZEROS = bytes(PAGE_BYTES)
+OPERATIONS = "CDWMTAPSYRLUK"  # all kinds but notes
 SOURCE = Path(__file__).with_name("recording_disk.c")
 
 Name: TypeAlias = tuple[int, str]  # the directory's inode, and the name in it

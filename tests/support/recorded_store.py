@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from ringmain.storage.log import LOG_FILE_BYTES_MIN
 from ringmain.storage.log_files import list_files
 from ringmain.storage.store import Store
 from support.logs import wait_until
@@ -103,8 +104,8 @@ class Life:
 
 
 def live_with_log_files(life: Life) -> None:
-    """Log files fill, and snapshots release them: one by one, to be recycled, then several at once, to be removed."""
-    with life.open(is_synced=True):
+    """Log files fill, and snapshots release them: one by one, to be recycled, then several at once, to be removed or archived."""
+    with life.open(is_synced=True, archive=False):
         numbers: dict[int, int] = {}
         for _ in range(ROUNDS_MAX):
             for _ in range(GROUPS_OF_A_FILE):
@@ -114,16 +115,17 @@ def live_with_log_files(life: Life) -> None:
             now = life.log_files()
             if any(numbers.setdefault(inode, number) != number for inode, number in now.items()):
                 break
-    with life.open(is_synced=False):
-        for _ in range(3 * GROUPS_OF_A_FILE):
+    for archive in (False, True):
+        with life.open(is_synced=False, archive=archive, archive_bytes=2 * LOG_FILE_BYTES_MIN):
+            for _ in range(3 * GROUPS_OF_A_FILE):
+                life.write()
+                life.fill()
+                life.sync()
             life.write()
-            life.fill()
-            life.sync()
-        life.write()
-        life.snapshot()
-        wait_until(lambda: len(life.log_files()) == 1)
-        for _ in range(5):
-            life.write()
+            life.snapshot()
+            wait_until(lambda: len(life.log_files()) == 1)
+            for _ in range(5):
+                life.write()
 
 
 def live_with_tables(life: Life) -> None:

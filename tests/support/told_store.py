@@ -10,8 +10,8 @@ import msgspec
 from ringmain.storage import Schema
 from ringmain.storage.levels import Shape
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
-from ringmain.storage.manifest import read_manifest
 from ringmain.storage.store import Store
+from ringmain.storage.store_verify import verify_store
 from ringmain.storage.tree import Tree
 
 THINGS = Schema("things", {"key": "u2", "value": "u8"}, key=["key"])
@@ -65,6 +65,16 @@ class Topic:
     ends: list[int] = field(default_factory=lambda: [0])  # of the batches: all or nothing of one is there
     durable: int = 0
 
+    def add(self, rows: list[tuple[int, bool]]) -> None:
+        """These are tried next, as one batch."""
+        self.history += rows
+        self.ends.append(len(self.history))
+
+    def cut_off(self, sequence: int) -> None:
+        """What was tried behind a sequence is not there."""
+        del self.history[sequence:]
+        self.ends = [end for end in self.ends if end <= sequence]
+
     def newest(self, sequence: int) -> dict[int, int]:
         """The sequence of each key's row, as of a sequence."""
         return {
@@ -92,11 +102,9 @@ class Told:
     def take(self, note: Note) -> None:
         topic = self.topics[note.topic]
         if note.stands is not None:
-            del topic.history[note.stands :]
-            topic.ends = [end for end in topic.ends if end <= note.stands]
+            topic.cut_off(note.stands)
         if note.trying:
-            topic.history += note.trying
-            topic.ends.append(len(topic.history))
+            topic.add(note.trying)
         if note.durable:
             topic.durable = len(topic.history)
 
@@ -141,9 +149,10 @@ def check_goes_on(store: Store, stood: dict[str, int]) -> None:
 
 
 def check_tidy(directory: Path) -> None:
-    """Nothing is left behind that no opening would remove."""
-    versions = read_manifest(directory / "store").versions.values()
-    tables = {f"{table.number:010d}.sst" for version in versions for table in version.tables()}
-    assert {path.name for path in (directory / "store").iterdir()} == {"MANIFEST", *tables}
+    """Everything in a closed store's directory is proven, and nothing is left there that no opening would remove."""
+    verified = verify_store(directory)
+    assert verified.findings == ()
+    assert verified.strays == ()
+    assert verified.lost_count == 0
     assert not list((directory / "log").glob("spare-*"))
-    assert {path.name for path in directory.iterdir()} == {"log", "store"}
+    assert {path.name for path in directory.iterdir()} <= {"log", "store", "archive"}
