@@ -149,7 +149,7 @@ def _current(copy: LogCopy, repository: Repository, source_path: Path) -> LogCop
     if (newest.folder, newest.number, newest.end) == (copy.folder, copy.number, copy.end):
         return copy
     with contextlib.closing(find_log_file(source_path, newest.number)) as log:
-        _, log.end = log.file.scan()
+        log.end = log_end(log.file, None)
         newest.check_beginning(log)
     return newest
 

@@ -17,7 +17,7 @@ from . import files
 from .backup_source import SourceLog, find_log_file
 from .checked_copy import CHUNK_BYTES, Tally, copy_file, link_or_copy
 from .errors import Corruption
-from .log_files import file_path, list_files, open_file
+from .log_files import file_path, list_files, open_file, whole_batches
 from .recovery import describe
 
 __all__ = ["LogCopy", "LogWentBack"]
@@ -37,7 +37,7 @@ class LogCopy:
         self.folder, self.checksums = folder, dict[int, int]()
         self.number, self.end = max(((number, 0) for number, _ in list_files(folder)), default=(0, 0))
         if self.number:
-            _, self.end = open_file(file_path(folder, self.number), self.number).scan()
+            _, self.end = whole_batches(*open_file(file_path(folder, self.number), self.number).scan())
 
     def check_beginning(self, log: SourceLog) -> None:
         """Raises LogWentBack unless the newest file here is the beginning of that one."""
@@ -88,8 +88,10 @@ class LogCopy:
             with _found(directory, self.number) as log, _found(directory, self.number + 1) as following:
                 if log is None:
                     raise LogWentBack
-                _, log.end = log.file.scan(self.end, following.file.header.previous_end if following else 2**63)
-                if following is not None:
+                frames, log.end = log.file.scan(self.end, following.file.header.previous_end if following else 2**63)
+                if following is None:
+                    _, log.end = whole_batches(frames, log.end)
+                else:
                     header, stop = log.file.header, following.file.header.previous_end
                     if stop < self.end or following.file.header.start_position != header.start_position + stop:
                         raise LogWentBack
@@ -98,7 +100,7 @@ class LogCopy:
                 total += self.take(log, Tally(None, 0), link=False)
                 if following is None:
                     return total
-                _, following.end = following.file.scan()
+                _, following.end = whole_batches(*following.file.scan())
                 total += self.take(following, Tally(None, 0), link=False)
 
     def _append(self, log: SourceLog, tally: Tally) -> None:

@@ -29,6 +29,7 @@ from .log_files import (
     read_topics,
     row_frames,
     starting_topics,
+    whole_batches,
 )
 from .manifest import State, read_manifest
 from .manifest_reader import MANIFEST_NAME
@@ -199,7 +200,7 @@ def log_end(file: LogFile, following: LogFile | None) -> int:
     while True:
         durable = newest_durable(file, frames)
         if len(frames) and frames["kind"][-1] == _log.FRAME_CLOSE:
-            return end
+            return end  # what lies behind does not exist
         found = file.find_frame(end)
         if found is not None:
             durable = max(durable, newest_durable(file, file.scan(found)[0]))
@@ -209,7 +210,7 @@ def log_end(file: LogFile, following: LogFile | None) -> int:
         frames, end = np.concatenate([frames, more]), now  # its writer has gone on meanwhile
     if durable > file.header.start_position + end:
         raise Corruption(file.path, end, "a valid frame, since it was on the disk", describe(file, end))
-    return end
+    return whole_batches(frames, end)[1]  # the next writer would cut off a batch that is not finished
 
 
 def _begins_within(log: SourceLog, checkpoints: Mapping[str, int]) -> bool:

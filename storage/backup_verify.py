@@ -19,11 +19,11 @@ from .recovery import examine
 from .schema import Schema
 from .table_files import TableFiles
 
-__all__ = ["Finding", "Verified", "verify_backups"]
+__all__ = ["BackupFinding", "VerifiedBackups", "verify_backups"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class BackupFinding:
     """Something that is wrong. offset: the byte in the file, None where it is all of it. backups: those that need the file."""
 
     path: Path
@@ -33,11 +33,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifiedBackups:
     """What was looked at, and what was found. checked_bytes: of files that backups list, each once."""
 
     backups: tuple[BackupList, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[BackupFinding, ...]
     file_count: int
     checked_bytes: int
     seconds: float
@@ -62,7 +62,7 @@ class _Wanted:
         return tuple(backup.number for backup in self.backups)
 
 
-def verify_backups(target: str | os.PathLike[str], progress: Progress | None = None) -> Verified:
+def verify_backups(target: str | os.PathLike[str], progress: Progress | None = None) -> VerifiedBackups:
     """Read all backups of a folder and compare every file with its checksum; the log's frames with theirs.
 
     progress: called with (bytes done, bytes in all), from any thread. Raises FileNotFoundError where there is no backup.
@@ -87,21 +87,23 @@ def verify_backups(target: str | os.PathLike[str], progress: Progress | None = N
         numbers = tuple(backup.number for backup in backups if backup.log_folder == folder)
         log = (_finding(problem, numbers) for problem in _log_problems(repository.folder(folder)))
         findings += [finding for finding in log if finding.path not in damaged]
-    return Verified(tuple(backups), tuple(findings), len(wanted), sum(sizes_bytes.values()), time.monotonic() - began)
+    return VerifiedBackups(
+        tuple(backups), tuple(findings), len(wanted), sum(sizes_bytes.values()), time.monotonic() - began
+    )
 
 
-def _verify_file(wanted: _Wanted, tally: Tally) -> Finding | None:
+def _verify_file(wanted: _Wanted, tally: Tally) -> BackupFinding | None:
     ends = sorted(wanted.checksums)
     try:
         descriptor = files.open_file_to_read(wanted.path)
     except FileNotFoundError:
         tally.add(ends[-1])
-        return Finding(wanted.path, None, "is missing", wanted.numbers)
+        return BackupFinding(wanted.path, None, "is missing", wanted.numbers)
     try:
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes < ends[-1]:
             tally.add(ends[-1])
-            return Finding(wanted.path, size_bytes, f"ends here, expected {ends[-1]} bytes", wanted.numbers)
+            return BackupFinding(wanted.path, size_bytes, f"ends here, expected {ends[-1]} bytes", wanted.numbers)
         for end, crc in zip(ends, checksum(descriptor, ends, tally), strict=True):
             if crc != wanted.checksums[end]:
                 return _locate(wanted, end, crc)
@@ -110,19 +112,21 @@ def _verify_file(wanted: _Wanted, tally: Tally) -> Finding | None:
     return None
 
 
-def _locate(wanted: _Wanted, end: int, crc: int) -> Finding:
+def _locate(wanted: _Wanted, end: int, crc: int) -> BackupFinding:
     """Say where in a file with a wrong checksum the damage is, as far as the file's own checksums tell."""
     try:
         if wanted.path.suffix == ".log":
             file = open_file(wanted.path, int(wanted.path.stem))
             _, offset = file.scan(limit=end)
             if offset < end:
-                return Finding(wanted.path, offset, "expected a valid frame", wanted.numbers)
+                return BackupFinding(wanted.path, offset, "expected a valid frame", wanted.numbers)
         else:
             _verify_table(wanted)
     except (Corruption, FormatMismatch) as error:
         return _finding(error, wanted.numbers)
-    return Finding(wanted.path, None, f"expected the CRC {wanted.checksums[end]:08x}, found {crc:08x}", wanted.numbers)
+    return BackupFinding(
+        wanted.path, None, f"expected the CRC {wanted.checksums[end]:08x}, found {crc:08x}", wanted.numbers
+    )
 
 
 def _verify_table(wanted: _Wanted) -> None:
@@ -141,11 +145,11 @@ def _log_problems(folder: Path) -> Iterable[StorageError]:
         return [error] if isinstance(error, StorageError) else []  # what is missing was listed, and is told of already
 
 
-def _finding(problem: StorageError, backups: tuple[int, ...]) -> Finding:
+def _finding(problem: StorageError, backups: tuple[int, ...]) -> BackupFinding:
     offset = getattr(problem, "offset", None)
     if isinstance(problem, Corruption | BackupDamaged):
-        return Finding(Path(problem.path), offset, f"expected {problem.expected}, found {problem.found}", backups)
-    return Finding(Path(getattr(problem, "path", "")), offset, str(problem), backups)
+        return BackupFinding(Path(problem.path), offset, f"expected {problem.expected}, found {problem.found}", backups)
+    return BackupFinding(Path(getattr(problem, "path", "")), offset, str(problem), backups)
 
 
 def _number(problem: StorageError) -> int:

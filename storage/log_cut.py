@@ -1,7 +1,7 @@
 """Where a log is cut so that it ends with given rows, and cutting it there. Sequences by topic say where each topic ends.
 
-1. The log keeps its bytes up to the first frame that has a row to go. Rows behind that place which are to stay are appended as
-   a writer would, in a file of their own.
+1. The log keeps its bytes up to the first frame that has a row to go, or to the beginning of that frame's batch. Rows behind
+   that place which are to stay are appended as a writer would, in a file of their own.
 2. A log begins no topic later than it did: cuts lie at or behind where the topic stood when the first file began.
 """
 
@@ -18,7 +18,17 @@ import numpy as np
 from . import _log
 from .errors import StorageError
 from .log import Log
-from .log_files import Frames, LogFile, LogTopic, lost_ranges, open_file, read_topics, row_frames, starting_topics
+from .log_files import (
+    Frames,
+    LogFile,
+    LogTopic,
+    lost_ranges,
+    open_file,
+    read_topics,
+    row_frames,
+    starting_topics,
+    whole_batches,
+)
 
 __all__ = ["LogCut", "append_kept", "cuts_at_rows", "cuts_at_time", "log_ends", "plan_cut"]
 
@@ -51,8 +61,9 @@ class LogSeries:
 
     def frames(self, at: int, file: LogFile) -> Frames:
         """The frames that count."""
-        limit = self.open(at + 1).header.previous_end if at + 1 < len(self.files) else 2**63
-        return file.scan(limit=limit)[0]
+        if at + 1 < len(self.files):
+            return file.scan(limit=self.open(at + 1).header.previous_end)[0]
+        return whole_batches(*file.scan())[0]
 
     def find_sequence(self, topic: str, sequence: int) -> int:
         """The newest file before which the topic had not gone past a sequence."""
@@ -166,7 +177,7 @@ def _place(series: LogSeries, name: str, sequence: int) -> tuple[int, int]:
 def _first_too_new(
     file: LogFile, frames: Frames, topics: Mapping[int, LogTopic], cuts: Mapping[str, int]
 ) -> int | None:
-    """The offset of the first frame with a row, or with a row given up, behind its topic's cut."""
+    """Where the batch begins that has the first row, or row given up, behind its topic's cut."""
     rows = row_frames(frames)
     offsets: list[int] = []
     for number, topic in topics.items():
@@ -180,7 +191,12 @@ def _first_too_new(
             for entry in lost
         ):
             offsets.append(int(frames["offset"][at]))
-    return min(offsets, default=None)
+    if not offsets:
+        return None
+    at = int(np.searchsorted(frames["offset"], np.uint64(min(offsets))))
+    while at and frames["flags"][at - 1] & _log.CONTINUES:
+        at -= 1
+    return int(frames["offset"][at])
 
 
 def _kept(

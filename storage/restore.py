@@ -12,24 +12,23 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Container, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from . import files
-from ._tree import KeyCodec
 from .backup_list import BackupDamaged, BackupList, ListedFile
 from .backup_repository import Repository
 from .backup_source import log_end
 from .checked_copy import Progress, Tally, checksum, copy_file, side_by_side
 from .errors import Corruption, StorageError
 from .log_cut import LogCut, append_kept, cuts_at_rows, cuts_at_time, log_ends, plan_cut
-from .log_files import file_path, list_files, open_file
-from .manifest import Edit, Manifest, read_manifest
+from .log_files import file_path, list_files, open_file, starting_topics
+from .manifest import Edit, Manifest
 from .recovery import examine
-from .schema import Schema
-from .table_files import TableFiles
-from .version import TableInfo
+from .store_verify import Finding, verify_store
 
 __all__ = ["NotRestorable", "Restorable", "Restored", "restorable", "restore"]
 
@@ -108,14 +107,14 @@ def restore(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """logs: the log's files, oldest first, and how many bytes of each to take. last: where topics end; None: not known yet."""
+    """logs: the log's files, oldest first, and how many bytes of each to take. last: the sequence that each topic ends with."""
 
     repository: Repository
     backup: BackupList
     manifest: Edit | None
     logs: list[tuple[Path, int]]
     cut: LogCut | None
-    last: Mapping[str, int] | None
+    last: Mapping[str, int]
 
     @property
     def tables(self) -> list[ListedFile]:
@@ -155,7 +154,8 @@ def _plan(repository: Repository, to: int | Mapping[str, int] | None, time_ns: i
             cut = plan_cut(log, cuts)
             logs = [(path, end) for path, end in _with_ends(log) if int(path.stem) < cut.number]
             logs.append((file_path(repository.folder(item.log_folder), cut.number), cut.offset))
-            return _Plan(repository, item, _manifest(item, backups), logs, cut, cuts)
+            names = starting_topics(open_file(logs[-1][0], cut.number))
+            return _Plan(repository, item, _manifest(item, backups, names), logs, cut, cuts)
     reach = "\n".join(describe_reach(_restorable(repository, item, backups)) for item in chosen)
     raise NotRestorable(f"{repository.path}: this cannot be restored. What can be:\n{reach}")
 
@@ -164,7 +164,7 @@ def _plan_all(repository: Repository, item: BackupList, backups: list[BackupList
     log = _log_of(repository, item)
     if not exactly:
         last = {name: topic.next_sequence - 1 for name, topic in log_ends(log).items()}
-        return _Plan(repository, item, _manifest(item, backups), _with_ends(log), None, last)
+        return _Plan(repository, item, _manifest(item, backups, last), _with_ends(log), None, last)
     logs = [(repository.find(file), file.file_bytes) for file in item.files if file.is_log]
     last = {name: topic.last for name, topic in item.topics.items()}
     return _Plan(repository, item, item.manifest, sorted(logs, key=lambda log: log[0].name), None, last)
@@ -202,20 +202,16 @@ def _rows_named(item: BackupList, to: int | Mapping[str, int]) -> Mapping[str, i
     return to
 
 
-def _manifest(item: BackupList, backups: list[BackupList]) -> Edit | None:
-    """The backup's manifest, and the topics that came later and whose rows are in its log."""
+def _manifest(item: BackupList, backups: list[BackupList], logged: Container[str]) -> Edit | None:
+    """The backup's manifest, and of later topics those that are in the log as it is restored."""
     if item.manifest is None:
         return None
     topics = dict(item.manifest.topics)
     for other in backups:
         if other.log_folder == item.log_folder and other.manifest is not None:
-            topics = {**other.manifest.topics, **topics}
-    return Edit(
-        topics=topics,
-        added=item.manifest.added,
-        checkpoints=item.manifest.checkpoints,
-        next_number=item.manifest.next_number,
-    )
+            later = {name: about for name, about in other.manifest.topics.items() if name in logged}
+            topics = {**later, **topics}
+    return msgspec.structs.replace(item.manifest, topics=topics)
 
 
 def _restorable(repository: Repository, item: BackupList, backups: list[BackupList]) -> Restorable:
@@ -344,36 +340,18 @@ def _compare(path: Path, expected: int, found: int) -> None:
 
 def _prove(plan: _Plan, building: Path) -> Mapping[str, int]:
     """Read all of the store as it was built. Returns each topic's last sequence. Raises BackupDamaged."""
-    contents = examine(building / "log")
-    for problem in contents.problems:
-        raise _of_backup(plan, problem)
-    last = {name: topic.next_sequence - 1 for name, topic in contents.topics.items()}
-    if plan.last is not None and last != dict(plan.last):
-        raise StorageError(
-            f"{plan.repository.path}: restored the log up to {last}, where {dict(plan.last)} was expected"
-        )
-    if plan.manifest is not None:
-        state = read_manifest(building / "store", contents.log_id)
-        table_files = TableFiles(building / "store", contents.log_id, 0)
-
-        def prove(table: TableInfo) -> None:
-            schema = Schema.from_json(state.topics[table.topic].schema.encode())
-            try:
-                table_files.open(table, schema, KeyCodec(schema)).verify()
-            except Corruption as error:
-                raise _of_backup(plan, error) from None
-
-        side_by_side(prove, [table for version in state.versions.values() for table in version.tables()])
+    if plan.manifest is None:
+        found = [Finding.of(problem, building / "log") for problem in examine(building / "log").problems]
+    else:
+        found = verify_store(building).findings
+    for finding in found:
+        name = finding.path.name
+        folder = next((file.folder for file in plan.backup.files if file.base_name == name), plan.backup.log_folder)
+        raise BackupDamaged(plan.repository.folder(folder) / name, finding.offset, finding.expected, finding.found)
+    last = {name: topic.next_sequence - 1 for name, topic in log_ends(list_files(building / "log")).items()}
+    if last != {name: plan.last.get(name, 0) for name in last}:
+        raise StorageError(f"{plan.repository.path}: the log was restored up to {last}, not up to {plan.last}")
     return last
-
-
-def _of_backup(plan: _Plan, error: StorageError) -> StorageError:
-    """The same, of the file that it was copied from."""
-    if not isinstance(error, Corruption):
-        return error
-    name = Path(error.path).name
-    folder = next((file.folder for file in plan.backup.files if file.base_name == name), plan.backup.log_folder)
-    return BackupDamaged(plan.repository.folder(folder) / name, error.offset, error.expected, error.found)
 
 
 def _put_in_place(plan: _Plan, building: Path, place: Path) -> None:

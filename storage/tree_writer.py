@@ -137,10 +137,14 @@ class TreeWriter:
         """Have memory ready for the next rows, in the active memtable and in the one after it. Called by one thread."""
         behind = self.active.touch(ahead_bytes)
         if behind:
-            spare = self._spare if self._spare is not None else self._make_memtable()
-            spare.touch(behind)
+            spare = self._spare
+            if spare is not None:
+                spare.touch(behind)  # it may be taken meanwhile, and then must not be put back
+                return
+            fresh = self._make_memtable()
+            fresh.touch(behind)
             with self.tree.lock:
-                self._spare = self._spare if self._spare is not None else spare
+                self._spare = self._spare if self._spare is not None else fresh
 
     def flush(self) -> bool:
         """Write the oldest immutable memtable as a table of level 0. False where there is none."""

@@ -34,9 +34,9 @@ def listed(target: Path, made: BackupList) -> dict[str, Path]:
 
 def fill_wide(store: Store, count: int) -> None:
     """Put rows until so many more log files are full, and have them in tables and archived."""
-    rows = np.zeros(3000, WIDE.payload_dtype)
-    for _ in range(count):
-        rows["key"] = np.arange(3000) + int(store["wide"].core.next_sequence)
+    rows = np.zeros(1500, WIDE.payload_dtype)
+    for _ in range(2 * count):
+        rows["key"] = np.arange(1500) + int(store["wide"].core.next_sequence)
         rows["value"] = b"v"
         store["wide"].put_batch(rows)
     store.snapshot()
