@@ -16,6 +16,7 @@ import pytest
 from ringmain.storage import Log, LogFailed
 from ringmain.storage.recovery import examine
 from support.logs import FILE_BYTES, POINTS, append, check_rows, read_rows
+from support.preload import build_preload
 
 SUPPORT = Path(__file__).parents[1] / "support"
 ROWS = 5000  # a step's worth: 200 kB, so that a file takes some fifteen steps
@@ -81,13 +82,7 @@ CHILD = """if True:
 @pytest.fixture(scope="module")
 def faulty_disk(tmp_path_factory) -> Path:
     """The library that makes calls fail, compiled."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler, cc, to build the library that makes calls fail")
-    library = tmp_path_factory.mktemp("faulty") / "faulty_disk.so"
-    source = SUPPORT / "faulty_disk.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"], check=True)
-    return library
+    return build_preload("faulty_disk", tmp_path_factory.mktemp("faulty"))
 
 
 class Run:

@@ -24,7 +24,8 @@ from ringmain.storage import StorageError
 from ringmain.storage.store_reader import StoreReader
 from ringmain.storage.store_verify import verify_store
 from support import recorded_store
-from support.power_cut import OPERATIONS, Cut, Disk, Operation, Start, build_recording_disk, cuts, read_journal
+from support.power_cut import OPERATIONS, Cut, Disk, Operation, Start, cuts, read_journal
+from support.preload import build_preload
 from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, open_store
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230301"))
@@ -68,7 +69,7 @@ class Recorder:
     """Runs processes on the recording disk."""
 
     def __init__(self, place: Path) -> None:
-        self.place, self._library = place, build_recording_disk(place)
+        self.place, self._library = place, build_preload("recording_disk", place)
         self._lives: dict[str, Recording] = {}
 
     def begin(self) -> Path:

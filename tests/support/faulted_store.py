@@ -1,6 +1,7 @@
 """Short lives of a store on a disk on which one call fails (`faulty_disk.c`): another one in each process, forked from one server.
 
-Run as `python -m support.faulted_store FOLDER ERRNO CALLS [NTH…]`; prints an `Outcome` a line, of every call where no NTH is given.
+Run as `python -m support.faulted_store FOLDER ERRNO CALLS archive|recycle NTH…`; prints an `Outcome` a line, of a life in which
+the NTH of the calls fails; none does with 0.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import faulthandler
 import gc
 import os
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from ringmain.storage import StorageError
 from ringmain.storage.store import Store
+from support.logs import Rows
 from support.told_store import (
     FILLER,
     FILLER_ROWS,
@@ -34,6 +35,7 @@ from support.told_store import (
 )
 
 TIMEOUT_S = 60
+MEMTABLE_BYTES = 1_100_000  # a batch of FILLER just fits
 
 
 class Error(msgspec.Struct):
@@ -45,11 +47,13 @@ class Error(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """What came of a life. call, path: what failed in it. wrong: a traceback, or how the process ended, where a check failed."""
+    """What came of a life. tried: its calls of the kinds that may fail, (name, path).
+
+    wrong: a traceback, or how the process ended, where a check failed.
+    """
 
     nth: int
-    call: str = ""
-    path: str = ""
+    tried: list[list[str]] = []
     errors: list[Error] = []
     wrong: str = ""
 
@@ -57,8 +61,8 @@ class Outcome(msgspec.Struct):
 class Life:
     """Put, delete, flush, compact, begin new log files, close and reopen; go on after an error as far as that is possible."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.told = directory, Told()
+    def __init__(self, directory: Path, *, archive: bool) -> None:
+        self.directory, self.archive, self.told = directory, archive, Told()
         self.errors: list[Error] = []
         self.store: Store | None = None
 
@@ -72,10 +76,11 @@ class Life:
         self.batch("things", [4, 5, 0])
         self.act("snapshot", lambda store: store.snapshot())
         self.act("compact", lambda store: store.compact())
-        for _ in range(GROUPS_OF_A_FILE + 1):
-            self.fill()
-        self.act("sync", lambda store: store.sync())
-        self.act("snapshot", lambda store: store.snapshot())
+        for _ in range(1 if self.archive else 2):  # without an archive, the first file is used again
+            for _ in range(GROUPS_OF_A_FILE + 1):
+                self.fill()
+            self.act("sync", lambda store: store.sync())
+            self.act("snapshot", lambda store: store.snapshot())
         self.put("kept", 2)
         self.close("close")
         self.open("reopen")
@@ -86,7 +91,7 @@ class Life:
 
     def check_kept(self) -> None:
         """On a sound disk nothing acknowledged is missing, and the store goes on and tidies up."""
-        with open_store(self.directory) as store:
+        with open_store(self.directory, memtable_bytes=MEMTABLE_BYTES) as store:
             stood = check_opened(store, self.told)
             check_goes_on(store, stood)
         check_tidy(self.directory)
@@ -105,7 +110,7 @@ class Life:
         """One call fails only, so the second attempt must succeed."""
 
         def opened() -> None:
-            self.store = open_store(self.directory, sync="always")
+            self.store = open_store(self.directory, sync="always", memtable_bytes=MEMTABLE_BYTES, archive=self.archive)
 
         if not self.attempt(step, opened):
             gc.collect()  # what the failed one held
@@ -138,7 +143,7 @@ class Life:
 
     def batch(self, name: str, keys: list[int]) -> None:
         def put_batch(tree: Any, first: int) -> None:
-            rows = np.zeros(len(keys), tree.schema.payload_dtype)
+            rows: Rows = np.zeros(len(keys), tree.schema.payload_dtype)
             rows["key"], rows["value"] = keys, [value_of(first + at) for at in range(len(keys))]
             tree.put_batch(rows)
 
@@ -181,7 +186,7 @@ def set_fault(calls: str, nth: int, error: int, folder: Path) -> None:
     )
 
 
-def run(folder: Path, calls: str, error: int, nth: int) -> Outcome:
+def run(folder: Path, calls: str, error: int, nth: int, *, archive: bool) -> Outcome:
     """A life in a process of its own."""
     outcome_path = folder / "outcome"
     for name in ("outcome", "trace", "stacks"):
@@ -192,7 +197,7 @@ def run(folder: Path, calls: str, error: int, nth: int) -> Outcome:
         outcome = Outcome(nth)
         with (folder / "stacks").open("w") as stacks:
             faulthandler.dump_traceback_later(TIMEOUT_S, exit=True, file=stacks)
-            life = Life(folder / "life")
+            life = Life(folder / "life", archive=archive)
             try:
                 set_fault(calls, nth, error, folder)
                 life.live()
@@ -207,30 +212,16 @@ def run(folder: Path, calls: str, error: int, nth: int) -> Outcome:
     outcome = msgspec.json.decode(outcome_path.read_bytes(), type=Outcome) if outcome_path.exists() else Outcome(nth)
     if status:
         outcome.wrong += f"the process ended with status {status:#x}\n" + (folder / "stacks").read_text()
-    wanted = calls.split(",")
-    tried = [line.split(" ", 1) for line in trace_of(folder) if line.split(" ")[0] in wanted]
-    if len(tried) >= nth > 0:
-        outcome.call, outcome.path = tried[nth - 1]
-    elif nth > 0 and not outcome.wrong:
-        outcome.call = "none"  # there were fewer this time
+    if (folder / "trace").exists():
+        lines = [line.split(" ", 1) for line in (folder / "trace").read_text().splitlines()]
+        outcome.tried = [line for line in lines if line[0] in calls.split(",")]
     return outcome
 
 
-def trace_of(folder: Path) -> list[str]:
-    return (folder / "trace").read_text().splitlines() if (folder / "trace").exists() else []
-
-
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    folder, error, calls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    nths = [int(nth) for nth in sys.argv[4:]]
-    if not nths:
-        outcome = run(folder, calls, error, 0)
-        print(msgspec.json.encode(outcome).decode())
-        wanted = calls.split(",")
-        nths = list(range(1, 1 + sum(line.split(" ")[0] in wanted for line in trace_of(folder))))
-    for nth in nths:
-        print(msgspec.json.encode(run(folder, calls, error, nth)).decode(), flush=True)
+    folder, error, calls, archive = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "archive"
+    for nth in sys.argv[5:]:
+        print(msgspec.json.encode(run(folder, calls, error, int(nth), archive=archive)).decode(), flush=True)
 
 
 if __name__ == "__main__":

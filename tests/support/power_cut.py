@@ -13,21 +13,16 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-import pytest
-
 SECTOR_BYTES, PAGE_BYTES = 512, 4096
 ENTRY = struct.Struct("<c3xIII6Q")
 ZEROS = bytes(PAGE_BYTES)
 OPERATIONS = "CDWMTAPSYRLUK"  # all kinds but notes
-SOURCE = Path(__file__).with_name("recording_disk.c")
 
 Name: TypeAlias = tuple[int, str]  # the directory's inode, and the name in it
 
@@ -69,16 +64,6 @@ def read_journal(path: Path) -> list[Operation]:
         )
         at += size
     return found
-
-
-def build_recording_disk(directory: Path) -> Path:
-    """Compile the layer. Skips the test where there is no compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler, cc, to build the library that records calls")
-    library = directory / "recording_disk.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, SOURCE, "-ldl"], check=True)
-    return library
 
 
 # --- one file ------------------------------------------------------------------------------------------------------------
