@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -31,9 +32,9 @@ from .log_files import (
     starting_topics,
     whole_batches,
 )
-from .manifest import State, read_manifest
-from .manifest_reader import MANIFEST_NAME
+from .manifest_state import State
 from .recovery import describe, newest_durable
+from .store_reader import follow_manifest
 from .version import TableInfo
 
 __all__ = ["Source", "SourceLog", "find_log_file", "log_end"]
@@ -150,15 +151,16 @@ class Source:
     # --- taking hold ------------------------------------------------------------------------------------------------
 
     def _take(self) -> None:
-        if (self.directory / "store" / MANIFEST_NAME).exists():
-            self.state = read_manifest(self.directory / "store")
+        with contextlib.suppress(FileNotFoundError), follow_manifest(self.directory / "store") as follower:
+            self.state = follower.state
         for info in self.tables_named():
             self.tables[info.number] = _open_many(self.table_path(info.number))
         self._take_log()
 
     def _take_log(self) -> None:
         """Open the log from its newest file back to the one that holds the first row that is in no table."""
-        newest = max((number for number, _ in list_files(self.directory / "log")), default=0)
+        here = self.directory / "log"
+        newest = max((number for number, _ in list_files(here)), default=0) if here.is_dir() else 0
         if not newest:
             raise FileNotFoundError(2, "holds no log: no files such as log/0000000001.log", str(self.directory))
         for number in range(newest, 0, -1):

@@ -156,8 +156,11 @@ def _plan(repository: Repository, to: int | Mapping[str, int] | None, time_ns: i
             logs.append((file_path(repository.folder(item.log_folder), cut.number), cut.offset))
             names = starting_topics(open_file(logs[-1][0], cut.number))
             return _Plan(repository, item, _manifest(item, backups, names), logs, cut, cuts)
-    reach = "\n".join(describe_reach(_restorable(repository, item, backups)) for item in chosen)
-    raise NotRestorable(f"{repository.path}: this cannot be restored. What can be:\n{reach}")
+    reach = {
+        item.log_folder: _restorable(repository, item, backups) for item in reversed(chosen)
+    }  # the earliest of each log
+    words = "; ".join(_describe(found) for found in reversed(reach.values()))
+    raise NotRestorable(f"{repository.path}: this cannot be restored. What can be: {words}")
 
 
 def _plan_all(repository: Repository, item: BackupList, backups: list[BackupList], *, exactly: bool) -> _Plan:
@@ -228,10 +231,9 @@ def _restorable(repository: Repository, item: BackupList, backups: list[BackupLi
     )
 
 
-def describe_reach(found: Restorable) -> str:
-    """In words, one line."""
+def _describe(found: Restorable) -> str:
     topics = ", ".join(f"{name} {lowest} to {highest}" for name, (lowest, highest) in sorted(found.topics.items()))
-    return f"backup {found.backup.number}: sequences {topics}; times {_moment(found.from_ns)} to {_moment(found.to_ns)}"
+    return f"from backup {found.backup.number} on {topics}, times {_moment(found.from_ns)} to {_moment(found.to_ns)}"
 
 
 def _moment(time_ns: int) -> str:

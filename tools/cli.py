@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from .backup_command import backup_command
 from .bench import bench_app
 from .cleaning import clean
 from .demo import demo
@@ -26,11 +27,13 @@ from .log_command import log_app
 from .manifest_command import manifest_app
 from .printing import note
 from .publishing import publish
+from .restore_command import restore_command
 from .scanning import scan
 from .sstable_command import sstable_app
 from .store_command import store_app
 from .subscribing import subscribe
 from .top import top
+from .verify_command import verify
 
 __all__ = ["app", "main"]
 
@@ -84,6 +87,9 @@ app.add_typer(manifest_app, name="manifest")
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(get)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(scan)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(export)
+app.command("backup", epilog=EXIT_CODES_HELP, no_args_is_help=True)(backup_command)
+app.command("restore", epilog=EXIT_CODES_HELP, no_args_is_help=True)(restore_command)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(verify)
 app.command(epilog=EXIT_CODES_HELP)(clean)
 app.add_typer(bench_app, name="bench")
 

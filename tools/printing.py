@@ -38,7 +38,7 @@ __all__ = [
 PIPE_COLUMNS = 1000
 STATE_STYLES = {
     "alive": "green", "stopped": "yellow", "starting": "yellow", "dead": "red", "closed": "dim",
-    "log failed": "red", "unreadable": "yellow",
+    "log failed": "red", "unreadable": "yellow", "sound": "green", "damaged": "red",
 }  # fmt: skip
 
 

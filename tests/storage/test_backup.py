@@ -265,12 +265,13 @@ def test_a_damaged_store_is_not_backed_up_and_the_damage_is_named(
     assert check_restored(target, tmp_path / "restored", backup=1)["book"] == 2000
 
 
-def test_a_table_that_is_missing_is_told_and_not_waited_for(places: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("pattern", ["store/*.sst", "store/MANIFEST", "log/*.log"])
+def test_a_file_that_is_missing_is_told_and_not_waited_for(places: tuple[Path, Path], pattern: str) -> None:
     directory, target = places
-    with open_store(directory) as store:
-        write_on(store["book"], 1000)
-        store.compact()
-    path = max((directory / "store").glob("*.sst"))
+    for until in (1000, 1100):
+        with open_store(directory) as store:
+            write_on(store["book"], until)
+    path = min(directory.glob(pattern))
     path.unlink()
     with pytest.raises(Corruption, match="no file") as damage:
         backup(directory, target)

@@ -216,7 +216,7 @@ def test_what_no_backup_reaches_is_refused_with_what_can_be_restored(day: Day, t
         with pytest.raises(NotRestorable) as refused:
             restore(day.target, tmp_path / "restored", **what)
         if "backup" not in what:
-            assert f"backup 1: sequences book {day.lowest} to 9000" in str(refused.value)
+            assert f"from backup 1 on book {day.lowest} to 9000" in str(refused.value)
         assert list(tmp_path.iterdir()) == []
 
 

@@ -39,6 +39,7 @@ FIGURES = {
         "background_cpu_percent",
     },
     "open": {"open_1000_tables_ms"},
+    "backup": {"backup_mb_per_s", "restore_mb_per_s", "backup_linked_mb_per_s"},
 }
 COMPARED = {  # the figures that a peer has too; the others lack what is measured
     "put": dict.fromkeys(("rocksdict", "lmdb", "plyvel"), FIGURES["put"]),

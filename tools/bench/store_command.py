@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import (
+    store_backup,
     store_compaction,
     store_get,
     store_memtable,
@@ -35,6 +36,7 @@ BENCHES: tuple[Bench, ...] = (
     store_recover.BENCH,
     store_compaction.BENCH,
     store_open.BENCH,
+    store_backup.BENCH,
 )
 PEERS: tuple[type[Library], ...] = (Rocksdict, Lmdb, Plyvel)
 
