@@ -322,6 +322,20 @@ cdef class KeyCodec:
                 self.layout.get().encode(row + i * self.row_bytes, to + i * self.key_words)
         return keys
 
+    def hashes(self, rows):
+        """The hash of each row's key, as filter and tags have it: an array of u64."""
+        cdef cnp.ndarray array = _row_array(self, rows)
+        cdef uint64_t count = len(array), i
+        cdef uint64_t key[256]
+        hashes = np.empty(count, "u8")
+        cdef uint64_t *to = <uint64_t *>cnp.PyArray_DATA(<cnp.ndarray>hashes)
+        cdef const char *row = <const char *>cnp.PyArray_DATA(array)
+        with nogil:
+            for i in range(count):
+                self.layout.get().encode(row + i * self.row_bytes, key)
+                to[i] = hash_key(key, self.key_words)
+        return hashes
+
     def values(self, key):
         """The values that a key (a sequence of key_words words) stands for, as a tuple."""
         cdef uint64_t words[256]

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,13 +28,16 @@ from .schema import Schema
 __all__ = ["plan"]
 
 
-def plan(directory: Path) -> tuple[list[Draft], list[Path], dict[int, str]]:
+def plan(
+    directory: Path, archive: Path | None = None, declared: Mapping[int, Schema] | None = None
+) -> tuple[list[Draft], list[Path], dict[int, str]]:
     """How the log's files should be, oldest first; files that are no part of it; the topics' names by number.
 
-    Raises StorageError where that cannot be told, FormatMismatch for files of another version.
+    archive: where the oldest files are, if they are not in the directory. declared: topics by number, for a log in which a
+    declaration is damaged and nowhere else. Raises StorageError where it cannot be told, FormatMismatch for another version.
     """
-    drafts, strangers = draft_files(directory)
-    following = _Following(directory, drafts)
+    drafts, strangers = draft_files(directory, archive)
+    following = _Following(directory, drafts, declared or {})
     for index in range(len(drafts)):
         following.add(index)
     following.finish()
@@ -61,8 +65,8 @@ class _Tail:
 class _Following:
     """Goes through the files in order, and gives every loss a place."""
 
-    def __init__(self, directory: Path, drafts: list[Draft]) -> None:
-        self.directory, self.drafts = directory, drafts
+    def __init__(self, directory: Path, drafts: list[Draft], declared: Mapping[int, Schema]) -> None:
+        self.directory, self.drafts, self.declared = directory, drafts, declared
         self.states: dict[int, _State] = {}
         self.catalog: dict[int, tuple[LogTopic, bytes]] = {}
         self.damaged: list[_Tail] = []
@@ -153,7 +157,11 @@ class _Following:
             for other in self.drafts[max(0, index - 1) : index + 2]
             if other is not draft and other.path is not None and other.header.epoch == draft.header.epoch
         ]
-        offered = {slot.topic.number: slot for slots in reversed(neighbours) for slot in slots}
+        offered = {
+            number: TopicSlot(LogTopic(number, schema, 1, 0), schema.to_json())
+            for number, schema in self.declared.items()
+        }
+        offered |= {slot.topic.number: slot for slots in reversed(neighbours) for slot in slots}
         offered |= {number: TopicSlot(topic, json) for number, (topic, json) in self.catalog.items()}
         wanted = set(own) | used | set(self.catalog)
         if draft.path is None or not own:

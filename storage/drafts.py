@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import _log
 from .log_files import FileHeader, LogFile, LogTopic, read_topics
-from .mend import mend_file_header
+from .mend import mend_page
 
 __all__ = ["Draft", "Lost", "Region", "TopicSlot", "declared_topics", "encode_header", "read_header"]
 
@@ -109,7 +109,7 @@ def read_header(path: Path) -> tuple[FileHeader | None, str]:
     fields = _log.decode_file_header(data, path)
     if fields is not None:
         return FileHeader(**fields), ""
-    mended = mend_file_header(data)
+    mended = mend_page(data)
     fields = None if mended is None else _log.decode_file_header(mended, path)
     if fields is None:
         return None, "the header is damaged" if len(data) == HEADER else "the file is cut off inside its header"

@@ -25,6 +25,7 @@ __all__ = [
     "Frames",
     "LogFile",
     "LogTopic",
+    "chain_files",
     "file_path",
     "last_timestamp",
     "list_files",
@@ -119,6 +120,13 @@ def list_files(directory: Path) -> list[tuple[int, Path]]:
         if match:
             found.append((int(match[1]), path))
     return sorted(found)
+
+
+def chain_files(directory: Path, archive: Path | None) -> list[tuple[int, Path]]:
+    """The files of a directory and, before them, those of its archive (which may be missing), as `list_files`."""
+    here = dict(list_files(directory))  # first, since files move that way
+    archived = dict(list_files(archive)) if archive is not None and archive.is_dir() else {}
+    return sorted((archived | here).items())
 
 
 def open_file(path: Path, number: int) -> LogFile:

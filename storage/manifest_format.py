@@ -32,6 +32,7 @@ from pathlib import Path
 
 from ._log import crc32c
 from .errors import Corruption, FormatMismatch
+from .mend import mend
 
 __all__ = [
     "DURABLE_OFFSET",
@@ -42,7 +43,9 @@ __all__ = [
     "encode_durable",
     "encode_header",
     "encode_record",
+    "mend_record",
     "scan",
+    "scan_past_damage",
 ]
 
 MAGIC, VERSION, BYTE_ORDER = b"RMAINMAN", 1, 0x01020304
@@ -98,6 +101,18 @@ def encode_record(header: Header, offset: int, payload: bytes) -> bytes:
     return RECORD.pack(len(payload), _record_crc(header.seed, offset, payload)) + payload
 
 
+def mend_record(data: bytes, offset: int, header: Header) -> bytes | None:
+    """The payload of a record of which one byte is wrong, or None. data: all that can belong to it, from its first byte on."""
+    if len(data) <= RECORD.size:
+        return None
+    said, crc = RECORD.unpack_from(data)
+    for size in dict.fromkeys((len(data) - RECORD.size, said)):
+        payload = data[RECORD.size : RECORD.size + size]
+        if len(payload) == size and (found := mend(payload, crc, crc32c(PLACE.pack(offset, size), header.seed))):
+            return found
+    return None
+
+
 def decode_header(data: bytes, path: Path) -> tuple[Header, int]:
     """Return the header at the beginning of `data`, and durable_bytes.
 
@@ -135,6 +150,23 @@ def scan(data: bytes, start: int, header: Header, durable_bytes: int, path: Path
     if start + at < durable_bytes or _find_record(data, at + 1, start, seed) is not None:
         raise Corruption(path, start + at, *_what_is_wrong(data, at, start, seed, durable_bytes))
     return Records(payloads, start + at, len(data) - at)
+
+
+def scan_past_damage(data: bytes, start: int, header: Header) -> tuple[list[tuple[int, bytes]], list[tuple[int, int]]]:
+    """Every valid record from a record's place on, with its offset, and the places, (first, one behind the last), between them."""
+    payloads: list[tuple[int, bytes]] = []
+    holes: list[tuple[int, int]] = []
+    at: int | None = 0
+    while at is not None and at < len(data):
+        payload = _record_at(data, at, start, header.seed)
+        if payload is not None:
+            payloads.append((start + at, payload))
+            at += RECORD.size + len(payload)
+            continue
+        found = _find_record(data, at + 1, start, header.seed)
+        holes.append((start + at, start + (len(data) if found is None else found)))
+        at = found
+    return payloads, holes
 
 
 def _record_crc(seed: int, offset: int, payload: bytes) -> int:

@@ -86,15 +86,13 @@ class ManifestFollower:
             _patiently(self._found.read_on)
         else:
             found = _patiently(lambda: ManifestFile(self.path, before.log_id))
-            os.close(self._found.descriptor)
+            self._found.close()
             self._found = found
         now = self._found.state
         return None if now is before or now == before else now
 
     def close(self) -> None:
-        if self._found.descriptor >= 0:
-            os.close(self._found.descriptor)
-            self._found.descriptor = -1
+        self._found.close()
 
     def __enter__(self) -> ManifestFollower:
         return self
@@ -145,6 +143,11 @@ class ManifestFile:
         except (msgspec.MsgspecError, ValueError) as error:
             raise Corruption(self.path, at, "an edit that can follow", str(error)) from error
         self.end = records.end
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def _read_header(self) -> tuple[Header, int]:
         with files.naming(self.path):

@@ -5,7 +5,8 @@
 //    row, where all versions are wanted).
 // 3. What comes out of a compaction is what any reader may still need: of each key the newest row, and for each open read view
 //    the newest row it sees. A tombstone goes when nothing older of its key can be anywhere below.
-// 4. A row may come from two sources of a scan, a memtable and the table that it was flushed to: it comes out once.
+// 4. A row may come from two sources, a memtable and the table that it was flushed to, or a table to which a repair brought it
+//    back: it comes out once.
 // 5. Rows are copied out. The sources must stay alive and mapped meanwhile; the caller sees to it.
 #pragma once
 
@@ -284,7 +285,7 @@ class Merge {
                 has_group_ = true;
                 held_.clear();
             }
-            if (all_versions_ || !same || wanted(at.sequence, newer_)) {
+            if (!same || (all_versions_ ? at.sequence != newer_ : wanted(at.sequence, newer_))) {
                 if (at.tombstone && bottom_ && !all_versions_) {
                     held_.assign(at.row, at.row + row_bytes_);  // of several in a row the oldest says all
                 } else {

@@ -23,9 +23,9 @@ from .log_files import (
     Frames,
     LogFile,
     LogTopic,
+    chain_files,
     file_path,
     last_timestamp,
-    list_files,
     lost_ranges,
     open_file,
     read_topics,
@@ -90,9 +90,7 @@ def examine(
     Raises FileNotFoundError where there is no directory, FormatMismatch for files of another version.
     """
     contents = Contents(directory)
-    here = dict(list_files(directory))  # before the archive, since files move that way
-    archived = dict(list_files(archive)) if archive is not None and archive.is_dir() else {}
-    paths = sorted((archived | here).items())
+    paths = chain_files(directory, archive)
     for (before, _), (after, _) in pairwise(paths):
         if after != before + 1:
             found = "no file" if after == before + 2 else f"no file, nor any other before {after:010d}.log"

@@ -23,8 +23,20 @@ from .errors import StorageError
 from .files import lock_directory, sync_directory
 from .log_files import file_path, list_files
 from .recovery import examine
+from .schema import Schema
 
-__all__ = ["LostRecords", "RepairReport", "RepairedFile", "repair"]
+__all__ = [
+    "LOST_AND_FOUND",
+    "TEMPORARY",
+    "LostRecords",
+    "RepairReport",
+    "RepairedFile",
+    "keep_copy",
+    "repair",
+    "repair_held",
+    "replace_file",
+    "set_aside",
+]
 
 LOST_AND_FOUND = "lost+found"
 TEMPORARY = "spare-repair"  # a name that the next writer clears away
@@ -103,25 +115,44 @@ def repair(directory: str | os.PathLike[str], progress: Callable[[int, int], Non
     directory = Path(directory)
     lock = lock_directory(directory, take_over=False)
     try:
-        (directory / TEMPORARY).unlink(missing_ok=True)
-        renamed, set_aside = _give_names_back(directory)
-        if not examine(directory, progress).problems:
-            return RepairReport(directory, renamed=renamed, set_aside=set_aside)
-        drafts, strangers, names = plan(directory)
-        files: list[RepairedFile] = []
-        lost: list[LostRecords] = []
-        for draft in drafts:
-            if draft.changed:
-                files.append(_replace(directory, draft))
-                lost += _records(files[-1].path, draft, names)
-        set_aside += tuple(_set_aside(directory, path) for path in strangers)
-        for problem in examine(directory).problems:
-            raise StorageError(
-                f"{directory}: not all of the damage could be repaired; the damaged files are in {LOST_AND_FOUND}. {problem}"
-            ) from problem
-        return RepairReport(directory, tuple(files), tuple(lost), set_aside, renamed)
+        return repair_held(directory, None, progress)
     finally:
         os.close(lock)
+
+
+def repair_held(
+    directory: Path,
+    archive: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+    declared: Mapping[int, Schema] | None = None,
+) -> RepairReport:
+    """What `repair` does, where the caller holds the directory's lock.
+
+    archive: the directory of the log's oldest files, repaired as a part of it; it may be missing. declared: as for `plan`.
+    """
+    (directory / TEMPORARY).unlink(missing_ok=True)
+    renamed, strange = _give_names_back(directory)
+    if archive is not None and archive.is_dir():
+        (archive / TEMPORARY).unlink(missing_ok=True)
+        more_renamed, more_strange = _give_names_back(archive)
+        renamed, strange = more_renamed + renamed, more_strange + strange
+    if not examine(directory, progress, archive).problems:
+        return RepairReport(directory, set_aside=strange, renamed=renamed)
+    first_here = min((number for number, _ in list_files(directory)), default=0)
+    drafts, strangers, names = plan(directory, archive, declared)
+    files: list[RepairedFile] = []
+    lost: list[LostRecords] = []
+    for draft in drafts:
+        if draft.changed:
+            archived = archive is not None and draft.header.file_number < first_here
+            files.append(replace_file(archive if archive is not None and archived else directory, draft))
+            lost += _records(files[-1].path, draft, names)
+    strange += tuple(set_aside(path) for path in strangers)
+    for problem in examine(directory, archive=archive).problems:
+        raise StorageError(
+            f"{directory}: not all of the damage could be repaired; the damaged files are in {LOST_AND_FOUND}. {problem}"
+        ) from problem
+    return RepairReport(directory, tuple(files), tuple(lost), strange, renamed)
 
 
 def _records(path: Path, draft: Draft, names: Mapping[int, str]) -> list[LostRecords]:
@@ -132,7 +163,8 @@ def _records(path: Path, draft: Draft, names: Mapping[int, str]) -> list[LostRec
 # --- replacing a file --------------------------------------------------------------------------------------------------
 
 
-def _replace(directory: Path, draft: Draft) -> RepairedFile:
+def replace_file(directory: Path, draft: Draft) -> RepairedFile:
+    """Put a file as it should be in the place of the damaged one, which is kept in lost+found."""
     path = file_path(directory, draft.header.file_number)
     temporary = directory / TEMPORARY
     with temporary.open("wb") as file:
@@ -141,7 +173,7 @@ def _replace(directory: Path, draft: Draft) -> RepairedFile:
         file.flush()
         os.fsync(file.fileno())
     os.chmod(temporary, 0o600)
-    copy = _keep_copy(directory, path) if path.exists() else None
+    copy = keep_copy(path) if path.exists() else None
     temporary.rename(path)
     sync_directory(directory)
     what = [draft.header_wrong] if draft.header_wrong else []
@@ -210,13 +242,13 @@ def _gaps(position: int, epoch: int, size_bytes: int, lost: list[Lost]) -> bytes
 
 def _give_names_back(directory: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Undo renames: a file's header says which it is. Returns the files renamed, and those that turned out to be copies."""
-    set_aside: list[Path] = []
+    strange: list[Path] = []
     for number, path in list_files(directory):
         header, _ = read_header(path)
         if header is not None and header.file_number != number:
             waiting = directory / f"moved-{header.file_number:010d}.log"
             if waiting.exists():
-                set_aside.append(_set_aside(directory, waiting))
+                strange.append(set_aside(waiting))
             path.rename(waiting)
     renamed: list[Path] = []
     for waiting in sorted(directory.iterdir()):
@@ -225,29 +257,30 @@ def _give_names_back(directory: Path) -> tuple[tuple[Path, ...], tuple[Path, ...
             continue
         path = file_path(directory, int(match[1]))
         if path.exists() and read_header(path)[0] is not None:
-            set_aside.append(_set_aside(directory, waiting))
+            strange.append(set_aside(waiting))
             continue
         if path.exists():
-            set_aside.append(_set_aside(directory, path))
+            strange.append(set_aside(path))
         waiting.rename(path)
         renamed.append(path)
-    if renamed or set_aside:
+    if renamed or strange:
         sync_directory(directory)
-    return tuple(renamed), tuple(set_aside)
+    return tuple(renamed), tuple(strange)
 
 
-def _set_aside(directory: Path, path: Path) -> Path:
-    copy = _keep_copy(directory, path)
+def set_aside(path: Path) -> Path:
+    """Move a file into lost+found, and return where."""
+    copy = keep_copy(path)
     path.unlink()
-    sync_directory(directory)
+    sync_directory(path.parent)
     return copy
 
 
-def _keep_copy(directory: Path, path: Path) -> Path:
+def keep_copy(path: Path) -> Path:
     """Put the whole file into lost+found, once, and return where. A link is enough, since files are only ever replaced."""
-    folder = directory / LOST_AND_FOUND
+    folder = path.parent / LOST_AND_FOUND
     folder.mkdir(mode=0o700, exist_ok=True)
-    sync_directory(directory)
+    sync_directory(path.parent)
     copy, count = folder / path.name, 0
     while copy.exists():
         if copy.samefile(path):

@@ -15,33 +15,34 @@ from pathlib import Path
 from . import _log
 from .drafts import Draft, declared_topics, read_header
 from .errors import StorageError
-from .log_files import FileHeader, list_files
+from .log_files import FileHeader, chain_files
 
 __all__ = ["draft_files"]
 
 HEADER = _log.LOG_HEADER_BYTES
 
 
-def draft_files(directory: Path) -> tuple[list[Draft], list[Path]]:
+def draft_files(directory: Path, archive: Path | None = None) -> tuple[list[Draft], list[Path]]:
     """A draft with the right header for every file from the oldest to the newest, and the files that are no part of the log.
 
+    archive: where the oldest files are, if they are not in the directory.
     Raises StorageError where missing files leave open what was where, FormatMismatch for another version.
     """
-    return _Survey(directory).resolve()
+    return _Survey(directory, archive).resolve()
 
 
 class _Survey:
     """Gives every file number from the oldest to the newest a header."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, archive: Path | None) -> None:
+        self.directory, self.archive = directory, archive
         self.drafts: dict[int, Draft] = {}
         self.headless: dict[int, tuple[Path, str]] = {}  # what was found, and what is wrong with it
         self.foreign: set[int] = set()  # of those, the ones with a sound header of something else
         self.strangers: list[Path] = []
 
     def resolve(self) -> tuple[list[Draft], list[Path]]:
-        paths = list_files(self.directory)
+        paths = chain_files(self.directory, self.archive)
         for number, path in paths:
             header, wrong = read_header(path)
             if header is not None and header.file_number == number:

@@ -16,10 +16,12 @@ from pathlib import Path
 from ._tree import KeyCodec, table_schema_json
 from .errors import Corruption, FormatMismatch, SchemaError, StorageError
 from .log_files import list_files
-from .manifest_reader import MANIFEST_NAME, ManifestFollower
+from .manifest_reader import MANIFEST_NAME
 from .manifest_state import State
 from .recovery import Contents, examine
+from .repair import LOST_AND_FOUND
 from .schema import Schema
+from .store_reader import follow_manifest
 from .table_files import TableFiles, open_table
 from .version import TableInfo
 
@@ -180,22 +182,14 @@ class _Check:
         """What the manifest says, or None where it is damaged."""
         path = store / MANIFEST_NAME
         try:
-            with ManifestFollower(store) as follower:
+            with follow_manifest(store) as follower:
                 if not again:
                     self.torn_bytes = follower.torn_bytes
                     self._done(_size_bytes(path))
                 return follower.state
-        except FileNotFoundError:
-            table = next(store.glob("*.sst"), None) if store.is_dir() else None
-            if table is None:
-                raise FileNotFoundError(2, "holds no store", str(self.directory)) from None
-            found: StorageError = Corruption(
-                path, 0, f"a manifest, as there are tables such as {table.name}", "no file"
-            )
         except Corruption as damage:
-            found = damage
-        self._add(found, path)
-        return None
+            self._add(damage, path)
+            return None
 
     def _tables(self, store: Path, state: State, tables: list[TableInfo]) -> None:
         files = TableFiles(store, state.log_id, 0)
@@ -342,5 +336,5 @@ def _strays(store: Path, before: State | None, after: State | None) -> Iterator[
     )
     strays = TableFiles(store, before.log_id, 0).strays(known)
     for path in sorted(store.iterdir()):
-        if path in strays or not (path.name == MANIFEST_NAME or path.suffix == ".sst"):
+        if path in strays or not (path.name in (MANIFEST_NAME, LOST_AND_FOUND) or path.suffix == ".sst"):
             yield path

@@ -8,16 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from ._tree import KeyCodec, Merge, Table, TableWriter
+from ._tree import KeyCodec, Table, TableWriter
 from .errors import FormatMismatch
 from .files import sync_directory
 from .schema import Schema
 from .version import TableInfo
 
-__all__ = ["COMPRESSIONS", "TableFiles", "compressor"]
+__all__ = ["COMPRESSIONS", "NAME", "RowSource", "TableFiles", "compressor", "describe", "open_table"]
 
 NAME = re.compile(r"(\d{10})\.sst(\.new)?")
 CHUNK_ROWS, CHUNK_BYTES = 8_192, 1 << 20  # at most, of rows merged at a time
@@ -58,6 +59,15 @@ def compressor(name: str) -> tuple[Callable[[bytes], bytes] | None, Callable[[by
     raise ValueError(f"compression: one of {', '.join(COMPRESSIONS)} is expected, got {name!r}")
 
 
+class RowSource(Protocol):
+    """Rows in a table's order, such as a Merge."""
+
+    @property
+    def within_key(self) -> bool: ...
+
+    def fill(self, rows: np.ndarray[Any, Any], flags: np.ndarray[Any, Any] | None = None, /) -> int: ...
+
+
 class TableFiles:
     """The sstables of a store's directory.
 
@@ -92,7 +102,7 @@ class TableFiles:
 
     def write(
         self,
-        merge: Merge,
+        merge: RowSource,
         schema: Schema,
         codec: KeyCodec,
         level: int,
@@ -143,21 +153,7 @@ class TableFiles:
                 raise
             finally:
                 os.close(descriptor)
-            table = open_table(path, schema, codec)
-            yield TableInfo(
-                number=number,
-                topic=schema.name,
-                level=level,
-                file_bytes=table.file_bytes,
-                row_count=table.row_count,
-                tombstone_count=table.tombstone_count,
-                sequence_min=table.sequence_min,
-                sequence_max=table.sequence_max,
-                timestamp_min_ns=table.timestamp_min_ns,
-                timestamp_max_ns=table.timestamp_max_ns,
-                key_min=table.key_min,
-                key_max=table.key_max,
-            )
+            yield describe(open_table(path, schema, codec), schema.name, level)
 
     def remove(self, numbers: Iterable[int]) -> None:
         """Unlink tables; who has one open keeps it."""
@@ -168,6 +164,24 @@ class TableFiles:
         """Files that a killed writer left: drafts, and tables that the manifest does not know."""
         matches = [match for name in sorted(os.listdir(self.directory)) if (match := NAME.fullmatch(name))]
         return [self.directory / match[0] for match in matches if match[2] or int(match[1]) not in known]
+
+
+def describe(table: Table, topic: str, level: int) -> TableInfo:
+    """What the manifest is to say of a table."""
+    return TableInfo(
+        number=table.number,
+        topic=topic,
+        level=level,
+        file_bytes=table.file_bytes,
+        row_count=table.row_count,
+        tombstone_count=table.tombstone_count,
+        sequence_min=table.sequence_min,
+        sequence_max=table.sequence_max,
+        timestamp_min_ns=table.timestamp_min_ns,
+        timestamp_max_ns=table.timestamp_max_ns,
+        key_min=table.key_min,
+        key_max=table.key_max,
+    )
 
 
 def open_table(path: Path, schema: Schema, codec: KeyCodec) -> Table:

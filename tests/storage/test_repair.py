@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ringmain.storage import Corruption, FormatMismatch, Log, LogLocked, Schema, StorageError, _log
 from ringmain.storage.log_files import file_path, list_files
-from ringmain.storage.mend import mend_file_header, mend_frame
+from ringmain.storage.mend import mend_page, mend_frame
 from ringmain.storage.recovery import examine
 from ringmain.storage.repair import LostRecords, RepairReport, repair
 from support.logs import FILE_BYTES, PAIRS, POINTS, Builder, append, flip, make_rows, read_rows
@@ -676,10 +676,10 @@ def test_the_one_wrong_byte_of_a_header_is_found(place, change):
     )  # fmt: skip
     wrong = bytearray(whole)
     wrong[place] ^= change
-    assert mend_file_header(bytes(wrong)) == whole
+    assert mend_page(bytes(wrong)) == whole
 
 
 def test_more_than_one_wrong_byte_is_not_mended():
     assert mend_frame(bytes(range(64)) * 2) is None
-    assert mend_file_header(bytes(100)) is None
+    assert mend_page(bytes(100)) is None
     assert mend_frame(b"") is None

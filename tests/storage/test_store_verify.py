@@ -326,12 +326,11 @@ def test_a_missing_log_is_damage(directory):
 
 
 def test_the_archive_is_read_as_a_part_of_the_log(directory):
-    (directory / "archive").mkdir()
-    archived = [Path(shutil.copy(path, directory / "archive")) for _, path in list_files(directory / "log")]
     with open_small(directory) as store:
         fill(store, 20)
         store.snapshot()
-        wait_until(lambda: not Path(directory, "log", "0000000001.log").exists())
+        wait_until(lambda: (directory / "archive" / "0000000001.log").exists())
+    archived = [path for _, path in list_files(directory / "archive")]
     verified = verify_store(directory)
     assert verified.findings == ()
     assert verified.record_count == 2 * 3370
