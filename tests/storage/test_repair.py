@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ringmain.storage import Corruption, FormatMismatch, Log, LogLocked, Schema, StorageError, _log
 from ringmain.storage.log_files import file_path, list_files
-from ringmain.storage.mend import mend_page, mend_frame
+from ringmain.storage.mend import mend_frame, mend_page
 from ringmain.storage.recovery import examine
 from ringmain.storage.repair import LostRecords, RepairReport, repair
 from support.logs import FILE_BYTES, PAIRS, POINTS, Builder, append, flip, make_rows, read_rows
