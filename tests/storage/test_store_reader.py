@@ -240,6 +240,7 @@ def test_all_versions_are_there_once_each_also_those_in_a_memtable_and_a_table(t
         book = reader["book"]
         assert (book.sequence, book.checkpoint) == (last, 0)
         allowed.set()
+        store._changed()  # it has looked in vain, and waits to be called
         wait_until(lambda: (reader.refresh().table_count, book.checkpoint)[1] > 0, 30)
         assert book.checkpoint < last
         numbers = np.arange(1, last + 1)
