@@ -22,9 +22,10 @@ from .backup_list import BackupList, ListedFile, TopicRange
 from .backup_log import LogCopy, LogWentBack
 from .backup_repository import BackupBusy, Repository
 from .backup_source import Source, SourceLog, find_log_file, log_end
-from .checked_copy import Progress, Tally, checksum, copy_file, link_or_copy, side_by_side
+from .checked_copy import Progress, Tally, checksum, copy_file, link_or_copy
 from .errors import Corruption, StorageError
 from .log_files import file_path, list_files, open_file, starting_topics
+from .parallel import side_by_side
 from .schema import Schema
 from .table_files import TableFiles
 from .version import TableInfo

@@ -12,9 +12,10 @@ from . import files
 from ._tree import KeyCodec
 from .backup_list import BackupDamaged, BackupList
 from .backup_repository import Repository
-from .checked_copy import Progress, Tally, checksum, side_by_side
+from .checked_copy import Progress, Tally, checksum
 from .errors import Corruption, FormatMismatch, StorageError
 from .log_files import open_file
+from .parallel import side_by_side
 from .recovery import examine
 from .schema import Schema
 from .table_files import TableFiles

@@ -1,4 +1,4 @@
-"""Copying files with a checksum of what was read, several at a time, past the page cache.
+"""Copying files with a checksum of what was read, past the page cache.
 
 1. A copy has its name only when it is whole and on the disk; before that it is `<name>.new`.
 2. The checksum is of the bytes in memory between reading and writing. Whoever wants to know what is on the disk reads that.
@@ -10,22 +10,17 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from . import files
 from ._log import crc32c
 
-__all__ = ["Tally", "checksum", "copy_file", "link_or_copy", "side_by_side"]
+__all__ = ["Tally", "checksum", "copy_file", "link_or_copy"]
 
 CHUNK_BYTES = 4 << 20
 DIRECT_BYTES = 4096  # what writing past the page cache goes by
-WORKERS = 4
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 
 
@@ -41,17 +36,6 @@ class Tally:
             self.done_bytes += count
             if self._progress is not None:
                 self._progress(min(self.done_bytes, self.total_bytes), self.total_bytes)
-
-
-def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results of some calls, in order, several at a time. The first error is raised, and no call is begun after it."""
-    with ThreadPoolExecutor(WORKERS, "ringmain-copy") as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def checksum(descriptor: int, ends: Sequence[int], tally: Tally) -> list[int]:

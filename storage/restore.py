@@ -22,11 +22,12 @@ from . import files
 from .backup_list import BackupDamaged, BackupList, ListedFile
 from .backup_repository import Repository
 from .backup_source import log_end
-from .checked_copy import Progress, Tally, checksum, copy_file, side_by_side
+from .checked_copy import Progress, Tally, checksum, copy_file
 from .errors import Corruption, StorageError
 from .log_cut import LogCut, append_kept, cuts_at_rows, cuts_at_time, log_ends, plan_cut
 from .log_files import file_path, list_files, open_file, starting_topics
 from .manifest import Edit, Manifest
+from .parallel import side_by_side
 from .recovery import examine
 from .store_verify import Finding, verify_store
 
@@ -84,7 +85,7 @@ def restore(
     to: sequences by topic; the log is cut behind those rows, and a topic that is not named ends with what the log held before the
     last of them. A number will do where there is one topic. time_ns: every topic ends with the last row stamped at or before it.
     Neither: all that there is; with backup, just what that one holds. backup: take the tables from this one, and no newer one.
-    progress: called with (bytes done, bytes in all), from any thread.
+    progress: called with (bytes done, bytes in all), from any thread; a byte counts when it is copied and when it is proven.
 
     Raises NotRestorable where no backup reaches so far, BackupDamaged, FileNotFoundError, FileExistsError, OSError, ValueError.
     """
@@ -94,10 +95,10 @@ def restore(
     with _telling_of_backups():
         plan = _plan(repository, to, time_ns, backup)
     with _building(place) as building:
-        _build(plan, building, progress)
-        last = _prove(plan, building)
+        size_bytes = sum(end for _, end in plan.logs) + sum(file.file_bytes for file in plan.tables)
+        _build(plan, building, Tally(progress, 2 * size_bytes))
+        last = _prove(plan, building, progress, size_bytes)
         _put_in_place(plan, building, place)
-    size_bytes = sum(end for _, end in plan.logs) + sum(file.file_bytes for file in plan.tables)
     count = len(plan.logs) + len(plan.tables)
     return Restored(place, plan.backup.number, last, count, size_bytes, time.monotonic() - began)
 
@@ -283,8 +284,7 @@ def _building(place: Path) -> Generator[Path]:
         os.close(descriptor)
 
 
-def _build(plan: _Plan, building: Path, progress: Progress | None) -> None:
-    tally = Tally(progress, sum(end for _, end in plan.logs) + sum(file.file_bytes for file in plan.tables))
+def _build(plan: _Plan, building: Path, tally: Tally) -> None:
     log, store = building / "log", building / "store"
     log.mkdir()
     side_by_side(lambda item: _copy_log(plan, *item, log, tally), plan.logs)
@@ -340,12 +340,17 @@ def _compare(path: Path, expected: int, found: int) -> None:
         raise BackupDamaged(path, None, f"the CRC {expected:08x}", f"{found:08x}")
 
 
-def _prove(plan: _Plan, building: Path) -> Mapping[str, int]:
+def _prove(plan: _Plan, building: Path, progress: Progress | None, size_bytes: int) -> Mapping[str, int]:
     """Read all of the store as it was built. Returns each topic's last sequence. Raises BackupDamaged."""
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(size_bytes + size_bytes * done // max(1, total), 2 * size_bytes)
+
     if plan.manifest is None:
-        found = [Finding.of(problem, building / "log") for problem in examine(building / "log").problems]
+        found = [Finding.of(problem, building / "log") for problem in examine(building / "log", told).problems]
     else:
-        found = verify_store(building).findings
+        found = verify_store(building, progress=told).findings
     for finding in found:
         name = finding.path.name
         folder = next((file.folder for file in plan.backup.files if file.base_name == name), plan.backup.log_folder)

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from .errors import Corruption, FormatMismatch, SchemaError, StorageError
 from .log_files import list_files
 from .manifest_reader import MANIFEST_NAME
 from .manifest_state import State
+from .parallel import side_by_side
 from .recovery import Contents, examine
 from .repair import LOST_AND_FOUND
 from .schema import Schema
@@ -123,22 +126,27 @@ class _Check:
     findings: list[Finding] = field(default_factory=list[Finding])
     file_count: int = 0
     row_count: int = 0
-    done_bytes: int = 0
+    done_bytes: int = 0  # of all but the log
+    log_bytes: int = 0
     total_bytes: int = 0
     torn_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # around the counts
 
     def run(self) -> Verified:
         started = time.monotonic()
         store = self.directory / "store"
         self.total_bytes = sum(_size_bytes(path) for path in self._all_files())
         after = before = self._manifest(store)
-        if before is None:
-            for path in sorted(store.glob("*.sst")):
-                self._lone_table(path)
-        else:
-            tables = [table for version in before.versions.values() for table in version.tables()]
-            self._tables(store, before, tables)
-        contents = self._log()
+        with ThreadPoolExecutor(1, "ringmain-verify") as pool:
+            reading = pool.submit(self._read_log)  # beside the tables
+            if before is None:
+                for path in sorted(store.glob("*.sst")):
+                    self._lone_table(path)
+            else:
+                tables = [table for version in before.versions.values() for table in version.tables()]
+                self._tables(store, before, tables)
+            contents = reading.result()
+        self._log(contents)
         if before is not None:
             after = self._manifest(store, again=True) or before
             if contents is not None:
@@ -153,7 +161,7 @@ class _Check:
             file_count=self.file_count,
             row_count=self.row_count,
             record_count=contents.record_count if contents is not None else 0,
-            checked_bytes=self.done_bytes,
+            checked_bytes=self.done_bytes + self.log_bytes,
             seconds=time.monotonic() - started,
         )
 
@@ -167,14 +175,16 @@ class _Check:
     def _add(self, error: StorageError, path: Path) -> None:
         self.findings.append(Finding.of(error, path))
 
-    def _done(self, size_bytes: int) -> None:
-        self.file_count += 1
-        self.done_bytes += size_bytes
-        self._tell(self.done_bytes)
+    def _done(self, size_bytes: int, row_count: int = 0) -> None:
+        with self.lock:
+            self.file_count += 1
+            self.row_count += row_count
+            self.done_bytes += size_bytes
+            self._tell()
 
-    def _tell(self, done_bytes: int) -> None:
+    def _tell(self) -> None:
         if self.progress is not None:
-            self.progress(min(done_bytes, self.total_bytes), self.total_bytes)
+            self.progress(min(self.done_bytes + self.log_bytes, self.total_bytes), self.total_bytes)
 
     # --- manifest and tables ----------------------------------------------------------------------------------------
 
@@ -200,22 +210,25 @@ class _Check:
             except SchemaError as error:
                 self._add(error, store / MANIFEST_NAME)
         codecs = {topic: KeyCodec(schema) for topic, schema in schemas.items()}
-        for info in tables:
-            if info.topic not in schemas:
-                continue
-            path = files.path(info.number)
-            try:
-                self._table(files, info, schemas[info.topic], codecs[info.topic])
-            except FileNotFoundError:
-                now = self._manifest(store, again=True)
-                if now is None or any(table.number == info.number for table in now.versions[info.topic].tables()):
-                    self._add(Corruption(path, 0, "a table that the manifest names", "no file"), path)
-            except StorageError as error:
-                self._add(error, path)
-                self._done(_size_bytes(path))
-            if info.sequence_max > state.checkpoints[info.topic]:
-                checkpoint = f"sequences up to the checkpoint, {state.checkpoints[info.topic]}"
-                self._add(Corruption(path, 0, checkpoint, info.sequence_max), path)
+        known, before = [info for info in tables if info.topic in schemas], len(self.findings)
+        side_by_side(
+            lambda info: self._listed_table(files, state, info, schemas[info.topic], codecs[info.topic]), known
+        )
+        self.findings[before:] = sorted(self.findings[before:], key=lambda found: (found.path, found.offset or 0))
+
+    def _listed_table(self, files: TableFiles, state: State, info: TableInfo, schema: Schema, codec: KeyCodec) -> None:
+        path, checkpoint = files.path(info.number), state.checkpoints[info.topic]
+        try:
+            self._table(files, info, schema, codec)
+        except FileNotFoundError:
+            now = self._manifest(files.directory, again=True)
+            if now is None or any(table.number == info.number for table in now.versions[info.topic].tables()):
+                self._add(Corruption(path, 0, "a table that the manifest names", "no file"), path)
+        except StorageError as error:
+            self._add(error, path)
+            self._done(_size_bytes(path))
+        if info.sequence_max > checkpoint:
+            self._add(Corruption(path, 0, f"sequences up to the checkpoint, {checkpoint}", info.sequence_max), path)
 
     def _table(self, files: TableFiles, info: TableInfo, schema: Schema, codec: KeyCodec) -> None:
         table = files.open(info, schema, codec)
@@ -233,45 +246,52 @@ class _Check:
             errors.append(Corruption(table.path, 24, "the schema whose hash the header has", "another"))
         for error in errors:
             self._add(error, table.path)
-        self.row_count += table.row_count
-        self._done(table.file_bytes)
+        self._done(table.file_bytes, table.row_count)
 
     def _lone_table(self, path: Path) -> None:
         """A table of which no manifest tells."""
+        row_count = 0
         try:
             schema = Schema.from_json(table_schema_json(path))
             table = open_table(path, schema, KeyCodec(schema))
             for error in table.problems():
                 self._add(error, path)
-            self.row_count += table.row_count
+            row_count = table.row_count
         except FileNotFoundError:
             return
         except StorageError as error:
             self._add(error, path)
-        self._done(_size_bytes(path))
+        self._done(_size_bytes(path), row_count)
 
     # --- log and archive --------------------------------------------------------------------------------------------
 
-    def _log(self) -> Contents | None:
+    def _read_log(self) -> Contents | None:
         """The log with its archive, or None where there is no log."""
-        base = self.done_bytes
         log, archive = self.directory / "log", self.directory / "archive"
         for attempt in range(TRIES):
             try:
-                contents = examine(log, lambda done, _: self._tell(base + done), archive)
+                return examine(log, self._log_read, archive)
             except FileNotFoundError:
-                if log.is_dir() and attempt < TRIES - 1:
-                    continue
-                if log.is_dir():
+                if log.is_dir() and attempt == TRIES - 1:
                     raise
-                self._add(Corruption(log, 0, "the folder of the log", "nothing"), log)
-                return None
-            for problem in contents.problems:
-                self._add(problem, log)
-            self.done_bytes = base + contents.checked_bytes
-            self.file_count += len(contents.files)
-            return contents
+                if not log.is_dir():
+                    return None
         raise AssertionError
+
+    def _log_read(self, done_bytes: int, _total_bytes: int) -> None:
+        with self.lock:
+            self.log_bytes = done_bytes
+            self._tell()
+
+    def _log(self, contents: Contents | None) -> None:
+        log = self.directory / "log"
+        if contents is None:
+            self._add(Corruption(log, 0, "the folder of the log", "nothing"), log)
+            return
+        for problem in contents.problems:
+            self._add(problem, log)
+        self.log_bytes = contents.checked_bytes
+        self.file_count += len(contents.files)
 
     def _continuity(self, before: State, after: State, contents: Contents) -> None:
         """Whether the log goes on where the tables end. before, after: the manifest before and after the log was read."""
