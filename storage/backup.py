@@ -118,8 +118,9 @@ def follow(
     copy: LogCopy | None = None
     due = 0.0
     while True:
+        stopping = stop.is_set()  # before looking: what was logged by then is copied
         with contextlib.suppress(BackupBusy):  # the next time, then
-            if copy is None or (time.monotonic() >= due and not stop.is_set()):
+            if copy is None or (time.monotonic() >= due and not stopping):
                 made = backup(directory, target, keep=keep, link=link)
                 report(made)
                 copy, due = _newest_copy(repository), time.monotonic() + backup_interval_s
@@ -129,9 +130,8 @@ def follow(
                     if new_bytes := copy.follow(source_path):
                         report(new_bytes)
             except LogWentBack:
-                copy = None
-                continue
-        if stop.is_set():
+                copy = None  # the next time a backup is made, with a copy of its own
+        if stopping:
             return
         stop.wait(interval_s)
 

@@ -22,7 +22,7 @@ from ringmain.storage.store import Store
 from ringmain.storage.store_reader import StoreReader
 from support.backups import check_restored
 from support.followed_store import Child, open_store, write_on
-from support.logs import wait_until
+from support.logs import POINTS, Builder, wait_until
 
 WIDE = Schema("wide", {"value": "S1000"})
 
@@ -185,6 +185,29 @@ def test_a_log_that_went_back_is_copied_anew_and_what_was_copied_before_stays(tm
     assert {item.backup.log_folder for item in reach} > {1}
     assert check_restored(target, tmp_path / "restored")["book"] == 400
     assert check_restored(target, tmp_path / "restored", to={"book": 1000})["book"] == 1000
+
+
+def test_a_log_whose_end_was_lost_while_it_was_followed_is_copied_anew(tmp_path: Path) -> None:
+    directory, target = tmp_path / "data", tmp_path / "backups"
+    log = Builder(directory / "log")
+    log.begin()
+    log.rows(POINTS, 10)
+    end = log.rows(POINTS, 10)
+    with following(directory, target) as copying:
+        copying.wait_for(20, "points")
+
+        def lose() -> None:  # what a power cut took, another writer cuts off; its rows get the sequences anew
+            with Repository(target).locked():
+                log.next["points"] = 11
+                log.begin(new_writer=True, previous_end=end)
+                log.rows(POINTS, 5)
+
+        patiently(lose)
+        wait_until(lambda: copying.backups == 2)
+        copying.wait_for(15, "points")
+    assert restore(target, tmp_path / "now").last["points"] == 15
+    assert restore(target, tmp_path / "then", backup=1).last["points"] == 20
+    assert verify_backups(target).findings == ()
 
 
 def test_a_batch_is_copied_whole_and_can_be_cut_anywhere(tmp_path: Path) -> None:
