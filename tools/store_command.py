@@ -169,7 +169,7 @@ def _chosen(directory: Path, state: State, topic: str | None) -> list[str]:
     """The topics that are meant: this one, or all."""
     if topic is not None and topic not in state.topics:
         raise no_such_topic(directory, topic, state.topics)
-    return [topic] if topic is not None else sorted(state.topics)
+    return [topic] if topic is not None else list(state.topics)
 
 
 def _usual_compression(directory: Path, state: State) -> Compression:
@@ -256,19 +256,14 @@ def _print_tables(console: Console, state: State, topic: str, tables: Sequence[T
 
 
 def _compactions(done: Sequence[CompactionFacts]) -> Table:
-    table = new_table(
-        "~topic", ">rows\nbefore", ">now", ">size\nbefore", ">now", ">tables\nbefore", ">now", ">written", ">time"
-    )
+    table = new_table("~topic", ">rows before\nnow", ">size before\nnow", ">tables before\nnow", ">written", ">time")
     for facts in done:
         before, after = facts.before, facts.after
         table.add_row(
             facts.topic,
-            f"{before.row_count:,}",
-            f"{after.row_count:,}",
-            memory(before.table_bytes),
-            memory(after.table_bytes),
-            f"{before.table_count:,}",
-            f"{after.table_count:,}",
+            f"{before.row_count:,}\n{after.row_count:,}",
+            f"{memory(before.table_bytes)}\n{memory(after.table_bytes)}",
+            f"{before.table_count:,}\n{after.table_count:,}",
             memory(facts.written_bytes),
             age(facts.seconds),
         )
