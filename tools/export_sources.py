@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..storage import LogReader, Schema
+from ..storage import PastReader, Schema
 from ..storage.tree import Tree
 from .log_contents import open_topic
 from .positions import Position
@@ -48,13 +48,14 @@ def store_source(tree: Tree, first: Bound, last: Bound, begin: Position | None, 
     return Source(tree.schema, batches(), row_count)
 
 
-def log_source(log: Path, archive: Path, topic: str, begin: Position | None, ending: Position | None) -> Source:
-    """The rows of a log and its archive from `begin` to `ending`, in the order in which they were published.
+def log_source(log: Path, topic: str, begin: Position | None, ending: Position | None) -> Source:
+    """A topic's rows from `begin` to `ending` in the order in which they were published, of a log and what was kept from it.
 
     Raises NotFound with the topics there are.
     """
-    schema = open_topic(log, topic).schema
-    reader = LogReader(log, topic, archive if archive.is_dir() else None)
+    reader = open_topic(log, topic)
+    if log.name == "log":
+        reader = PastReader(log.parent, topic)
     first, last = reader.oldest, reader.newest
     if begin is not None:
         first = max(first, begin.value if begin.kind == "sequence" else reader.find_time(begin.value))
@@ -67,7 +68,7 @@ def log_source(log: Path, archive: Path, topic: str, begin: Position | None, end
             sequence = int(rows["sequence"][-1]) + 1
             yield rows, sequence - first
 
-    return Source(schema, batches(), max(0, last - first + 1))
+    return Source(reader.schema, batches(), max(0, last - first + 1))
 
 
 def _within(rows: Rows, begin: Position | None, ending: Position | None) -> Rows:

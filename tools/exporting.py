@@ -16,7 +16,6 @@ import typer
 
 from ..storage import Schema
 from ..storage.files import move_file, rename_file, sync_data, sync_directory
-from ..storage.manifest_reader import MANIFEST_NAME
 from .column_formats import ArrowFormat, ColumnFormat, ParquetFormat
 from .export_sources import Source, log_source, store_source
 from .keys import read_bound
@@ -25,7 +24,7 @@ from .positions import Position, read_position
 from .printing import counted, memory, print_json, stdout
 from .progress import row_progress
 from .row_formats import Format, RowWriter, choose_fields, open_format, read_fields
-from .store_contents import find_store, open_tree
+from .store_contents import find_store, is_store, open_tree, read_state
 
 __all__ = ["export"]
 
@@ -68,12 +67,12 @@ def export(
     ] = None,
     fields: Annotated[str | None, typer.Option(metavar="A,B,…", help="Only these fields.")] = None,
     from_log: Annotated[
-        bool, typer.Option("--log", help="Of a store: every row in its log and archive, not the newest of each key.")
+        bool, typer.Option("--log", help="Of a store: every row that log and archive have, not the newest of each key.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace a file that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")] = False,
 ) -> None:
-    """Write a topic's rows to a file: of a store by key, the newest of each; of a log in the order in which they were published.
+    """Write a topic's rows to a file: by key, the newest of each, where a store has it; else those of its log, as published.
 
     Parquet and Arrow files (they need `pip install ringmain[arrow]`) have times as timestamps and whole numbers of "1/10,000
     EUR" as decimals, as the schema's units say; CSV and npy files have the numbers as they are stored. The file has its name
@@ -85,16 +84,16 @@ def export(
     kind = to or _kind_of(output)
     begin, ending = _position(start, "--from"), _position(until, "--until")
     store = find_store(directory)
-    by_key = (store / "store" / MANIFEST_NAME).exists() and not from_log
+    by_key = not from_log and is_store(store) and topic in read_state(store).topics
     if not by_key and (first is not None or last is not None):
-        raise ValueError("--first, --last: only a store has rows by key; of a log give --from and --until")
+        raise ValueError(f"--first, --last: {topic} is not read by key here, but from the log: give --from and --until")
     with contextlib.ExitStack() as stack:
         if by_key:
             tree = stack.enter_context(open_tree(store, topic))
             bounds = read_bound(tree.schema, first, "--first"), read_bound(tree.schema, last, "--last")
             source = store_source(tree, *bounds, begin, ending)
         else:
-            source = log_source(find_log(directory), store / "archive", topic, begin, ending)
+            source = log_source(find_log(directory), topic, begin, ending)
         names = choose_fields(source.schema, read_fields(fields))
         with _new_file(output, force=force) as file:
             count = _copy(source, _open_writer(kind, file, source.schema, names), f"writing {output.name}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..storage import Log, StoreSettings
 from ..storage._tree import KeyCodec
+from ..storage.engine import Engine
+from ..storage.log_files import list_files, open_file
 from ..storage.manifest_state import State
-from ..storage.store import Store
 from ..storage.table_files import TableFiles
 from ..storage.tree_writer import WriteCounts
 from .exit_codes import EXIT_CODES_HELP
@@ -134,15 +137,15 @@ def compact(
     store = find_store(directory)
     state = read_state(store)
     names = _chosen(store, state, topic)
-    chosen = compression.value if compression is not None else _usual_compression(store, state)
+    chosen = compression or _usual_compression(store, state)
     before = {facts.topic: facts for facts in look_at_store(store).topics}
     done: list[tuple[str, WriteCounts, float]] = []
-    with Store.open(store, compression=chosen, compaction_bytes_per_s=None, archive_bytes=None) as writer:
+    with _open_engine(store, state, chosen) as engine:
         for number, name in enumerate(names, start=1):
             started = time.monotonic()
             with spinner(f"compacting {name} ({number} of {len(names)})"):
-                writer.compact(name)
-            done.append((name, writer.stats()[name].counts, time.monotonic() - started))
+                engine.compact(name)
+            done.append((name, engine.stats()[name].counts, time.monotonic() - started))
     after = {facts.topic: facts for facts in look_at_store(store).topics}
     facts = [
         CompactionFacts(
@@ -166,10 +169,10 @@ def _chosen(directory: Path, state: State, topic: str | None) -> list[str]:
     """The topics that are meant: this one, or all."""
     if topic is not None and topic not in state.topics:
         raise no_such_topic(directory, topic, state.topics)
-    return [topic] if topic is not None else sorted(state.topics)
+    return [topic] if topic is not None else list(state.topics)
 
 
-def _usual_compression(directory: Path, state: State) -> str:
+def _usual_compression(directory: Path, state: State) -> Compression:
     """How the tables that a compaction wrote are compressed: most bytes of those that are; "none" where none is."""
     files, found = TableFiles(directory / "store", state.log_id, 0), Counter[str]()
     for topic, version in state.versions.items():
@@ -178,7 +181,21 @@ def _usual_compression(directory: Path, state: State) -> str:
         for info in version.tables():
             found[files.open(info, schema, codec).compression] += info.file_bytes
     del found["none"]  # also of tables that only moved down
-    return found.most_common(1)[0][0] if found else "none"
+    return Compression(found.most_common(1)[0][0]) if found else Compression.none
+
+
+@contextlib.contextmanager
+def _open_engine(directory: Path, state: State, compression: Compression) -> Generator[Engine]:
+    """The store with its log, which is a bus's perhaps, and of which nothing is given up. Raises LogLocked beside a writer."""
+    schemas = {topic: schema_of(state, topic) for topic in state.topics}
+    number, path = list_files(directory / "log")[-1]
+    bus, mode = open_file(path, number).header.bus, path.stat().st_mode & 0o777
+    settings = StoreSettings(topics=list(schemas), compression=compression.value, compaction_bytes_per_s=None)
+    log = Log(directory / "log", schemas.values(), bus=bus, mode=mode, checkpoints={})
+    with contextlib.closing(log):
+        engine = Engine(directory, log, schemas, settings.codecs(schemas), settings)
+        with contextlib.closing(engine):
+            yield engine
 
 
 # --- on a terminal --------------------------------------------------------------------------------------------------
@@ -239,19 +256,14 @@ def _print_tables(console: Console, state: State, topic: str, tables: Sequence[T
 
 
 def _compactions(done: Sequence[CompactionFacts]) -> Table:
-    table = new_table(
-        "~topic", ">rows\nbefore", ">now", ">size\nbefore", ">now", ">tables\nbefore", ">now", ">written", ">time"
-    )
+    table = new_table("~topic", ">rows before\nnow", ">size before\nnow", ">tables before\nnow", ">written", ">time")
     for facts in done:
         before, after = facts.before, facts.after
         table.add_row(
             facts.topic,
-            f"{before.row_count:,}",
-            f"{after.row_count:,}",
-            memory(before.table_bytes),
-            memory(after.table_bytes),
-            f"{before.table_count:,}",
-            f"{after.table_count:,}",
+            f"{before.row_count:,}\n{after.row_count:,}",
+            f"{memory(before.table_bytes)}\n{memory(after.table_bytes)}",
+            f"{before.table_count:,}\n{after.table_count:,}",
             memory(facts.written_bytes),
             age(facts.seconds),
         )

@@ -28,6 +28,7 @@ __all__ = [
     "StoreTopicFacts",
     "TableFacts",
     "find_store",
+    "is_store",
     "look_at_store",
     "no_store",
     "no_such_topic",
@@ -73,7 +74,7 @@ class StoreTopicFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole store. log_bytes, archive_bytes: of their files, as long as they are."""
+    """A whole store. log_bytes, archive_bytes: what their files take on the disk."""
 
     directory: str
     log_id: str  # hexadecimal
@@ -106,6 +107,11 @@ class TableFacts(msgspec.Struct, frozen=True, kw_only=True):
 def find_store(path: Path) -> Path:
     """The store's directory that is meant by it, or by the folder `store` in it."""
     return path.parent if (path / MANIFEST_NAME).exists() else path
+
+
+def is_store(directory: Path) -> bool:
+    """Whether this is a store, be it damaged."""
+    return (directory / "store").is_dir()
 
 
 def read_state(directory: Path) -> State:
@@ -213,10 +219,11 @@ def _newest(log: Path, topic: str) -> int:
 
 
 def _file_sizes(directory: Path) -> list[int]:
+    """What log files take on the disk: they end in room that was given back, or is not used yet."""
     sizes: list[int] = []
     for _, path in list_files(directory) if directory.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
+            sizes.append(path.stat().st_blocks * 512)
     return sizes
 
 

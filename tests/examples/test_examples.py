@@ -73,6 +73,18 @@ def test_claimed_rows_are_seen_once_committed_and_never_when_aborted():
     ]
 
 
+def test_a_store_answers_by_key_as_of_any_moment_and_in_any_process():
+    assert lines_of(run_example("store.py")) == [
+        "at first: bid 182400, ask 182500, sequence 1",
+        "now: bid 182600, ask 182700, sequence 52",
+        "as of then: bid 182400, ask 182500, sequence 1",
+        "deleted: no row",
+        "of two keys, found: [False, True]",
+        "from instrument 140 on: 11 rows",
+        "another process: instrument 100 is offered at [182700]",
+    ]
+
+
 def test_the_readme_names_every_example_and_every_map():
     text = (EXAMPLES / "README.md").read_text()
     files = [path.name for folder in (EXAMPLES, EXAMPLES / "maps") for path in folder.iterdir() if path.is_file()]

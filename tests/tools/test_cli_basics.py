@@ -24,13 +24,17 @@ from support.streams import readers
 pytestmark = pytest.mark.process
 
 BENCHES = ("publish", "latency", "throughput", "fanout", "log", "append", "recover", "wake", "all")
-GROUPS = ("", "log", "bench")
+STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "all")
+GROUPS = ("", "log", "store", "sstable", "manifest", "bench", "bench store")
 COMMANDS = (
     *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean"),
     *("log dump", "log verify", "log repair"),
+    *("store stats", "store dump", "store verify", "store compact", "sstable dump", "manifest dump"),
+    *("get", "scan", "export"),
     *(f"bench {name}" for name in BENCHES),
+    *(f"bench store {name}" for name in STORE_BENCHES),
 )
-PRINT_FACTS = {*COMMANDS} - {"subscribe"}  # which has --format json
+PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan"}  # which have --format json
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -69,7 +73,7 @@ def test_help_has_a_short_name() -> None:
     assert ringmain("ls", "-h").stdout == ringmain("ls", "--help").stdout
 
 
-@pytest.mark.parametrize("path", ["", "log", "bench", "publish", "subscribe", "inspect", "log verify"])
+@pytest.mark.parametrize("path", ["", "log", "store", "bench", "publish", "subscribe", "export", "log verify"])
 def test_a_command_that_needs_more_shows_its_help(path: str) -> None:
     done = ringmain(*path.split())
     assert done.returncode == USAGE
@@ -115,6 +119,9 @@ def test_the_installed_script_is_the_same_command() -> None:
         ("log verify nosuch", MISSING, "nosuch: holds no log"),
         ("log dump nosuch", MISSING, "nosuch: holds no log"),
         ("log repair nosuch", MISSING, "nosuch: holds no log"),
+        ("store stats nosuch", MISSING, "nosuch: holds no store"),
+        ("sstable dump nosuch", MISSING, "nosuch: No such file or directory"),
+        ("manifest dump nosuch", MISSING, "nosuch: holds no store"),
         ("demo --seconds 1", USAGE, "greater than or equal to 2"),
     ],
 )
@@ -138,6 +145,8 @@ def test_an_error_is_one_line_with_its_kind_as_exit_code() -> None:
     assert explain(FileNotFoundError(2, "No such file or directory", "a")) == (MISSING, "a: No such file or directory")
     assert explain(OSError(28, "No space left on device")) == (FAILED, "No space left on device")
     assert explain(ValueError("--rate: a number")) == (USAGE, "--rate: a number")
+    assert explain(ModuleNotFoundError("it needs `pip install it`")) == (FAILED, "it needs `pip install it`")
+    assert explain(ModuleNotFoundError("No module named 'mine'", name="mine")) is None
     assert explain(ZeroDivisionError()) is None  # a defect of ours: it is to be seen as one
 
 

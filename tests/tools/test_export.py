@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ringmain.storage import LogReader, Schema, to_arrow
+from ringmain.bus import Writer
+from ringmain.storage import LogReader, Schema, StoreSettings, to_arrow
 from ringmain.tools import column_formats
 from ringmain.tools.exit_codes import FAILED, INTERRUPTED, MISSING, OK, USAGE
 from support.command import environment, facts, on_terminal, private_shm, ringmain, started, succeed
@@ -222,6 +223,22 @@ def test_every_row_of_a_store_is_in_its_log_and_archive(tmp_path: Path) -> None:
     assert facts("export", data, "book", tmp_path / "newest.npy")["row_count"] == ROUND
 
 
+def test_of_a_bus_topics_by_key_and_topics_that_are_only_logged_are_written(bus_name: str, tmp_path: Path) -> None:
+    settings = StoreSettings(topics=["book"])
+    with Writer(bus_name, [BOOK, TAPE], data_dir=tmp_path, store=settings, log_file_bytes=4 << 20) as writer:
+        for number in range(1, 101):
+            writer["book"].publish(number % 10, b"PAR", number, 0, [0, 0, 0])
+            writer["tape"].publish(number)
+        writer["book"].wait(100, "indexed")
+    for topic, options, source, count in (
+        ("book", [], "store", 10),
+        ("book", ["--log"], "log", 100),
+        ("tape", [], "log", 100),
+    ):
+        shown = facts("export", tmp_path, topic, tmp_path / "out.npy", "--force", *options)
+        assert (shown["source"], shown["row_count"]) == (source, count)
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +342,7 @@ def test_a_store_that_is_being_written_can_be_exported(tmp_path: Path) -> None:
     [
         ("export STORE book OUT.txt", USAGE, "--to: parquet, arrow, csv, npy is expected, as 'new.txt' ends in none"),
         ("export STORE book OUT.csv --to xml", USAGE, "'xml' is not one of 'parquet', 'arrow', 'csv', 'npy'"),
-        ("export STORE nosuch OUT.csv", MISSING, "no topic 'nosuch' in this store; it has book, tape"),
+        ("export STORE nosuch OUT.csv", MISSING, "no topic 'nosuch' in this log; it has book, tape"),
         ("export STORE nosuch OUT.csv --log", MISSING, "no topic 'nosuch' in this log; it has book, tape"),
         ("export LOG nosuch OUT.csv", MISSING, "no topic 'nosuch' in this log; it has points, pairs"),
         ("export nosuch book OUT.csv", MISSING, "nosuch: holds no log"),
@@ -333,8 +350,8 @@ def test_a_store_that_is_being_written_can_be_exported(tmp_path: Path) -> None:
         ("export STORE book OUT.csv --from latest", USAGE, "--from: a sequence or a time is expected, got latest"),
         ("export STORE book OUT.csv --until noon", USAGE, "--until: latest, earliest, a sequence, or a time"),
         ("export STORE book OUT.csv --fields nosuch", USAGE, "topic 'book' has no field 'nosuch'"),
-        ("export LOG points OUT.csv --first 1", USAGE, "--first, --last: only a store has rows by key"),
-        ("export STORE book OUT.csv --last 1 --log", USAGE, "--first, --last: only a store has rows by key"),
+        ("export LOG points OUT.csv --first 1", USAGE, "--first, --last: points is not read by key here"),
+        ("export STORE book OUT.csv --last 1 --log", USAGE, "--first, --last: book is not read by key here"),
         ("export STORE book STORE/x/OUT.csv --to csv", MISSING, "No such file or directory"),
         ("export STORE book STORE --to csv", FAILED, "is a directory; name a file"),
     ],
