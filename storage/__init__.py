@@ -2,7 +2,16 @@
 
 from .arrow import to_arrow, to_pandas, to_polars
 from .engine import StoreSettings, TopicStats
-from .errors import Corruption, FormatMismatch, LogFailed, LogLocked, ManifestFailed, SchemaError, StorageError
+from .errors import (
+    Corruption,
+    FormatMismatch,
+    LogFailed,
+    LogLocked,
+    ManifestFailed,
+    SchemaError,
+    StorageError,
+    TablesFailed,
+)
 from .field_types import FieldType
 from .levels import Shape
 from .log import Log, Recovered
@@ -39,6 +48,7 @@ __all__ = [
     "Store",
     "StoreReader",
     "StoreSettings",
+    "TablesFailed",
     "TopicStats",
     "Tree",
     "View",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from ._tree import KeyCodec, MemoryPool, Memtable, State, TreeCore
-from .errors import StorageError
+from .errors import StorageError, TablesFailed
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
 from .log import Log
@@ -188,7 +188,12 @@ class Engine:
     def _replay(self, writer: TreeWriter, checkpoint: int) -> None:
         """Put back into memtables what the log holds behind the checkpoint."""
         last = self._log.topic(writer.tree.schema.name).next_sequence - 1
-        if last <= checkpoint:
+        if last < checkpoint:
+            raise StorageError(
+                f"{self._log.directory}: topic {writer.tree.schema.name!r}: the log ends at {last}, though the tables hold "
+                f"rows up to {checkpoint}. A power cut does this to a store that never syncs its log; restore it from a backup"
+            )
+        if last == checkpoint:
             return
         reader = LogReader(self._log.directory, writer.tree.schema.name, self.directory / "archive")
         position = checkpoint
@@ -239,7 +244,7 @@ class Engine:
                 while writer.immutables and writer.failure is None and not self._closing.is_set():
                     writer.flushed.wait(1.0)
                 if writer.failure is not None:
-                    raise writer.failure
+                    raise writer.failure.with_traceback(None)
 
     def compact(self, topic: str | None = None) -> None:
         """Merge all of a topic's tables (of all topics, by default) into one level, and return when that is done."""
@@ -252,7 +257,7 @@ class Engine:
                     self._work.wait(1.0)
             failure = self._trees[name].failure
             if failure is not None:
-                raise failure
+                raise failure.with_traceback(None)
 
     def stats(self) -> dict[str, TopicStats]:
         """Each topic's figures."""
@@ -312,7 +317,7 @@ class Engine:
                         writer.set_aside()
             busy = False
             for writer in self._trees.values():
-                with self._failing(writer):
+                with self._failing(writer, "flush"):
                     if writer.failure is None and writer.flush():
                         busy = True
                         self._log.release(self._manifest.state.checkpoints)
@@ -334,7 +339,7 @@ class Engine:
                     else pick(name, writer.version, self._settings.shape, cursors=writer.cursors, droppable=droppable)
                 )
                 if compaction is not None and writer.failure is None:
-                    with self._failing(writer):
+                    with self._failing(writer, "compaction"):
                         writer.compact(compaction, self._rate.take)
                         busy = True
                 elif manual:
@@ -352,13 +357,17 @@ class Engine:
                 writer.touch(ahead_bytes)
 
     @contextlib.contextmanager
-    def _failing(self, writer: TreeWriter) -> Generator[None]:
+    def _failing(self, writer: TreeWriter, operation: str) -> Generator[None]:
         """What goes wrong here stops the topic's writing, and is raised there."""
         try:
             yield
         except (_Cancelled, ValueError) as error:
             if not self._closing.is_set():
                 writer.stop(error)
+        except OSError as error:
+            failed = TablesFailed(error.filename or self.directory / "store", operation, writer.tree.schema.name, error)
+            failed.__cause__ = error
+            writer.stop(failed)
         except BaseException as error:
             writer.stop(error)
 

@@ -19,6 +19,7 @@ __all__ = [
     "ManifestFailed",
     "SchemaError",
     "StorageError",
+    "TablesFailed",
 ]
 
 _Path: TypeAlias = str | PathLike[str]
@@ -138,4 +139,20 @@ class ManifestFailed(StorageError):
         super().__init__(
             f"{self.path}: {operation} failed: {self.reason}. The store takes no more changes; what it acknowledged stays "
             f"readable. {advice}"
+        )
+
+
+class TablesFailed(StorageError):
+    """A topic's tables could not be written: the system refused something to a flush or a compaction.
+
+    path: the file. operation: "flush" or "compaction". topic. errno: the system's, or None. Nothing is tried again before the
+    store is opened anew. Until then rows are still taken as long as there is room for them in memory.
+    """
+
+    def __init__(self, path: _Path, operation: str, topic: str, cause: OSError) -> None:
+        self.path, self.operation, self.topic, self.errno = fspath(path), operation, topic, cause.errno
+        self.reason = cause.strerror or str(cause)
+        super().__init__(
+            f"{self.path}: {operation} of topic {topic!r} failed: {self.reason}. No more of it goes into tables; what it "
+            "acknowledged stays readable. Free space or mend the disk, then open the store again"
         )

@@ -139,12 +139,13 @@ def data_ranges(path: Path, start: int, head: bytes) -> list[tuple[int, int]]:
     descriptor, end = open_file_to_read(path), start
     found: list[tuple[int, int]] = []
     try:
-        if read_from(descriptor, 0, len(head)) != head:
-            raise FileNotFoundError(errno.ENOENT, "was replaced meanwhile", str(path))
-        while True:
-            first = os.lseek(descriptor, end, os.SEEK_DATA)
-            end = os.lseek(descriptor, first, os.SEEK_HOLE)
-            found.append((first, end))
+        with naming(path):
+            if read_from(descriptor, 0, len(head)) != head:
+                raise FileNotFoundError(errno.ENOENT, "was replaced meanwhile", str(path))
+            while True:
+                first = os.lseek(descriptor, end, os.SEEK_DATA)
+                end = os.lseek(descriptor, first, os.SEEK_HOLE)
+                found.append((first, end))
     except OSError as error:
         if error.errno != errno.ENXIO:  # ENXIO: nothing behind `end`
             raise

@@ -112,7 +112,7 @@ class TreeWriter:
                     self.flushed.wait(1.0)
                 self.counts.stalled_s += time.monotonic() - began
             if self.failure is not None:
-                raise self.failure
+                raise self.failure.with_traceback(None)
             self.set_aside()
         self._changed()
 

@@ -14,6 +14,7 @@ from ringmain.storage import (
     ManifestFailed,
     SchemaError,
     StorageError,
+    TablesFailed,
     ViewGone,
 )
 
@@ -50,6 +51,11 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
             {"path": str(LOG), "operation": "fdatasync", "errno": errno.ENOSPC, "reason": "No space left on device"},
         ),
         (LogFailed(LOG, "write", "short write"), ["write failed: short write"], {"errno": None}),
+        (
+            TablesFailed(Path("/data/1.sst"), "flush", "trades", FULL),
+            ["/data/1.sst", "flush of topic 'trades' failed: No space left on device", "stays readable", "Free space"],
+            {"path": "/data/1.sst", "operation": "flush", "topic": "trades", "errno": errno.ENOSPC},
+        ),
         (
             ManifestFailed(Path("/data/MANIFEST"), "sync", FULL),
             ["/data/MANIFEST", "sync failed: No space left on device", "stays readable", "Free space"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from ringmain.storage import Log, LogFailed
 from ringmain.storage.recovery import examine
 from support.logs import FILE_BYTES, POINTS, append, check_rows, read_rows
 from support.preload import build_preload
+from support.small_disk import mounted
 
 SUPPORT = Path(__file__).parents[1] / "support"
 ROWS = 5000  # a step's worth: 200 kB, so that a file takes some fifteen steps
@@ -451,18 +451,8 @@ def test_a_file_is_synced_before_its_successor_gets_its_name_whoever_syncs(run):
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A file system of 18 MiB."""
-    mount, unmount = shutil.which("mount"), shutil.which("umount")
-    if os.geteuid() != 0 or mount is None or unmount is None:
-        pytest.skip("only root can mount the small tmpfs that this test fills")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=18m", "none", str(place)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run([unmount, "-l", str(place)], check=True)
+    with mounted(tmp_path / "small", "18m") as place:
+        yield place
 
 
 def fill(log: Log) -> tuple[int, LogFailed]:

@@ -1,0 +1,42 @@
+"""A disk that can really be full: a tmpfs of a few MiB."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A new file system of this size, such as "18m". Skips the test where one cannot be mounted."""
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if os.geteuid() != 0 or mount is None or unmount is None:
+        pytest.skip("only root can mount the small tmpfs that this test fills")
+    place.mkdir()
+    command = [mount, "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run([unmount, "-l", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def filled(place: Path, but_bytes: int = 0) -> Iterator[None]:
+    """No room is left there, but for so many bytes; afterwards there is again."""
+    ballast = place / "ballast"
+    status = os.statvfs(place)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_bsize - but_bytes)
+    try:
+        yield
+    finally:
+        ballast.unlink()
