@@ -60,7 +60,7 @@ cdef extern from "log_scan.hpp" namespace "ringmain" nogil:
         uint32_t epoch
     cdef struct FrameEntry:
         uint64_t offset
-    uint64_t scan_frames(const LogBytes &log, uint64_t offset, vector[FrameEntry] &entries)
+    uint64_t scan_frames(const LogBytes &log, uint64_t offset, vector[FrameEntry] &entries, cbool proven)
     uint64_t c_find_frame "ringmain::find_frame"(const LogBytes &log, uint64_t offset, uint64_t end)
 
 cdef extern from "log_writer.hpp" namespace "ringmain" nogil:
@@ -221,10 +221,11 @@ cdef LogBytes _log_bytes(_View view, uint64_t start_position, uint32_t epoch, ui
     return log
 
 
-def scan(data, *, uint64_t start_position, uint32_t epoch, uint64_t offset, uint64_t limit=2**63):
+def scan(data, *, uint64_t start_position, uint32_t epoch, uint64_t offset, uint64_t limit=2**63, bint proven=False):
     """Check the frames of a log file from `offset` on.
 
-    data: the file's bytes, header included. limit: where to stop reading.
+    data: the file's bytes, header included. limit: where to stop reading. proven: leave out the checksums, which the caller has
+    had proven before.
     Returns (frames, end): an array of FRAME_DTYPE, in file order, every checksum proven, and the offset at which the
     first invalid frame would begin. Runs without the interpreter's lock.
     """
@@ -233,7 +234,7 @@ def scan(data, *, uint64_t start_position, uint32_t epoch, uint64_t offset, uint
     cdef vector[FrameEntry] entries
     cdef uint64_t end
     with nogil:
-        end = scan_frames(log, offset, entries)
+        end = scan_frames(log, offset, entries, proven)
     frames = np.empty(entries.size(), FRAME_DTYPE)
     if entries.size():
         memcpy(cnp.PyArray_DATA(<cnp.ndarray>frames), entries.data(), entries.size() * sizeof(FrameEntry))

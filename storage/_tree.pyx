@@ -19,6 +19,7 @@ import os
 
 import numpy as np
 
+from ._log import FRAME_DTYPE
 from .errors import Corruption, FormatMismatch, StorageError
 from .files import map_file
 
@@ -64,15 +65,17 @@ cdef extern from "memtable.hpp" namespace "ringmain" nogil:
         uint64_t key[2]
         uint32_t index
     ctypedef vector[OrderEntry] SortedRun
+    cdef struct RowsElsewhere "ringmain::Memtable::RowsElsewhere":
+        uint64_t count
     cdef cppclass CMemtable "ringmain::Memtable":
         CMemtable(const KeyLayout &, uint32_t, uint64_t, shared_ptr[CMemoryPool]) except +
+        CMemtable(const KeyLayout &, uint32_t, RowsElsewhere, shared_ptr[CMemoryPool]) except +
         uint64_t capacity()
         const Memory &memory()
         uint64_t count()
         uint64_t room()
         uint64_t tombstone_count()
         const char *row(uint64_t)
-        const char *rows()
         cbool is_tombstone(uint64_t)
         char *next_row()
         void commit_row(cbool)
@@ -84,6 +87,16 @@ cdef extern from "memtable.hpp" namespace "ringmain" nogil:
         vector[shared_ptr[const SortedRun]] order(uint64_t) except +
         shared_ptr[const SortedRun] whole_order() except +
     uint64_t row_sequence(const char *row)
+
+cdef extern from "log_scan.hpp" namespace "ringmain" nogil:
+    const size_t C_FRAME_HEADER_BYTES "ringmain::FRAME_HEADER_BYTES"
+    cdef struct FrameEntry:
+        uint64_t offset
+        uint32_t row_count, payload_bytes
+
+cdef extern from "log_replay.hpp" namespace "ringmain" nogil:
+    uint64_t rows_between(const FrameEntry &frame, uint64_t first, uint64_t end)
+    void replay_frames(CMemtable &, const char *base, const FrameEntry *frames, uint64_t count, uint64_t first, uint64_t end)
 
 cdef extern from "sstable_format.hpp" namespace "ringmain" nogil:
     const char *TABLE_MAGIC
@@ -364,20 +377,28 @@ cdef class MemoryPool:
 cdef class Memtable:
     """A topic's newest rows in memory, by key. One thread inserts (any thread that holds the interpreter's lock, or the journal).
 
-    budget_bytes: memory for all but the sorted runs that scans make.
+    budget_bytes: memory for all but the sorted runs that scans make. rows_elsewhere: instead, for so many rows of log files, which
+    stay where they are; they come by `replay`.
     """
 
     cdef unique_ptr[CMemtable] table
     cdef readonly KeyCodec codec
+    cdef list held  # the files in which rows lie; None where they are copied
 
-    def __cinit__(self, KeyCodec codec, uint64_t budget_bytes, MemoryPool pool=None):
+    def __cinit__(self, KeyCodec codec, uint64_t budget_bytes=0, MemoryPool pool=None, *, uint64_t rows_elsewhere=0):
         if pool is None:
             pool = MemoryPool()
         self.codec = codec
         cdef CMemtable *made
+        cdef RowsElsewhere elsewhere
+        elsewhere.count = rows_elsewhere
         with nogil:
-            made = new CMemtable(codec.layout.get()[0], codec.row_bytes, budget_bytes, pool.pool)
+            if rows_elsewhere:
+                made = new CMemtable(codec.layout.get()[0], codec.row_bytes, elsewhere, pool.pool)
+            else:
+                made = new CMemtable(codec.layout.get()[0], codec.row_bytes, budget_bytes, pool.pool)
         self.table.reset(made)
+        self.held = [] if rows_elsewhere else None
 
     def __len__(self):
         return self.table.get().count()
@@ -430,20 +451,47 @@ cdef class Memtable:
         cdef cnp.ndarray array = _row_array(self.codec, rows)
         cdef uint64_t count = len(array)
         cdef const char *at = <const char *>cnp.PyArray_DATA(array)
+        if self.held is not None:
+            raise ValueError("rows: this memtable holds none of its own")
         if count > self.table.get().room():
             raise ValueError(f"rows: {count} are more than the {self.table.get().room()} that still fit")
         with nogil:
             self.table.get().insert(at, count, tombstones)
 
+    def replay(self, data, frames, uint64_t first, uint64_t end):
+        """Add the rows that these frames of this topic hold with sequences from `first` to before `end`.
+
+        data: a log file, mapped. frames: from a scan of it. Runs without the interpreter's lock. ValueError where there is no room
+        for all, or a frame does not lie in the file or has other rows.
+        """
+        cdef const uint8_t[::1] file_bytes = data
+        cdef uint64_t count = len(frames), size = len(file_bytes), row_count = 0, i
+        if frames.dtype != FRAME_DTYPE or not frames.flags.c_contiguous:
+            raise ValueError("frames: a contiguous array of frames is needed, as a scan of the log gives it")
+        cdef const FrameEntry *entries = <const FrameEntry *>cnp.PyArray_DATA(<cnp.ndarray>frames)
+        for i in range(count):
+            if entries[i].offset > size or entries[i].offset + C_FRAME_HEADER_BYTES + entries[i].payload_bytes > size or \
+                    <uint64_t>entries[i].row_count * self.codec.row_bytes != entries[i].payload_bytes:
+                raise ValueError(f"frames: number {i} does not hold rows of topic {self.codec.topic!r} within the data")
+            row_count += rows_between(entries[i], first, end)
+        if row_count > self.table.get().room():
+            raise ValueError(f"rows: {row_count} are more than the {self.table.get().room()} that still fit")
+        if row_count == 0:
+            return
+        with nogil:
+            replay_frames(self.table.get()[0], <const char *>&file_bytes[0], entries, count, first, end)
+        if self.held is not None:
+            self.held.append(data)
+
     def rows(self):
         """A copy of all rows by sequence, and of which are tombstones (bool array)."""
         cdef uint64_t count = self.table.get().count(), i
         rows = np.empty(count, self.codec.dtype)
-        memcpy(cnp.PyArray_DATA(<cnp.ndarray>rows), self.table.get().rows(), count * self.codec.row_bytes)
+        cdef char *to = <char *>cnp.PyArray_DATA(<cnp.ndarray>rows)
         flags = np.zeros(count, bool)
-        if self.table.get().tombstone_count():
-            for i in range(count):
-                flags[i] = self.table.get().is_tombstone(i)
+        for i in range(count):
+            memcpy(to + i * self.codec.row_bytes, self.table.get().row(i), self.codec.row_bytes)
+            flags[i] = self.table.get().is_tombstone(i)
         return rows, flags
 
 

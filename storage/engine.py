@@ -12,18 +12,20 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._tree import KeyCodec, MemoryPool, Memtable, State, TreeCore
+from ._tree import KeyCodec, MemoryPool, Memtable, State, Table, TreeCore
 from .errors import StorageError, TablesFailed
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
 from .log import Log
-from .log_reader import HistoryGone, LogReader
+from .log_reader import LogReader
 from .manifest import Edit, Manifest, TopicInfo
 from .manifest_state import State as ManifestState
+from .replay import replay, unflushed
 from .schema import Schema
 from .table_files import TableFiles, compressor
 from .tree import Tree
@@ -38,7 +40,7 @@ TOUCH_S = 0.05
 BLOCK_BYTES = 4096
 SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
-REPLAY_ROWS = 65_536
+OPEN_THREADS = 4
 NUMBERS_APART = 1 << 16  # of tables: more than an engine that was taken over makes before it finds out
 LOOK_S = 1.0  # how often to look for compactions that no flush has called for
 
@@ -141,27 +143,46 @@ class Engine:
             path.unlink()
         sync_directory(directory)
         self._numbers = itertools.count(state.next_number + (NUMBERS_APART if take_over else 0))
+        topics = {name: self._log.topic(name) for name in codecs}
+        for name, topic in topics.items():
+            if topic.next_sequence - 1 < state.checkpoints[name]:
+                raise StorageError(
+                    f"{self._log.directory}: topic {name!r}: the log ends at {topic.next_sequence - 1}, though the tables hold rows up "
+                    f"to {state.checkpoints[name]}. A power cut does this to a store that never syncs its log; restore it from a backup"
+                )
+        behind = {name: last for name in codecs if (last := state.checkpoints[name]) < topics[name].next_sequence - 1}
+        files = unflushed(self._log.directory, self._log.found, self.directory / "archive", behind)
         memory = MemoryPool(max(MEMORY_AHEAD_BYTES, settings.memtable_bytes))
-        for name, codec in codecs.items():
-            tree = Tree(schemas[name], codec, State(codec, (), (), ()), keeps_versions=state.topics[name].keep_versions)
-            tree.dropped_through = state.checkpoints.get(name, 0)
-            tree.core.visible = self._log.topic(name).next_sequence - 1
-            writer = TreeWriter(
-                tree,
-                state.versions[name],
-                self._files,
-                self._manifest,
-                memory,
-                shape=settings.shape,
-                memtable_bytes=settings.memtable_bytes,
-                immutable_max=settings.immutable_max,
-                compression=settings.compression,
-                next_number=lambda: next(self._numbers),
-                changed=self._changed,
-                sync_log=self._log.appender.sync_behind if self._log.syncs_files else None,
-            )
-            self._trees[name] = writer
-            self._replay(writer, state.checkpoints.get(name, 0))
+        with ThreadPoolExecutor(OPEN_THREADS, "ringmain-open") as pool:
+            opening = {name: pool.submit(self._open_tables, state, schemas[name], codecs[name]) for name in codecs}
+            for name, codec in codecs.items():
+                tree = Tree(
+                    schemas[name], codec, State(codec, (), (), ()), keeps_versions=state.topics[name].keep_versions
+                )
+                tree.dropped_through = state.checkpoints[name]
+                tree.core.visible = topics[name].next_sequence - 1
+                active = Memtable(codec, settings.memtable_bytes, memory)
+                memtables = replay(pool, files, topics[name], state.checkpoints[name], codec, active, memory)
+                self._trees[name] = TreeWriter(
+                    tree,
+                    state.versions[name],
+                    self._files,
+                    self._manifest,
+                    memory,
+                    tables=opening[name].result(),
+                    active=active,
+                    shape=settings.shape,
+                    memtable_bytes=settings.memtable_bytes,
+                    immutable_max=settings.immutable_max,
+                    compression=settings.compression,
+                    next_number=lambda: next(self._numbers),
+                    changed=self._changed,
+                    sync_log=self._log.appender.sync_behind if self._log.syncs_files else None,
+                )
+                self._trees[name].take_back(memtables)
+
+    def _open_tables(self, state: ManifestState, schema: Schema, codec: KeyCodec) -> dict[int, Table]:
+        return {info.number: self._files.open(info, schema, codec) for info in state.versions[schema.name].tables()}
 
     def _add_topics(self, schemas: Mapping[str, Schema]) -> ManifestState:
         """The manifest's state once it has these topics. What the log has given up of a new one before is left out."""
@@ -184,40 +205,6 @@ class Engine:
                 checkpoints={name: first - 1 for name, first in oldest.items() if first > 1},
             )
         )
-
-    def _replay(self, writer: TreeWriter, checkpoint: int) -> None:
-        """Put back into memtables what the log holds behind the checkpoint."""
-        last = self._log.topic(writer.tree.schema.name).next_sequence - 1
-        if last < checkpoint:
-            raise StorageError(
-                f"{self._log.directory}: topic {writer.tree.schema.name!r}: the log ends at {last}, though the tables hold "
-                f"rows up to {checkpoint}. A power cut does this to a store that never syncs its log; restore it from a backup"
-            )
-        if last == checkpoint:
-            return
-        reader = LogReader(self._log.directory, writer.tree.schema.name, self.directory / "archive")
-        position = checkpoint
-        while position < last:
-            try:
-                found = reader.read_all(position + 1, last, REPLAY_ROWS)
-            except HistoryGone as gone:
-                raise StorageError(
-                    f"{gone.directory}: topic {gone.topic!r}: sequence {gone.wanted} is missing in the log, though the tables hold "
-                    f"only up to {checkpoint}"
-                ) from None
-            if found is None:  # a repair gave up the rest
-                return
-            rows, tombstones = found
-            position = int(rows["sequence"][-1])
-            while len(rows):
-                fits = min(len(rows), writer.active.room)
-                writer.active.insert(rows[:fits], tombstones)
-                rows = rows[fits:]
-                if len(rows):
-                    with writer.tree.lock:
-                        writer.set_aside()
-                    if len(writer.immutables) > self._settings.immutable_max:  # a topic that was only logged until now
-                        writer.flush()
 
     # --- using ------------------------------------------------------------------------------------------------------
 

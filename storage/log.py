@@ -71,6 +71,7 @@ class Log:
     checkpoints: what `release` is told, from the beginning; None lets retention alone decide.
     map_small_groups: copy small groups into the mapped file instead of calling the system, where the file system allows it.
 
+    found: the files that were there when this was opened, examined, oldest first. recovered: that in figures.
     Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch, OSError.
     """
 
@@ -150,6 +151,7 @@ class Log:
         self.epoch = max(epoch, contents.epoch + 1)
         self.log_id = contents.log_id or secrets.randbits(63) | 1
         self._first_own_number = number
+        self.found = contents.files
         self.recovered = Recovered(
             record_count=contents.record_count,
             file_count=len(contents.files),

@@ -77,14 +77,20 @@ class LogFile:
     header: FileHeader
     data: mmap.mmap | bytearray
 
-    def scan(self, offset: int = _log.LOG_HEADER_BYTES, limit: int = 2**63) -> tuple[Frames, int]:
-        """The valid frames from `offset` on, and the offset where the first invalid one would begin."""
+    def scan(
+        self, offset: int = _log.LOG_HEADER_BYTES, limit: int = 2**63, *, proven: bool = False
+    ) -> tuple[Frames, int]:
+        """The valid frames from `offset` on, and the offset where the first invalid one would begin.
+
+        proven: leave out the checksums up to `limit`, which were proven before.
+        """
         return _log.scan(
             self.data,
             start_position=self.header.start_position,
             epoch=self.header.epoch,
             offset=offset,
             limit=limit,
+            proven=proven,
         )
 
     def find_frame(self, offset: int, limit: int = 2**63) -> int | None:

@@ -1,6 +1,7 @@
 // The memtable: a topic's newest rows in memory, found by key and read in the order of keys.
 //
-// 1. Rows lie in an arena in the order in which they came, that is by sequence; a row never moves or changes.
+// 1. Rows lie in an arena in the order in which they came, that is by sequence; a row never moves or changes. Or they lie
+//    elsewhere, in a mapped log that holds them already: then only their places are kept here.
 // 2. A hash table leads from a key to its newest row, and each row to the one before it with the same key. One insert costs one
 //    cache miss that matters, whatever the number of rows; a tree or a skip list pays one a level.
 // 3. Order is made when it is asked for: the rows that came since the last time become one more sorted run, and runs of
@@ -55,12 +56,17 @@ class Memtable {
             slot_count_ *= 2;
         }
         if (capacity_ == 0) capacity_ = 1;
-        const uint64_t slots_bytes = slot_count_ * sizeof(uint64_t), previous_bytes = (capacity_ * sizeof(uint32_t) + 63) & ~63ull;
-        memory_ = pool_->take(slots_bytes + previous_bytes + capacity_ * row_bytes_);
-        if (memory_.used) std::memset(memory_.base, 0, slots_bytes);
-        slots_ = reinterpret_cast<uint64_t *>(memory_.base);
-        previous_ = reinterpret_cast<uint32_t *>(memory_.base + slots_bytes);
-        rows_ = memory_.base + slots_bytes + previous_bytes;
+        rows_ = take_memory(row_bytes_);
+    }
+
+    // For so many rows that lie elsewhere, and stay there for as long as this is used. Throws std::bad_alloc.
+    struct RowsElsewhere {
+        uint64_t count;
+    };
+    Memtable(const KeyLayout &layout, uint32_t row_bytes, RowsElsewhere rows, std::shared_ptr<MemoryPool> pool)
+        : layout_(layout), row_bytes_(row_bytes), pool_(std::move(pool)), capacity_(rows.count), slot_count_(64) {
+        while (slot_count_ * 2 / 3 < capacity_) slot_count_ *= 2;
+        places_ = reinterpret_cast<const char **>(take_memory(sizeof *places_));
     }
 
     ~Memtable() { pool_->give_back(memory_); }
@@ -74,8 +80,7 @@ class Memtable {
     uint64_t count() const { return load_acquire(count_); }
     uint64_t room() const { return capacity_ - load_relaxed(count_); }
     uint64_t tombstone_count() const { return load_relaxed(tombstones_); }
-    const char *row(uint64_t index) const { return rows_ + index * row_bytes_; }
-    const char *rows() const { return rows_; }
+    const char *row(uint64_t index) const { return places_ == nullptr ? rows_ + index * row_bytes_ : places_[index]; }
     bool is_tombstone(uint64_t index) const { return (load_relaxed(previous_[index]) & TOMBSTONE) != 0; }
 
     // --- the writer ------------------------------------------------------------------------------------------------
@@ -92,11 +97,18 @@ class Memtable {
 
     // Add `count` rows, for which there must be room.
     void insert(const char *source, uint64_t count, bool tombstones) {
-        std::memcpy(next_row(), source, count * row_bytes_);
+        place(0, source, count);
         commit_rows(count, tombstones);
     }
 
-    // Add the `count` rows that were written from `next_row()` on.
+    // Put rows where, `ahead` rows before them, those that are not committed yet begin.
+    void place(uint64_t ahead, const char *source, uint64_t count) {
+        const uint64_t first = load_relaxed(count_) + ahead;
+        if (places_ == nullptr) std::memcpy(rows_ + first * row_bytes_, source, count * row_bytes_);
+        else for (uint64_t at = 0; at < count; ++at) places_[first + at] = source + at * row_bytes_;
+    }
+
+    // Add the `count` rows that were placed, or written from `next_row()` on.
     void commit_rows(uint64_t count, bool tombstones = false) {
         const uint64_t first = load_relaxed(count_);
         uint64_t hashes[AHEAD];
@@ -120,7 +132,7 @@ class Memtable {
     // Make memory ready for the next `ahead` bytes of rows. Returns how much of that lies behind the end.
     uint64_t touch(uint64_t ahead) {
         const uint64_t rows = count();
-        const uint64_t end = ahead + (rows == 0 ? 0 : static_cast<uint64_t>(row(rows) - memory_.base));
+        const uint64_t end = ahead + (rows == 0 ? 0 : static_cast<uint64_t>(next_row() - memory_.base));
         MemoryPool::touch(memory_, end);
         return end > memory_.bytes ? end - memory_.bytes : 0;
     }
@@ -180,6 +192,16 @@ class Memtable {
     }
 
   private:
+    // Memory for slots, links, and so many bytes for each row; returns where those begin.
+    char *take_memory(uint64_t each_bytes) {
+        const uint64_t slots_bytes = slot_count_ * sizeof(uint64_t), links_bytes = (capacity_ * sizeof(uint32_t) + 63) & ~63ull;
+        memory_ = pool_->take(slots_bytes + links_bytes + capacity_ * each_bytes);
+        if (memory_.used) std::memset(memory_.base, 0, slots_bytes);
+        slots_ = reinterpret_cast<uint64_t *>(memory_.base);
+        previous_ = reinterpret_cast<uint32_t *>(memory_.base + slots_bytes);
+        return memory_.base + slots_bytes + links_bytes;
+    }
+
     uint64_t rows_beside(uint64_t slot_count, uint64_t budget_bytes) const {
         const uint64_t slots_bytes = slot_count * sizeof(uint64_t);
         return budget_bytes <= slots_bytes ? 0 : (budget_bytes - slots_bytes) / (row_bytes_ + sizeof(uint32_t));
@@ -248,7 +270,8 @@ class Memtable {
     uint64_t capacity_ = 0, slot_count_ = 0;
     uint64_t *slots_ = nullptr;
     uint32_t *previous_ = nullptr;  // by row: index plus one of the row with the same key before it, and TOMBSTONE
-    char *rows_ = nullptr;
+    char *rows_ = nullptr;            // in the arena
+    const char **places_ = nullptr;  // or where each row lies
     alignas(128) uint64_t count_ = 0;
     uint64_t tombstones_ = 0;
     std::mutex order_lock_;

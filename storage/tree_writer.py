@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ._tree import MemoryPool, Memtable, Merge, State, Table
@@ -47,8 +47,10 @@ class WriteCounts:
 
 
 class TreeWriter:
-    """A tree that this process writes. `changed`: told (under no lock) when there is something to flush or compact.
+    """A tree that this process writes.
 
+    tables: the version's, open, by number. active: takes new rows.
+    changed: told (under no lock) when there is something to flush or compact.
     sync_log: makes what the log holds durable; None where nothing is promised about power cuts.
     """
 
@@ -60,6 +62,8 @@ class TreeWriter:
         manifest: Manifest,
         memory: MemoryPool,
         *,
+        tables: Mapping[int, Table],
+        active: Memtable,
         shape: Shape,
         memtable_bytes: int,
         immutable_max: int,
@@ -72,11 +76,9 @@ class TreeWriter:
         self._files, self._manifest, self._memory, self._shape = files, manifest, memory, shape
         self._memtable_bytes, self._immutable_max, self._compression = memtable_bytes, immutable_max, compression
         self._next_number, self._changed, self._sync_log = next_number, changed, sync_log
-        self._tables: dict[int, Table] = {
-            info.number: files.open(info, tree.schema, tree.codec) for info in version.tables()
-        }
+        self._tables = dict(tables)
         self._spare: Memtable | None = None
-        self.active = self._make_memtable()
+        self.active = active
         self.immutables: list[Memtable] = []  # the oldest first
         self.flushed = threading.Condition(tree.lock)
         self.closing = False
@@ -115,6 +117,18 @@ class TreeWriter:
                 raise self.failure.with_traceback(None)
             self.set_aside()
         self._changed()
+
+    def take_back(self, memtables: Iterable[Memtable]) -> None:
+        """Begin with memtables of rows that were not flushed before, the oldest first; flush those for which there is no memory."""
+        for memtable in memtables:
+            if memtable is self.active or not len(memtable):
+                continue
+            self.immutables.append(memtable)
+            memory_bytes = sum(each.memory_bytes for each in self.immutables)
+            if len(self.immutables) > self._immutable_max and memory_bytes > self._immutable_max * self._memtable_bytes:
+                self.flush()
+        with self.tree.lock:
+            self._show()
 
     def _must_wait(self) -> bool:
         full = len(self.immutables) >= self._immutable_max or len(self.version.level0) >= self._shape.stop_tables
