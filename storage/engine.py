@@ -147,8 +147,9 @@ class Engine:
         for name, topic in topics.items():
             if topic.next_sequence - 1 < state.checkpoints[name]:
                 raise StorageError(
-                    f"{self._log.directory}: topic {name!r}: the log ends at {topic.next_sequence - 1}, though the tables hold rows up "
-                    f"to {state.checkpoints[name]}. A power cut does this to a store that never syncs its log; restore it from a backup"
+                    f"{self._log.directory}: topic {name!r}: the log ends at {topic.next_sequence - 1}, though the tables hold "
+                    f"rows up to {state.checkpoints[name]}. A power cut does this to a store that never syncs its log; restore it "
+                    "from a backup"
                 )
         behind = {name: last for name in codecs if (last := state.checkpoints[name]) < topics[name].next_sequence - 1}
         files = unflushed(self._log.directory, self._log.found, self.directory / "archive", behind)
