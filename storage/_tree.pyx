@@ -1013,12 +1013,12 @@ cdef class TreeCore:
     cdef object appender, full, appended, payload_dtype
     cdef bytearray scratch
     cdef char *key_row
-    cdef bint busy
+    cdef bint busy, has_key
     cdef readonly object get, put, delete
 
     def __cinit__(self, KeyCodec codec, schema, State state):
         self.codec, self._state = codec, state
-        self.payload_dtype = schema.payload_dtype
+        self.payload_dtype, self.has_key = schema.payload_dtype, bool(schema.key)
         self.packer = RowPacker(schema.name, schema.dtype, tuple(schema.payload_dtype.names))
         self.scratch = bytearray(codec.row_bytes)
         self.key_row = self.scratch
@@ -1229,6 +1229,8 @@ cdef PyObject *_put(PyObject *self, PyObject *const *args, Py_ssize_t positional
 cdef PyObject *_delete(PyObject *self, PyObject *const *args, Py_ssize_t count) except NULL:
     cdef TreeCore core = <TreeCore>self
     cdef char *row
+    if not core.has_key:
+        raise TypeError(f"topic {core.codec.topic!r} has no key: its rows are kept by their sequences, and none can be deleted")
     if count != core.codec.packer.count:
         raise TypeError(f"topic {core.codec.topic!r}: its key is {', '.join(core.codec.names)}; got {count} values")
     row = core._begin_row()
@@ -1255,4 +1257,7 @@ PUT.ml_doc = (
     b"LogFailed when the log has stopped."
 )
 DELETE.ml_name, DELETE.ml_meth, DELETE.ml_flags = "delete", <PyCFunction><void *>_delete, METH_FASTCALL
-DELETE.ml_doc = b"delete(*key)\n\nRemove a key, whether it is there or not; returns the sequence of that. Raises as put does."
+DELETE.ml_doc = (
+    b"delete(*key)\n\nRemove a key, whether it is there or not; returns the sequence of that. Raises as put does, and TypeError\n"
+    b"where the topic has no key."
+)

@@ -332,6 +332,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.add("keyed", key, None)
         assert sequence == self.models["keyed"].sequence
 
+    @rule(number=pick)
+    def delete_by_sequence(self, number: int) -> None:
+        with pytest.raises(TypeError, match="has no key"):
+            self.tree("plain").delete(*self.key("plain", number))
+
     @precondition(lambda self: self.configuration.kinds)
     @rule()
     def delete_everything(self) -> None:

@@ -99,3 +99,12 @@ def test_a_topic_keeps_the_schema_that_it_was_stored_with(tmp_path):
         open_store(tmp_path, [Schema("a", {"key": "u4"}, key=("key",))])
     with open_store(tmp_path, [A]) as store:
         assert store["a"].put(1, 1) == 1
+
+
+def test_rows_of_a_topic_without_a_key_cannot_be_deleted(tmp_path):
+    with open_store(tmp_path, [C]) as store:
+        store["c"].put(7)
+        with pytest.raises(TypeError, match="'c' has no key"):
+            store["c"].delete(1)
+        assert value(store["c"], 1) == 7
+        assert store["c"].put(8) == 2

@@ -91,6 +91,13 @@ class Topic:
         stamps = rows["timestamp_ns"][np.argsort(rows["sequence"])]
         assert (np.diff(stamps) >= 0).all(), f"{self.name}: time runs backwards"
 
+    def check_row(self, row: np.void, key: int) -> None:
+        """It is one that some sequence gives to the key, whole."""
+        rows = np.array([row], self.schema.dtype)
+        self.check(rows, rows["number"])
+        assert self.key_at(rows["number"]) == [key]
+        assert not self.deletes(rows["number"])[0]
+
     def check_all(self, tree: KeysAt, sequence: int, choice: random.Random) -> None:
         """A tree or view holds exactly what it should as of a sequence: forwards, backwards, by keys, and by history."""
         expected = self.expect(sequence)
@@ -165,6 +172,7 @@ def open_store(directory: Path | str, choice: random.Random, topics: Sequence[To
         snapshot_interval=choice.choice([None, 0.01]),
         compaction_bytes_per_s=choice.choice([None, 1 << 20]),
         log_file_bytes=LOG_FILE_BYTES,
+        archive=choice.choice([True, False]),
     )
 
 
@@ -202,7 +210,7 @@ def write(place: Place, directory: str, seed: int, topics: Sequence[str] = NAMES
         place["open"] = 1
         while not place["stop"]:
             for _ in range(choice.randint(1, 30)):
-                _write_some(store[(topic := choice.choice(mine)).name], topic, place, choice)
+                write_some(store[(topic := choice.choice(mine)).name], topic, place, choice)
             kind = choice.random()
             if kind < 0.05:
                 lasts = {topic.name: place[f"returned_{topic.name}"] for topic in mine}
@@ -217,7 +225,7 @@ def write(place: Place, directory: str, seed: int, topics: Sequence[str] = NAMES
     place["closed"] = 1
 
 
-def _write_some(tree: Tree, topic: Topic, place: Place, choice: random.Random) -> None:
+def write_some(tree: Tree, topic: Topic, place: Place, choice: random.Random) -> None:
     """One delete, one put, or a batch that ends before the next delete."""
     attempted, returned = f"attempted_{topic.name}", f"returned_{topic.name}"
     first = place[returned] + 1
