@@ -26,12 +26,13 @@ from ringmain.storage.store_verify import verify_store
 from support import recorded_store
 from support.power_cut import OPERATIONS, Cut, Disk, Operation, Start, cuts, read_journal
 from support.preload import build_preload
-from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, open_store
+from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, file_kind, open_store
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230301"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 OPENINGS = {"log files": 5_500, "tables": 3_500} if NIGHTLY else {"log files": 260, "tables": 180}
 STORES_CUT_TWICE, OPENINGS_CUT_TWICE = (100, 1_000) if NIGHTLY else (4, 60)
+OPENINGS_NEVER_SYNCED = 500 if NIGHTLY else 30
 TRIES_TO_FIND_OUT = 150
 MEMTABLE_BYTES = 1_100_000  # as small as it can be with FILLER's batches: openings are many
 pytestmark = pytest.mark.timeout(7200 if NIGHTLY else 300)
@@ -54,6 +55,12 @@ def memory_disk() -> Iterator[Path]:
     place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="ringmain-cut-", dir=place) as name:
         yield Path(name)
+
+
+def contents_of(directory: Path) -> dict[str, bytes]:
+    """All files below a directory."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,21 @@ class Recorder:
         tests = Path(__file__).parents[1]
         done = subprocess.run(command, env=environment, cwd=tests, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr.decode()
-        operations = read_journal(journal)
+        recording = Recording(start, read_journal(journal), told)
+        self._check(recording, root)
         journal.unlink()
         shutil.rmtree(root)
-        return Recording(start, operations, told)
+        return recording
+
+    def _check(self, recording: Recording, root: Path) -> None:
+        """All of it together is what the process has really left: nothing that it did went past the layer."""
+        disk, rebuilt = Disk(recording.start), self.place / "rebuilt"
+        for _ in cuts(disk, recording.operations):
+            pass
+        for name in recording.told:
+            disk.write_image(rebuilt, name, Cut(names=1, contents=1), random.Random(0))
+            assert contents_of(rebuilt / name) == contents_of(root / name)
+            shutil.rmtree(rebuilt)
 
 
 @pytest.fixture
@@ -201,6 +219,28 @@ def check_image(image: Image, *, thoroughly: bool = False) -> None:
 
 
 @pytest.mark.process
+def test_the_stores_that_are_cut_do_all_that_stores_do_to_files(recorder):
+    done = {
+        (operation.kind, *(file_kind(name[1]) if name else "" for name in (operation.name, operation.to_name)))
+        for kind in OPENINGS
+        for operation in recorder.life(kind).operations
+    }
+    assert done >= {
+        ("C", "spare", ""),
+        ("R", "spare", "N.log"),  # begun
+        ("R", "N.log", "spare"),  # used again
+        ("R", "N.log", "N.log"),  # archived
+        ("U", "N.log", ""),
+        ("C", "N.sst.new", ""),
+        ("R", "N.sst.new", "N.sst"),
+        ("U", "N.sst", ""),  # compacted
+        ("R", "MANIFEST.new", "MANIFEST"),
+    }
+    kinds = {operation.kind for kind in OPENINGS for operation in recorder.life(kind).operations}
+    assert kinds >= set("WMPAS")
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("kind", OPENINGS)
 def test_whatever_a_power_cut_leaves_has_all_that_was_durable(kind, recorder, tmp_image):
     print(f"RINGMAIN_SEED={SEED}")
@@ -225,6 +265,23 @@ def test_a_cut_while_a_store_recovers_from_a_cut_loses_nothing_either(recorder, 
     recording = recorder.record("recovery", root, told)
     for image in images(recording, chosen_cuts(recording, OPENINGS_CUT_TWICE, rng), rng, tmp_image):
         check_image(image, thoroughly=rng.random() < 0.2)
+
+
+@pytest.mark.process
+def test_a_store_that_never_syncs_is_opened_right_or_not_at_all(recorder, tmp_image):
+    """Nothing is promised of what was put; but no sequence is given out twice, and nothing is answered that was never so."""
+    print(f"RINGMAIN_SEED={SEED}")
+    rng = random.Random(f"{SEED} never")
+    recording = recorder.life("no syncs")
+    opened, refused = 0, 0
+    for image in images(recording, chosen_cuts(recording, OPENINGS_NEVER_SYNCED, rng), rng, tmp_image):
+        try:
+            check_image(image)
+            opened += 1
+        except (StorageError, OSError):
+            refused += 1
+    assert opened
+    assert refused
 
 
 FORGOTTEN: dict[str, Callable[[str], bool]] = {

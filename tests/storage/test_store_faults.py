@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import pytest
 from support import faulted_store
 from support.faulted_store import Outcome
 from support.preload import build_preload
+from support.told_store import file_kind
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230302"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
@@ -51,20 +51,13 @@ def faulty_disk(tmp_path_factory) -> Path:
     return build_preload("faulty_disk", tmp_path_factory.mktemp("faulty"))
 
 
-def kind_of(path: str) -> str:
-    """What kind of file this is: its name without numbers."""
-    return re.sub(
-        r"\d{10}", "N", re.sub(r"spare-.*", "spare", re.sub(r"MANIFEST\..*", "MANIFEST.new", Path(path).name))
-    )
-
-
 def chosen(tried: Sequence[Sequence[str]], rng: random.Random) -> list[int]:
     """Which calls are to fail, counted from 1."""
     if NIGHTLY:
         return list(range(1, len(tried) + 1))
     kinds: dict[tuple[str, str], list[int]] = {}
     for nth, (call, path) in enumerate(tried, 1):
-        kinds.setdefault((call, kind_of(path)), []).append(nth)
+        kinds.setdefault((call, file_kind(Path(path).name)), []).append(nth)
     return sorted(rng.choice(nths) for nths in kinds.values())
 
 
@@ -97,7 +90,7 @@ def check_told(outcome: Outcome, folder: Path, error: int) -> None:
     for told in outcome.errors:
         assert os.strerror(error) in told.text, (call, path, told)
         assert str(folder / "life") in told.text, (call, path, told)
-    kind = kind_of(path)
+    kind = file_kind(Path(path).name)
     tolerated = kind in UNTOLD or f"{call} {kind}" in UNTOLD or kind in COMPACTION
     assert outcome.errors or tolerated, (call, path)
 
@@ -118,7 +111,9 @@ def test_whichever_call_fails_nothing_acknowledged_is_lost_and_the_error_says_wh
         assert not outcome.wrong, (outcome.nth, outcome.tried[outcome.nth - 1 : outcome.nth], outcome.wrong)
         if outcome.nth <= len(outcome.tried):  # in another life there may be fewer
             check_told(outcome, tmp_path, error)
-    told = {kind_of(one.tried[one.nth - 1][1]) for one in others if one.errors and one.nth <= len(one.tried)}
+    told = {
+        file_kind(Path(one.tried[one.nth - 1][1]).name) for one in others if one.errors and one.nth <= len(one.tried)
+    }
     assert told >= {"N.log", "N.sst.new", "MANIFEST.new"}
 
 

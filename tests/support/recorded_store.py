@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from ringmain.storage import manifest
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
 from ringmain.storage.log_files import list_files
 from ringmain.storage.store import Store
@@ -34,18 +35,19 @@ class Life:
 
     def __init__(self, directory: Path, seed: str) -> None:
         self.directory, self.rng = directory, random.Random(seed)
-        self._is_synced = False
+        self._sync = ""
         self._tell: Callable[[bytes], None] = ctypes.CDLL(None).recording_note
 
     @contextlib.contextmanager
-    def open(self, *, is_synced: bool, **settings: Any) -> Iterator[None]:
-        """Live with an open store for a while. is_synced: each put is durable when it returns; otherwise on demand."""
+    def open(self, sync: str, **settings: Any) -> Iterator[None]:
+        """Live with an open store for a while. sync: "always", "never", or "on demand"."""
         self._note(SCHEMAS[0].name)
-        sync = "always" if is_synced else "interval"
-        with open_store(self.directory, sync=sync, sync_interval=NEVER_S, **settings) as self.store:
-            self._is_synced = is_synced
+        with open_store(
+            self.directory, sync="interval" if sync == "on demand" else sync, sync_interval=NEVER_S, **settings
+        ) as self.store:
+            self._sync = sync
             for topic, stats in self.store.stats().items():
-                self._note(topic, stands=stats.sequence, durable=True)
+                self._note(topic, stands=stats.sequence, durable=sync != "never")
             yield
         self._all_is_durable()
 
@@ -65,17 +67,17 @@ class Life:
             rows = np.zeros(len(keys), tree.schema.payload_dtype)
             rows["key"], rows["value"] = keys, [value_of(first + at) for at in range(len(keys))]
             tree.put_batch(rows)
-        if self._is_synced:
+        if self._sync == "always":
             self._note(topic, durable=True)
 
-    def fill(self) -> None:
-        """A whole group of the log, of rows that are zeros."""
-        tree = self.store["filler"]
-        rows = np.zeros(FILLER_ROWS, tree.schema.payload_dtype)
-        rows["value"] = [value_of(tree.core.next_sequence + at) for at in range(FILLER_ROWS)]
-        self._note("filler", trying=[(0, False)] * FILLER_ROWS)
+    def fill(self, groups: int = 1) -> None:
+        """A batch that takes whole groups of the log, of rows that are zeros."""
+        tree, count = self.store["filler"], groups * FILLER_ROWS
+        rows = np.zeros(count, tree.schema.payload_dtype)
+        rows["value"] = [value_of(tree.core.next_sequence + at) for at in range(count)]
+        self._note("filler", trying=[(0, False)] * count)
         tree.put_batch(rows)
-        if self._is_synced:
+        if self._sync == "always":
             self._note("filler", durable=True)
 
     def sync(self) -> None:
@@ -96,7 +98,7 @@ class Life:
         return {path.stat().st_ino: number for number, path in list_files(self.directory / "log")}
 
     def _all_is_durable(self) -> None:
-        for schema in SCHEMAS:
+        for schema in SCHEMAS if self._sync != "never" else ():
             self._note(schema.name, durable=True)
 
     def _note(self, topic: str, **what: Any) -> None:
@@ -105,7 +107,7 @@ class Life:
 
 def live_with_log_files(life: Life) -> None:
     """Log files fill, and snapshots release them: one by one, to be recycled, then several at once, to be removed or archived."""
-    with life.open(is_synced=True, archive=False):
+    with life.open("always", archive=False):
         numbers: dict[int, int] = {}
         for _ in range(ROUNDS_MAX):
             for _ in range(GROUPS_OF_A_FILE):
@@ -116,10 +118,10 @@ def live_with_log_files(life: Life) -> None:
             if any(numbers.setdefault(inode, number) != number for inode, number in now.items()):
                 break
     for archive in (False, True):
-        with life.open(is_synced=False, archive=archive, archive_bytes=2 * LOG_FILE_BYTES_MIN):
-            for _ in range(3 * GROUPS_OF_A_FILE):
+        with life.open("on demand", archive=archive, archive_bytes=2 * LOG_FILE_BYTES_MIN):
+            for groups in (1, 2) * GROUPS_OF_A_FILE:
                 life.write()
-                life.fill()
+                life.fill(groups)
                 life.sync()
             life.write()
             life.snapshot()
@@ -129,12 +131,13 @@ def live_with_log_files(life: Life) -> None:
 
 
 def live_with_tables(life: Life) -> None:
-    """Small memtables are flushed and compacted while putting goes on; the store is closed and opened now and then."""
-    for is_synced in (True, False):
-        with life.open(is_synced=is_synced, memtable_bytes=900):
+    """Small memtables are flushed and compacted while putting goes on; the manifest is written anew every few edits."""
+    manifest.REWRITE_BYTES_MIN = 1
+    for sync in ("always", "on demand"):
+        with life.open(sync, memtable_bytes=900):
             for step in range(24):
                 life.write()
-                if step % 9 == 8 and not is_synced:
+                if step % 9 == 8 and sync == "on demand":
                     life.sync()
                 if step == 11:
                     life.snapshot()
@@ -142,15 +145,30 @@ def live_with_tables(life: Life) -> None:
                     life.compact()
 
 
+def live_without_syncs(life: Life) -> None:
+    """Nobody waits for the log to be on the disk; the tables are."""
+    for _ in range(2):
+        with life.open("never", memtable_bytes=900):
+            for _ in range(10):
+                life.write()
+            life.snapshot()
+            life.write()
+
+
 def recover(life: Life) -> None:
     """What a store does after a cut, and a few puts."""
-    with life.open(is_synced=True):
+    with life.open("always"):
         for _ in range(3):
             life.write()
         life.snapshot()
 
 
-LIVES = {"log files": live_with_log_files, "tables": live_with_tables, "recovery": recover}
+LIVES = {
+    "log files": live_with_log_files,
+    "tables": live_with_tables,
+    "no syncs": live_without_syncs,
+    "recovery": recover,
+}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def open_store(directory: Path, **settings: Any) -> Store:
 def value_of(sequence: int) -> int:
     """What a row with this sequence holds."""
     return sequence * 0x9E3779B97F4A7C15 % (1 << 64)
+
+
+def file_kind(name: str) -> str:
+    """A file's name without what differs from one to the next."""
+    for differs, same in ((r"\d{10}", "N"), (r"spare-.*", "spare"), (r"MANIFEST\..*", "MANIFEST.new")):
+        name = re.sub(differs, same, name)
+    return name
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------
