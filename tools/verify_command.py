@@ -125,8 +125,8 @@ def _print_verdict(console: Console, path: Path, verified: VerifiedBackups) -> N
     console.print()
     for found in verified.findings:
         place = str(found.path) if found.offset is None else f"{found.path}, byte {found.offset:,}"
-        numbers = ", ".join(map(str, found.backups))
-        print_text(console, plain(f"DAMAGED {place}: {found.message}; backups {numbers} need it", style="red"))
+        needed = f"backup{'s' if len(found.backups) > 1 else ''} {', '.join(map(str, found.backups))}"
+        print_text(console, plain(f"DAMAGED {place}: {found.message}; needed by {needed}", style="red"))
     if verified.findings:
         print_text(console, plain("make a full backup while the store is there: `ringmain backup --full`"))
     else:
