@@ -500,7 +500,7 @@ def test_a_new_writer_continues_every_topics_sequence_exactly(bus_name, tmp_path
     for life in range(1, 5):
         with Writer(bus_name, [POINTS, PAIRS], data_dir=tmp_path) as writer:
             assert writer.epoch == life
-            assert writer["points"].watermarks[1:] == (points, points, points)
+            assert writer["points"].watermarks[1:4] == (points, points, points)
             assert writer["pairs"].watermarks.published == pairs
             points += life
             pairs += 1
