@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -220,7 +221,10 @@ class Store(Engine):
             try:
                 self._log.keep(0.25)
             except OSError as error:
-                self._log.appender.refuse_spare(error.errno or 5)
+                self._log.appender.refuse_spare(error.errno or errno.EIO)
+            except BaseException:  # nobody will make files any more: who puts must not wait for one
+                self._log.appender.refuse_spare(errno.EIO)
+                raise
 
     def _sync_for_ever(self, interval: float) -> None:
         appender, idle_s = self._log.appender, interval

@@ -1,11 +1,12 @@
 """Short lives of a store on a disk on which one call fails (`faulty_disk.c`): another one in each process, forked from one server.
 
 Run as `python -m support.faulted_store FOLDER ERRNO CALLS archive|recycle NTH…`; prints an `Outcome` a line, of a life in which
-the NTH of the calls fails; none does with 0.
+the NTH of the calls fails; none does with 0. `7+`: all from the seventh on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import os
@@ -47,7 +48,7 @@ class Error(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """What came of a life. tried: its calls of the kinds that may fail, (name, path).
+    """What came of a life. tried: its calls of the kinds that may fail, (name, path). nth: which one failed, the first is 1.
 
     wrong: a traceback, or how the process ended, where a check failed.
     """
@@ -56,6 +57,10 @@ class Outcome(msgspec.Struct):
     tried: list[list[str]] = []
     errors: list[Error] = []
     wrong: str = ""
+
+
+class Over(Exception):
+    """The store cannot be opened any more."""
 
 
 class Life:
@@ -107,15 +112,20 @@ class Life:
         return True
 
     def open(self, step: str) -> None:
-        """One call fails only, so the second attempt must succeed."""
+        """Where one call fails only, the second attempt must succeed."""
+        opened: list[Store] = []
 
-        def opened() -> None:
-            self.store = open_store(self.directory, sync="always", memtable_bytes=MEMTABLE_BYTES, archive=self.archive)
+        def attempt() -> None:
+            opened.append(
+                open_store(self.directory, sync="always", memtable_bytes=MEMTABLE_BYTES, archive=self.archive)
+            )
 
-        if not self.attempt(step, opened):
+        self.store = None
+        if not self.attempt(step, attempt):
             gc.collect()  # what the failed one held
-            opened()
-        assert self.store is not None
+            if not self.attempt(f"second {step}", attempt):
+                raise Over
+        (self.store,) = opened
         for name, stats in self.store.stats().items():
             topic = self.told.topics[name]
             assert topic.durable <= stats.sequence <= len(topic.history)
@@ -175,18 +185,18 @@ class Life:
 # --- processes ----------------------------------------------------------------------------------------------------------
 
 
-def set_fault(calls: str, nth: int, error: int, folder: Path) -> None:
+def set_fault(calls: str, nth: str, error: int, folder: Path) -> None:
     """From now on the nth of these calls fails, in this process."""
     os.environ.update(
         FAULTY_CALL=calls,
-        FAULTY_NTH=str(nth),
+        FAULTY_NTH=nth,
         FAULTY_ERRNO=str(error),
         FAULTY_PATH=str(folder / "life"),
         FAULTY_TRACE=str(folder / "trace"),
     )
 
 
-def run(folder: Path, calls: str, error: int, nth: int, *, archive: bool) -> Outcome:
+def run(folder: Path, calls: str, error: int, nth: str, *, archive: bool) -> Outcome:
     """A life in a process of its own."""
     outcome_path = folder / "outcome"
     for name in ("outcome", "trace", "stacks"):
@@ -194,14 +204,15 @@ def run(folder: Path, calls: str, error: int, nth: int, *, archive: bool) -> Out
     shutil.rmtree(folder / "life", ignore_errors=True)
     pid = os.fork()
     if pid == 0:
-        outcome = Outcome(nth)
+        outcome = Outcome(int(nth.rstrip("+")))
         with (folder / "stacks").open("w") as stacks:
             faulthandler.dump_traceback_later(TIMEOUT_S, exit=True, file=stacks)
             life = Life(folder / "life", archive=archive)
             try:
                 set_fault(calls, nth, error, folder)
-                life.live()
-                set_fault("none", 0, 0, folder / "nowhere")
+                with contextlib.suppress(Over):
+                    life.live()
+                set_fault("none", "0", 0, folder / "nowhere")
                 life.check_kept()
             except BaseException:
                 outcome.wrong = traceback.format_exc()
@@ -209,7 +220,11 @@ def run(folder: Path, calls: str, error: int, nth: int, *, archive: bool) -> Out
             outcome_path.write_bytes(msgspec.json.encode(outcome))
             os._exit(0)
     _, status = os.waitpid(pid, 0)
-    outcome = msgspec.json.decode(outcome_path.read_bytes(), type=Outcome) if outcome_path.exists() else Outcome(nth)
+    outcome = (
+        msgspec.json.decode(outcome_path.read_bytes(), type=Outcome)
+        if outcome_path.exists()
+        else Outcome(int(nth.rstrip("+")))
+    )
     if status:
         outcome.wrong += f"the process ended with status {status:#x}\n" + (folder / "stacks").read_text()
     if (folder / "trace").exists():
@@ -221,7 +236,7 @@ def run(folder: Path, calls: str, error: int, nth: int, *, archive: bool) -> Out
 def main() -> None:
     folder, error, calls, archive = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "archive"
     for nth in sys.argv[5:]:
-        print(msgspec.json.encode(run(folder, calls, error, int(nth), archive=archive)).decode(), flush=True)
+        print(msgspec.json.encode(run(folder, calls, error, nth, archive=archive)).decode(), flush=True)
 
 
 if __name__ == "__main__":

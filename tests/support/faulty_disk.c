@@ -4,7 +4,7 @@
  * FAULTY_CALL   names of calls with commas between them: open, mmap, pread, pwritev, pwrite, ftruncate, fallocate, fdatasync, fsync,
  *               mkdir, rename, link, unlink
  * FAULTY_PATH   text that the file's path must contain
- * FAULTY_NTH    which call fails, from 1; that one only
+ * FAULTY_NTH    which call fails, from 1; that one only, or with a + behind, all from that one on
  * FAULTY_ERRNO  with what; 0: a write is cut in half and reported so
  * FAULTY_TRACE  the trace's path
  * FAULTY_GATE   a path, if the call is to be held up first: it makes FAULTY_GATE.reached and goes on when FAULTY_GATE is there.
@@ -56,7 +56,9 @@ static int hit(const char *call, const char *path) {
         close(out);
     }
     if (!is_among(call, wanted)) return 0;
-    return __sync_add_and_fetch(&count, 1) == atoi(getenv("FAULTY_NTH"));
+    const char *nth = getenv("FAULTY_NTH");
+    const int number = __sync_add_and_fetch(&count, 1), from = atoi(nth);
+    return strchr(nth, '+') ? number >= from : number == from;
 }
 
 static int hit_fd(const char *call, int fd) {
