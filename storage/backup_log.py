@@ -104,7 +104,7 @@ class LogCopy:
                 total += self.take(following, Tally(None, 0), link=False)
 
     def _append(self, log: SourceLog, tally: Tally) -> None:
-        copy = os.open(file_path(self.folder, log.number), os.O_RDWR | os.O_CLOEXEC)
+        copy = files.open_file_to_change(file_path(self.folder, log.number))
         try:
             for at in range(self.end, log.end, CHUNK_BYTES):
                 part = files.read_from(log.descriptor, at, min(CHUNK_BYTES, log.end - at))

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Generator
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from . import files
 from .backup_list import LIST_NAME, BackupList, ListedFile, decode_list, encode_list
-from .errors import StorageError
+from .errors import LogLocked, StorageError
 from .log_files import list_files
 
 __all__ = ["BackupBusy", "Repository", "is_repository"]
@@ -30,11 +29,12 @@ LOCK_NAME = "LOCK"
 
 
 class BackupBusy(StorageError):
-    """Another process is writing backups to this folder. path: the folder."""
+    """Somebody else is writing backups to this folder. pid: the process, None if it could not be told."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = fspath(path)
-        super().__init__(f"{self.path}: another process is making a backup here; wait until it is done")
+    def __init__(self, path: Path, pid: int | None) -> None:
+        self.path, self.pid = fspath(path), pid
+        holder = "another process" if pid is None else f"process {pid}"
+        super().__init__(f"{self.path}: {holder} is making a backup here; wait until it is done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,11 @@ class Repository:
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
         """Be the one who changes it. Raises BackupBusy."""
-        descriptor = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BackupBusy(self.path) from None
+            descriptor = files.lock_directory(self.path, take_over=False)
+        except LogLocked as locked:
+            raise BackupBusy(self.path, locked.pid) from None
+        try:
             yield
         finally:
             os.close(descriptor)

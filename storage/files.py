@@ -31,6 +31,7 @@ __all__ = [
     "map_file",
     "move_file",
     "naming",
+    "open_file_to_change",
     "open_file_to_read",
     "open_log_file",
     "read_from",
@@ -76,6 +77,11 @@ def create_file(path: Path, mode: int = 0o600) -> int:
 def open_file_to_read(path: Path) -> int:
     """Return a descriptor to read a file. Raises FileNotFoundError."""
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def open_file_to_change(path: Path) -> int:
+    """Return a descriptor to read and write an existing file. Raises FileNotFoundError."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
 def is_named(descriptor: int, path: Path) -> bool:

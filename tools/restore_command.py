@@ -9,7 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ..storage.restore import Restorable, Restored, restorable, restore
+from ..storage.restore import Restored, restore
+from ..storage.restore_plan import Restorable, restorable
 from .backup_command import BackupFacts, facts_of, kind_of
 from .positions import read_position
 from .printing import counted, memory, moment, new_table, pairs, plain, plain_lines, print_json, stdout

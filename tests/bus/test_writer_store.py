@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from ringmain.bus import Fenced, Writer, WriterFailed, attach
 from ringmain.storage import LogReader, Schema, Shape, Store, StoreReader, StoreSettings
+from ringmain.storage.backup import backup
 from ringmain.storage.log_files import list_files
+from ringmain.storage.restore import restore
 from ringmain.storage.store_verify import verify_store
 from ringmain.storage.tree_writer import TreeWriter
 from ringmain.subscribers import RealTime
@@ -263,3 +265,20 @@ def test_a_writer_that_closes_while_another_thread_waits_ends_the_wait(bus_name,
     writer.close()
     waiting.join(TIMEOUT_S)
     assert not waiting.is_alive()
+
+
+def test_a_bus_is_backed_up_while_it_publishes_and_restored_with_what_was_logged(bus_name, tmp_path):
+    data, target, restored = tmp_path / "data", tmp_path / "backups", tmp_path / "restored"
+    with Writer(bus_name, [A, B], data_dir=data, store=StoreSettings(topics=["a"], memtable_bytes=1 << 16)) as writer:
+        for number in range(1, 5001):
+            writer["a"].publish(number % 100, number)
+            writer["b"].publish(number)
+        for topic in "ab":
+            writer[topic].wait(5000, "logged", TIMEOUT_S)
+        made = backup(data, target)
+        writer["a"].publish(1, 5001)
+    assert {name: topic.last for name, topic in made.backup.topics.items()} == {"a": 5000, "b": 5000}
+    assert restore(target, restored).last == {"a": 5000, "b": 5000}
+    with Writer(bus_name, [A, B], data_dir=restored, store=StoreSettings(topics=["a"])) as writer:
+        assert sorted(values(writer.store["a"])) == list(range(4901, 5001))
+        assert writer["b"].publish(1) == 5001

@@ -230,7 +230,7 @@ def test_one_process_at_a_time_makes_backups_in_a_folder(places: tuple[Path, Pat
     directory, target = places
     open_store(directory).close()
     backup(directory, target)
-    with Repository(target).locked(), pytest.raises(BackupBusy, match="another process is making a backup"):
+    with Repository(target).locked(), pytest.raises(BackupBusy, match=f"process {os.getpid()} is making a backup"):
         backup(directory, target)
     backup(directory, target)
 

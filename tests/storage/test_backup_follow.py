@@ -17,7 +17,8 @@ from ringmain.storage.backup import BackupMade, backup, follow
 from ringmain.storage.backup_repository import BackupBusy, Repository
 from ringmain.storage.backup_verify import verify_backups
 from ringmain.storage.log_files import list_files
-from ringmain.storage.restore import restorable, restore
+from ringmain.storage.restore import restore
+from ringmain.storage.restore_plan import restorable
 from ringmain.storage.store import Store
 from ringmain.storage.store_reader import StoreReader
 from support.backups import check_restored

@@ -17,7 +17,8 @@ from ringmain.storage.backup_list import BackupDamaged
 from ringmain.storage.backup_repository import Repository
 from ringmain.storage.backup_verify import verify_backups
 from ringmain.storage.log_files import list_files
-from ringmain.storage.restore import NotRestorable, restorable, restore
+from ringmain.storage.restore import restore
+from ringmain.storage.restore_plan import NotRestorable, restorable
 from ringmain.storage.store import Store
 from ringmain.storage.store_reader import StoreReader
 from support.backups import check_restored, content
@@ -215,6 +216,8 @@ def test_what_no_backup_reaches_is_refused_with_what_can_be_restored(day: Day, t
     for what in wrong:
         with pytest.raises(NotRestorable) as refused:
             restore(day.target, tmp_path / "restored", **what)
+        if "tape" in what.get("to", {}):
+            assert "topic 'book' would end with" in str(refused.value)
         if "backup" not in what:
             assert f"from backup 1 on book {day.lowest} to 9000" in str(refused.value)
         assert list(tmp_path.iterdir()) == []

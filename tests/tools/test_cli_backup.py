@@ -17,7 +17,7 @@ from ringmain.storage import Log
 from ringmain.storage.backup import backup
 from ringmain.storage.backup_repository import Repository
 from ringmain.storage.log_files import list_files
-from ringmain.storage.restore import restorable
+from ringmain.storage.restore_plan import restorable
 from ringmain.storage.store_reader import StoreReader
 from ringmain.tools.exit_codes import FAILED, INTERRUPTED, MISSING, OK, USAGE
 from support.backups import check_restored, content
@@ -111,7 +111,7 @@ def test_what_cannot_be_backed_up_is_said_in_a_line(data: Path, tmp_path: Path) 
     with Repository(target).locked():
         done = ringmain("backup", data, target)
     assert done.returncode == FAILED
-    assert b"another process is making a backup" in done.stderr
+    assert b"is making a backup here" in done.stderr
 
 
 def test_a_full_disk_is_said_and_the_earlier_backup_stays(data: Path, tmp_path: Path) -> None:
