@@ -1,4 +1,4 @@
-"""`ringmain store`: looking into a store, and compacting it."""
+"""`ringmain store`: looking into a store, and compacting it. Verifying and repairing it are store_checking.py's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .exit_codes import EXIT_CODES_HELP
 from .keys import shown_key
 from .printing import age, counted, memory, moment, new_table, note, pairs, plain, plain_lines, print_json, stdout
 from .progress import spinner
-from .store_checking import verify
+from .store_checking import repair, verify
 from .store_contents import (
     StoreFacts,
     StoreTopicFacts,
@@ -42,9 +42,10 @@ from .store_contents import (
 
 __all__ = ["store_app"]
 
-store_app = typer.Typer(help="Look into a store, verify it, compact it.", no_args_is_help=True)
+store_app = typer.Typer(help="Look into a store, verify it, repair it, compact it.", no_args_is_help=True)
 
 store_app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(verify)
+store_app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(repair)
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A store's directory.")]
 Topic = Annotated[str | None, typer.Option(metavar="T", help="Only this topic.")]

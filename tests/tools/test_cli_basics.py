@@ -24,13 +24,13 @@ from support.streams import readers
 pytestmark = pytest.mark.process
 
 BENCHES = ("publish", "latency", "throughput", "fanout", "log", "append", "recover", "wake", "all")
-STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "all")
+STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "backup", "all")
 GROUPS = ("", "log", "store", "sstable", "manifest", "bench", "bench store")
 COMMANDS = (
     *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean"),
     *("log dump", "log verify", "log repair"),
-    *("store stats", "store dump", "store verify", "store compact", "sstable dump", "manifest dump"),
-    *("get", "scan", "export"),
+    *("store stats", "store dump", "store verify", "store repair", "store compact", "sstable dump", "manifest dump"),
+    *("get", "scan", "export", "backup", "restore", "verify"),
     *(f"bench {name}" for name in BENCHES),
     *(f"bench store {name}" for name in STORE_BENCHES),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from ringmain.bus import Writer
 from ringmain.storage import Store, StoreSettings
 from ringmain.storage.levels import Shape
 from ringmain.storage.manifest import read_manifest
-from ringmain.tools.exit_codes import FAILED, MISSING
-from support.command import environment, facts, ringmain, succeed
+from ringmain.tools.exit_codes import FAILED, MISSING, OK, USAGE
+from support.command import environment, facts, on_terminal, ringmain, succeed
 from support.logs import flip
 from support.stored import BOOK, EXPECTED, KEYS, ROUND, TAPE, fill, open_store, put_round
 
@@ -36,7 +37,8 @@ def topic_of(shown: Any, name: str) -> Any:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "LOCK")
+    return {str(path): path.read_bytes() for path in paths}
 
 
 def tables(directory: Path) -> list[Path]:
@@ -295,6 +297,89 @@ def test_damage_is_named_with_its_file_and_byte(tmp_path: Path) -> None:
     assert "sound" not in text
     (found,) = facts("store", "verify", tmp_path, code=FAILED)["findings"]
     assert (found["path"], found["offset"]) == (str(table), 4096)
+
+
+# --- repair -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A store whose first table has lost a block, the rows of which are still in the log."""
+    fill(tmp_path)
+    flip(tables(tmp_path)[0], 4096 + 20)
+    return tmp_path
+
+
+def test_repair_makes_a_damaged_store_whole_and_keeps_the_damaged_file(damaged: Path) -> None:
+    table = tables(damaged)[0]
+    before = table.read_bytes()
+    would = facts("store", "repair", damaged, "--dry-run")
+    assert would["dry_run"]
+    assert table.read_bytes() == before
+    assert facts("store", "verify", damaged, code=FAILED)["findings"]
+    text = succeed("store", "repair", damaged, "--yes")
+    assert text.splitlines()[0] == f"{damaged}: repaired; no row is lost"
+    assert f"  {would['taken_again_count']} rows are taken from the log again" in text.splitlines()
+    assert (damaged / "store" / "lost+found" / table.name).read_bytes() == before
+    assert facts("store", "verify", damaged)["findings"] == []
+    rows = ringmain("scan", damaged, "book", "--format", "json").stdout.splitlines()
+    assert [json.loads(row)["price"] for row in rows] == [row[2] for row in EXPECTED]
+
+
+def test_what_is_lost_is_listed_by_keys_and_sequences(damaged: Path) -> None:
+    with open_store(damaged / "fresh") as store:  # a log without those rows
+        put_round(store, 1)
+        store.snapshot()
+    table = tables(damaged / "fresh")[0]
+    for path in (damaged / "fresh" / "log").glob("*.log"):
+        path.unlink()
+    flip(table, 4096 + 20)
+    shown = facts("store", "repair", damaged / "fresh", "--yes")
+    (lost,) = [lost for lost in shown["lost"] if lost["path"] == f"store/{table.name}"]
+    assert (lost["topic"], lost["keys"][0], lost["first"]) == ("book", [1, "A,B"], 1)
+    assert facts("store", "verify", damaged / "fresh")["findings"] == []
+    found = [json.loads(row) for row in succeed("scan", damaged / "fresh", "book", "--format", "json").splitlines()]
+    assert len(found) == ROUND - lost["count"]
+
+
+def test_repair_says_what_would_be_done_and_asks(damaged: Path) -> None:
+    before = content(damaged)
+    done = ringmain("store", "repair", damaged)
+    assert done.returncode == USAGE
+    told = done.stderr.decode()
+    assert "would be repaired; no row is lost" in told
+    assert "say --yes to repair it where nobody can be asked" in told
+    assert content(damaged) == before
+    with on_terminal("store", "repair", damaged) as terminal:
+        terminal.wait_for("Give up what is damaged?")
+        terminal.type("y\n")
+        assert terminal.finish() == OK
+        assert "repaired; no row is lost" in words_of(terminal.text)
+    assert facts("store", "verify", damaged)["findings"] == []
+
+
+def test_repair_leaves_a_sound_store_alone(store: Path) -> None:
+    before = content(store)
+    assert succeed("store", "repair", store) == f"{store}: nothing is damaged, and nothing was changed\n"
+    assert content(store) == before
+
+
+def test_repair_makes_a_manifest_of_what_the_tables_say(tmp_path: Path) -> None:
+    done = ringmain("store", "repair", tmp_path, "--yes")
+    assert (done.returncode, done.stderr.decode()) == (MISSING, f"ringmain: {tmp_path}: holds no store\n")
+    fill(tmp_path, keep_versions=["book"])
+    (tmp_path / "store" / "MANIFEST").unlink()
+    assert "repaired; no row is lost" in succeed("store", "repair", tmp_path, "--yes", "--keep-versions", "book")
+    assert topic_of(facts("store", "stats", tmp_path), "book")["keep_versions"]
+    assert facts("store", "verify", tmp_path)["findings"] == []
+
+
+def test_a_store_that_is_being_written_is_not_repaired(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        put_round(store, 1)
+        done = ringmain("store", "repair", tmp_path, "--yes")
+        assert done.returncode == FAILED
+        assert f"process {os.getpid()} is writing to this log" in done.stderr.decode()
 
 
 # --- compact ----------------------------------------------------------------------------------------------------------
