@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from ._tree import KeyCodec, MemoryPool, Memtable, State, TreeCore
-from .errors import StorageError
+from .errors import Corruption, StorageError
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
 from .log import Log
+from .log_files import list_files
 from .log_reader import HistoryGone, LogReader
 from .manifest import Edit, Manifest, TopicInfo
 from .manifest_state import State as ManifestState
@@ -137,7 +138,9 @@ class Engine:
         state = self._add_topics({name: schemas[name] for name in codecs})
         self._files = TableFiles(directory, self._log.log_id, settings.block_bytes)
         known = frozenset(info.number for version in state.versions.values() for info in version.tables())
-        for path in self._files.strays(known):
+        strays = self._files.strays(known)
+        self._check_log(state, all_topics=bool(strays))
+        for path in strays:
             path.unlink()
         sync_directory(directory)
         self._numbers = itertools.count(state.next_number + (NUMBERS_APART if take_over else 0))
@@ -162,6 +165,22 @@ class Engine:
             )
             self._trees[name] = writer
             self._replay(writer, state.checkpoints.get(name, 0))
+
+    def _check_log(self, state: ManifestState, *, all_topics: bool) -> None:
+        """Whether the log goes on where the tables end. It is not looked into for topics that are not opened, unless all_topics.
+
+        Strays may only go when it does: with an older manifest they are what is neither in its tables nor in the log.
+        Raises Corruption, StorageError.
+        """
+        last = {topic.schema.name: topic.next_sequence - 1 for topic in self._log.topics}
+        for name, checkpoint in state.checkpoints.items():
+            if last.get(name, 0) < checkpoint:
+                what = f"topic {name!r} up to sequence {checkpoint}, which tables have"
+                raise Corruption(list_files(self._log.directory)[-1][1], 0, what, last.get(name, 0))
+            if all_topics and last[name] > checkpoint:
+                oldest = LogReader(self._log.directory, name, self.directory / "archive").oldest
+                if oldest > checkpoint + 1:
+                    raise _hole(self._log.directory, name, checkpoint + 1, checkpoint)
 
     def _add_topics(self, schemas: Mapping[str, Schema]) -> ManifestState:
         """The manifest's state once it has these topics. What the log has given up of a new one before is left out."""
@@ -196,10 +215,7 @@ class Engine:
             try:
                 found = reader.read_all(position + 1, last, REPLAY_ROWS)
             except HistoryGone as gone:
-                raise StorageError(
-                    f"{gone.directory}: topic {gone.topic!r}: sequence {gone.wanted} is missing in the log, though the tables hold "
-                    f"only up to {checkpoint}"
-                ) from None
+                raise _hole(self._log.directory, gone.topic, gone.wanted, checkpoint) from None
             if found is None:  # a repair gave up the rest
                 return
             rows, tombstones = found
@@ -361,6 +377,12 @@ class Engine:
                 writer.stop(error)
         except BaseException as error:
             writer.stop(error)
+
+
+def _hole(directory: Path, topic: str, sequence: int, checkpoint: int) -> StorageError:
+    return StorageError(
+        f"{directory}: topic {topic!r}: sequence {sequence} is missing in the log, though the tables hold only up to {checkpoint}"
+    )
 
 
 class _Rate:
