@@ -199,6 +199,14 @@ class _Following:
         if draft.header_wrong and draft.header.start_bytes == HEADER and ends:
             draft.header = replace(draft.header, start_bytes=max(ends))
 
+    def _fits_rows(self, frames: Frames, number: int, schema: Schema) -> bool:
+        """Whether a schema from elsewhere can be that of a topic: the log has rows of it, of this size, and no other such topic."""
+        if any(topic.schema.name == schema.name for topic, _ in self.catalog.values()):
+            return False
+        sizes = row_frames(frames)
+        sizes = sizes["row_bytes"][sizes["topic"] == number]
+        return bool(len(sizes)) and bool((sizes == schema.row_bytes).all())
+
     def _follow(self, draft: Draft, file: LogFile, frames: Frames, *, first: bool) -> None:
         whole = frames if draft.regions else frames[frames["kind"] == _log.FRAME_TOPIC]
         events: list[tuple[int, int | Region]] = [(int(frame["offset"]), at) for at, frame in enumerate(whole)]

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from ._tree import KeyCodec, MemoryPool, Memtable, State, Table, TreeCore
-from .errors import StorageError, TablesFailed
+from .errors import Corruption, StorageError, TablesFailed
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
 from .log import Log
+from .log_files import list_files
 from .log_reader import LogReader
 from .manifest import Edit, Manifest, TopicInfo
 from .manifest_state import State as ManifestState
@@ -139,18 +140,13 @@ class Engine:
         state = self._add_topics({name: schemas[name] for name in codecs})
         self._files = TableFiles(directory, self._log.log_id, settings.block_bytes)
         known = frozenset(info.number for version in state.versions.values() for info in version.tables())
-        for path in self._files.strays(known):
+        strays = self._files.strays(known)
+        self._check_log(state, all_topics=bool(strays))
+        for path in strays:
             path.unlink()
         sync_directory(directory)
         self._numbers = itertools.count(state.next_number + (NUMBERS_APART if take_over else 0))
         topics = {name: self._log.topic(name) for name in codecs}
-        for name, topic in topics.items():
-            if topic.next_sequence - 1 < state.checkpoints[name]:
-                raise StorageError(
-                    f"{self._log.directory}: topic {name!r}: the log ends at {topic.next_sequence - 1}, though the tables hold "
-                    f"rows up to {state.checkpoints[name]}. A power cut does this to a store that never syncs its log; restore it "
-                    "from a backup"
-                )
         behind = {name: last for name in codecs if (last := state.checkpoints[name]) < topics[name].next_sequence - 1}
         files = unflushed(self._log.directory, self._log.found, self.directory / "archive", behind)
         memory = MemoryPool(max(MEMORY_AHEAD_BYTES, settings.memtable_bytes))
@@ -184,6 +180,22 @@ class Engine:
 
     def _open_tables(self, state: ManifestState, schema: Schema, codec: KeyCodec) -> dict[int, Table]:
         return {info.number: self._files.open(info, schema, codec) for info in state.versions[schema.name].tables()}
+
+    def _check_log(self, state: ManifestState, *, all_topics: bool) -> None:
+        """Whether the log goes on where the tables end. It is not looked into for topics that are not opened, unless all_topics.
+
+        Strays may only go when it does: with an older manifest they are what is neither in its tables nor in the log.
+        Raises Corruption, StorageError.
+        """
+        last = {topic.schema.name: topic.next_sequence - 1 for topic in self._log.topics}
+        for name, checkpoint in state.checkpoints.items():
+            if last.get(name, 0) < checkpoint:
+                what = f"topic {name!r} up to sequence {checkpoint}, which tables have"
+                raise Corruption(list_files(self._log.directory)[-1][1], 0, what, last.get(name, 0))
+            if all_topics and last[name] > checkpoint:
+                oldest = LogReader(self._log.directory, name, self.directory / "archive").oldest
+                if oldest > checkpoint + 1:
+                    raise _hole(self._log.directory, name, checkpoint + 1, checkpoint)
 
     def _add_topics(self, schemas: Mapping[str, Schema]) -> ManifestState:
         """The manifest's state once it has these topics. What the log has given up of a new one before is left out."""
@@ -358,6 +370,12 @@ class Engine:
             writer.stop(failed)
         except BaseException as error:
             writer.stop(error)
+
+
+def _hole(directory: Path, topic: str, sequence: int, checkpoint: int) -> StorageError:
+    return StorageError(
+        f"{directory}: topic {topic!r}: sequence {sequence} is missing in the log, though the tables hold only up to {checkpoint}"
+    )
 
 
 class _Rate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import _log
@@ -12,7 +13,7 @@ from .drafts import Draft, Lost
 from .files import create_file, make_directory, rename_file, sync_data, sync_directory, write_at
 from .log_files import LogTopic, file_path
 from .recovery import examine
-from .repair import TEMPORARY, RepairedFile, replace_file
+from .repair import TEMPORARY, RepairedFile, gaps, replace_file
 
 __all__ = ["give_up_sequences", "make_log"]
 
@@ -33,17 +34,30 @@ def give_up_sequences(directory: Path, next_sequences: Mapping[str, int]) -> Rep
     return replace_file(directory, Draft(last.header, last.path, last.path.stat().st_size, end=end, reserved=lost))
 
 
-def make_log(directory: Path, archive: Path, log_id: int, topics: Sequence[LogTopic]) -> Path:
-    """Make the one file of a new log that continues each topic at its next sequence. Returns its path.
+def make_log(directory: Path, archive: Path, log_id: int, topics: Sequence[LogTopic], given_up_count: int) -> Path:
+    """Make the one file of a new log. Returns its path.
 
-    The file is not the log's first: what was before is gone. archive: where older files may be, which it then follows.
+    topics: each with the next sequence behind the store's tables. From there on `given_up_count` sequences are given up, since
+    records may have had them. archive: where older files may be, which the log then goes on from; sound.
     """
     make_directory(directory)
     before = examine(archive) if archive.is_dir() else None
-    number, position, previous_end = before.end if before is not None and before.files else (2, HEADER, 0)
-    epoch = before.epoch + 1 if before is not None else 1
+    if before is None or not before.files:
+        file_number, position, previous_end, epoch, known = (
+            2,
+            HEADER,
+            0,
+            1,
+            dict[str, LogTopic](),
+        )  # not the first: that is gone
+    else:
+        (file_number, position, previous_end), epoch, known = before.end, before.epoch + 1, before.topics
+    declared = sorted(known.values(), key=lambda topic: topic.number)
+    declared += [topic for topic in topics if topic.schema.name not in known]
+    declared = [replace(topic, number=number) for number, topic in enumerate(declared)]
+    wanted = {topic.schema.name: topic.next_sequence + given_up_count for topic in topics}
     data = bytearray(HEADER)
-    for topic in topics:
+    for topic in declared:
         json = topic.schema.to_json()
         data += _log.encode_frame(
             _log.FRAME_TOPIC,
@@ -56,18 +70,25 @@ def make_log(directory: Path, archive: Path, log_id: int, topics: Sequence[LogTo
             first_timestamp_ns=topic.last_timestamp_ns,
             row_bytes=topic.schema.row_bytes,
         )
+    start_bytes = len(data)
+    lost = [
+        Lost(topic.number, topic.next_sequence, wanted[topic.schema.name] - topic.next_sequence)
+        for topic in declared
+        if wanted.get(topic.schema.name, 0) > topic.next_sequence
+    ]
+    data += gaps(position + len(data), epoch, FRAME + len(lost) * _log.LOST_DTYPE.itemsize, lost)
     data[:HEADER] = _log.encode_file_header(
         log_id=log_id,
-        file_number=number,
+        file_number=file_number,
         start_position=position,
         previous_end=previous_end,
         epoch=epoch,
         created_ns=time.time_ns(),
         file_bytes=FILE_BYTES,
-        start_bytes=len(data),
+        start_bytes=start_bytes,
         bus="",
     )
-    path, temporary = file_path(directory, number), directory / TEMPORARY
+    path, temporary = file_path(directory, file_number), directory / TEMPORARY
     temporary.unlink(missing_ok=True)
     descriptor = create_file(temporary)
     try:

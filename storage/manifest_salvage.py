@@ -89,8 +89,6 @@ def _salvage(path: Path, log_id: int) -> Evidence:
     for header, durable_bytes, wrong in _headers(data, path, log_id):
         payloads, holes = scan_past_damage(data[HEADER_BYTES:], HEADER_BYTES, header)
         found = {offset: edit for offset, payload in payloads if (edit := _decode(payload)) is not None}
-        if not found:
-            continue
         is_whole = len(found) == len(payloads) and (durable_bytes is None or durable_bytes <= len(data))
         for first, behind in holes:
             if behind == len(data) and durable_bytes is not None:
@@ -101,6 +99,8 @@ def _salvage(path: Path, log_id: int) -> Evidence:
             if edit is not None:
                 found[first], wrong = edit, "one byte of a record was wrong"
             is_whole = is_whole and edit is not None
+        if not found:
+            continue
         edits = [found[offset] for offset in sorted(found)]
         evidence = Evidence(header.log_id, header.generation)
         for edit in edits:

@@ -31,6 +31,7 @@ __all__ = [
     "LostRecords",
     "RepairReport",
     "RepairedFile",
+    "gaps",
     "keep_copy",
     "repair",
     "repair_held",
@@ -131,10 +132,10 @@ def repair_held(
     archive: the directory of the log's oldest files, repaired as a part of it; it may be missing. declared: as for `plan`.
     """
     (directory / TEMPORARY).unlink(missing_ok=True)
-    renamed, strange = _give_names_back(directory)
+    renamed, strange = _give_names_back(directory, archive)
     if archive is not None and archive.is_dir():
         (archive / TEMPORARY).unlink(missing_ok=True)
-        more_renamed, more_strange = _give_names_back(archive)
+        more_renamed, more_strange = _give_names_back(archive, directory)
         renamed, strange = more_renamed + renamed, more_strange + strange
     if not examine(directory, progress, archive).problems:
         return RepairReport(directory, set_aside=strange, renamed=renamed)
@@ -209,14 +210,14 @@ def _content(draft: Draft) -> bytes:
                 row_bytes=slot.topic.schema.row_bytes,
             )
             at += slot.frame_bytes
-        data[at : region.end] = _gaps(start_position + at, epoch, region.end - at, region.lost)
+        data[at : region.end] = gaps(start_position + at, epoch, region.end - at, region.lost)
     if draft.reserved:
         needed = _log.FRAME_HEADER_BYTES + len(draft.reserved) * _log.LOST_DTYPE.itemsize
-        data += _gaps(start_position + draft.end, epoch, needed, draft.reserved)
+        data += gaps(start_position + draft.end, epoch, needed, draft.reserved)
     return bytes(data)
 
 
-def _gaps(position: int, epoch: int, size_bytes: int, lost: list[Lost]) -> bytes:
+def gaps(position: int, epoch: int, size_bytes: int, lost: list[Lost]) -> bytes:
     """Gap frames that fill exactly so many bytes; the first one names what is lost."""
     out: list[bytes] = []
     entries = np.array([(item.first, item.count, item.topic, 0) for item in lost], _log.LOST_DTYPE)
@@ -240,12 +241,18 @@ def _gaps(position: int, epoch: int, size_bytes: int, lost: list[Lost]) -> bytes
 # --- names -------------------------------------------------------------------------------------------------------------
 
 
-def _give_names_back(directory: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Undo renames: a file's header says which it is. Returns the files renamed, and those that turned out to be copies."""
+def _give_names_back(directory: Path, other: Path | None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Undo renames: a file's header says which it is. Returns the files renamed, and those that turned out to be copies.
+
+    other: a directory that holds files of the same log.
+    """
     strange: list[Path] = []
     for number, path in list_files(directory):
         header, _ = read_header(path)
         if header is not None and header.file_number != number:
+            if other is not None and _is_file(file_path(other, header.file_number), header.file_number):
+                strange.append(set_aside(path))
+                continue
             waiting = directory / f"moved-{header.file_number:010d}.log"
             if waiting.exists():
                 strange.append(set_aside(waiting))
@@ -266,6 +273,11 @@ def _give_names_back(directory: Path) -> tuple[tuple[Path, ...], tuple[Path, ...
     if renamed or strange:
         sync_directory(directory)
     return tuple(renamed), tuple(strange)
+
+
+def _is_file(path: Path, number: int) -> bool:
+    header = read_header(path)[0] if path.exists() else None
+    return header is not None and header.file_number == number
 
 
 def set_aside(path: Path) -> Path:

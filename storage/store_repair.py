@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -129,9 +129,10 @@ class _Repair:
     def run(self, named: Path, *, dry_run: bool) -> Repaired:
         """named: the directory as it is told to the caller."""
         report = self._repair_log()
+        self._doubt_manifest()
         self._find_topics()
         self._tell_of_log(report)
-        self._take_missing()
+        self._pass_holes()
         for number, name in self._wanted():
             self.topics[name].keep_or_rebuild(number, self.evidence.tables.get(number))
         all_accounted = self._all_accounted()
@@ -160,8 +161,12 @@ class _Repair:
         """Make log and archive readable."""
         self.contents = Contents(self.log)
         if not self.log.is_dir() or not list_files(self.log):
-            return RepairReport(self.log)
-        topics = self.evidence.topics.values()  # which the log learnt of in this order
+            if not self.archive.is_dir():
+                return RepairReport(self.log)
+            report = repair_held(self.archive, None, self.progress)
+            self.contents = examine(self.archive)
+            return report
+        topics = self.evidence.topics.values()  # which the log learnt of in this order, if it has no others
         declared = {number: Schema.from_json(info.schema.encode()) for number, info in enumerate(topics)}
         report = repair_held(self.log, self.archive, self.progress, declared)
         self.contents = examine(self.log, archive=self.archive)
@@ -186,35 +191,60 @@ class _Repair:
                 first = max(lost.first, checkpoint + 1)
                 self.notes.lost.append(LostRows(lost.topic, path, None, first, last, last - first + 1, lost.at_most))
 
-    def _take_missing(self) -> None:
+    def _holes(self) -> dict[str, tuple[int, Path]]:
+        """Topics of which rows behind the checkpoint are not in the log's folder: where it begins, and in which file."""
+        found: dict[str, tuple[int, Path]] = {}
+        for item in self.contents.files if self.contents.directory == self.log else ():
+            if item.path.parent == self.log:
+                for name, begins in item.begins.items():
+                    found.setdefault(name, (begins, item.path))
+        checkpoints = (
+            self.evidence.checkpoints if not self.topics else {n: t.checkpoint for n, t in self.topics.items()}
+        )
+        return {name: place for name, place in found.items() if place[0] > checkpoints.get(name, place[0]) + 1}
+
+    def _pass_holes(self) -> None:
         """Where log files behind the tables are missing, see what the archive has, and go on from where the log begins."""
-        mine = [item for item in self.contents.files if item.path.parent == self.log]
-        for name, topic in self.topics.items():
-            begins = next(((item.begins[name], item.path) for item in mine if name in item.begins), None)
-            if begins is not None and begins[0] > topic.checkpoint + 1:
-                topic.take_missing(begins[1], begins[0] - 1)
+        for name, (begins, path) in self._holes().items():
+            self.topics[name].take_missing(path, begins - 1)
+
+    def _doubt_manifest(self) -> None:
+        """A manifest that is older than the tables beside it does not tell which there should be."""
+        if not self.evidence.is_whole:
+            return
+        here = {number for number, _ in list_tables(self.store)}
+        newer = any(number >= self.evidence.next_number for number in here)
+        if newer and (self._holes() or not here >= self.evidence.tables.keys()):
+            self.evidence.is_whole, self.evidence.wrong = False, "it is older than the tables beside it"
 
     def _end_log(self) -> None:
         """See that the log goes on behind the tables."""
-        if not self.contents.files:
-            topics = list[LogTopic]()
-            for number, (name, topic) in enumerate(self.topics.items()):
-                first = topic.checkpoint + 1
-                topic.checkpoint += LOST_LOG_SEQUENCES
-                self.notes.lost.append(LostRows(name, Path("log"), None, first, topic.checkpoint, None))
-                last_ns = max((one.info.timestamp_max_ns for one in topic.placed), default=0)
-                topics.append(LogTopic(number, topic.schema, topic.checkpoint + 1, last_ns))
-            path = make_log(self.log, self.archive, self.log_id, topics)
+        if not self.log.is_dir() or not list_files(self.log):
+            topics = [
+                LogTopic(
+                    number,
+                    topic.schema,
+                    topic.checkpoint + 1,
+                    max((one.info.timestamp_max_ns for one in topic.placed), default=0),
+                )
+                for number, topic in enumerate(self.topics.values())
+            ]
+            path = make_log(self.log, self.archive, self.log_id, topics, LOST_LOG_SEQUENCES)
             self.notes.change(path, "made, as the log is missing")
+            self._lose_end({name: topic.checkpoint + 1 for name, topic in self.topics.items()}, Path("log"))
             return
-        wanted = {
-            name: self.topics[name].checkpoint + 1
-            for name, known in self.contents.topics.items()
-            if name in self.topics and known.next_sequence <= self.topics[name].checkpoint
-        }
-        if wanted:
-            item = give_up_sequences(self.log, wanted)
-            self.notes.change(item.path, "the log ended before the tables, and goes on behind them now", item.copy)
+        ends = {name: known.next_sequence for name, known in self.contents.topics.items() if name in self.topics}
+        if all(end > self.topics[name].checkpoint for name, end in ends.items()):
+            return
+        begins = {name: max(end, self.topics[name].checkpoint + 1) for name, end in ends.items()}
+        item = give_up_sequences(self.log, {name: first + LOST_LOG_SEQUENCES for name, first in begins.items()})
+        self.notes.change(item.path, "the log ended before the tables, and goes on behind them now", item.copy)
+        self._lose_end(begins, self.notes.relative(item.path))
+
+    def _lose_end(self, begins: Mapping[str, int], path: Path) -> None:
+        """Whatever was put from these sequences on is gone."""
+        for name, first in begins.items():
+            self.notes.lost.append(LostRows(name, path, None, first, first + LOST_LOG_SEQUENCES - 1, None))
 
     # --- topics and tables --------------------------------------------------------------------------------------------
 

@@ -294,15 +294,14 @@ class _Check:
         self.file_count += len(contents.files)
 
     def _continuity(self, before: State, after: State, contents: Contents) -> None:
-        """Whether the log goes on where the tables end. before, after: the manifest before and after the log was read."""
+        """Whether log and archive go on where the tables end. before, after: the manifest before and after they were read."""
         log = self.directory / "log"
         if contents.problems:  # what is missing may be where the damage is
             return
-        mine = [item for item in contents.files if item.path.parent == log]
-        if not mine:
+        if not contents.files or contents.files[-1].path.parent != log:
             self._add(Corruption(log, 0, "log files", "none"), log)
             return
-        first, last = mine[0], mine[-1]
+        first, last = contents.files[0], contents.files[-1]
         if contents.log_id != before.log_id:
             self._add(Corruption(last.path, 16, f"log {before.log_id:#x}", f"log {contents.log_id:#x}"), last.path)
             return
@@ -315,7 +314,7 @@ class _Check:
                 continue
             if known.schema.hash != Schema.from_json(about.schema.encode()).hash:
                 self._add(Corruption(last.path, 4096, f"the store's schema of topic {topic!r}", "another"), last.path)
-            oldest = next(item.begins[topic] for item in mine if topic in item.begins)
+            oldest = next(item.begins[topic] for item in contents.files if topic in item.begins)
             checkpoint = after.checkpoints.get(topic, 0)
             if oldest > checkpoint + 1:
                 what = f"topic {topic!r} from sequence {checkpoint + 1} on, behind its tables"

@@ -19,6 +19,7 @@ import numpy as np
 
 from ._tree import KeyCodec, Memtable, State, Table
 from .errors import Corruption, FormatMismatch, StorageError
+from .log_files import list_files
 from .log_reader import HistoryGone, LogReader
 from .manifest_reader import ManifestFollower
 from .schema import Schema
@@ -202,7 +203,7 @@ class TreeReader(Tree):
         table_count = self._open_tables(version)
         self._memtables = [memtable for memtable in self._memtables if memtable.sequences[1] > checkpoint]
         self._position = max(self._position, checkpoint)
-        row_count = self._read_log()
+        row_count = self._read_log(checkpoint)
         self.core.visible = self._position
         if version is not self._version or tuple(reversed(self._memtables)) != self.core.state.memtables:
             self._show(version)
@@ -232,10 +233,13 @@ class TreeReader(Tree):
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
-    def _read_log(self) -> int:
-        """Put into memtables what the log holds by now. Returns how many rows."""
+    def _read_log(self, checkpoint: int) -> int:
+        """Put into memtables what the log holds by now behind the checkpoint. Returns how many rows."""
         log = self._log = self._log or self._open_log()
         newest, count = log.newest, 0
+        if newest < checkpoint:
+            what = f"topic {self.schema.name!r} up to sequence {checkpoint}, which tables have"
+            raise Corruption(list_files(self._log_directory)[-1][1], 0, what, newest)
         while self._position < newest:
             found = log.read_all(self._position + 1, newest)
             if found is None:  # a repair gave up the rest
