@@ -29,14 +29,15 @@ __all__ = ["plan"]
 
 
 def plan(
-    directory: Path, archive: Path | None = None, declared: Mapping[int, Schema] | None = None
+    directory: Path, archive: Path | None = None, declared: Mapping[int, Schema] | None = None, log_id: int = 0
 ) -> tuple[list[Draft], list[Path], dict[int, str]]:
     """How the log's files should be, oldest first; files that are no part of it; the topics' names by number.
 
     archive: where the oldest files are, if they are not in the directory. declared: topics by number, for a log in which a
-    declaration is damaged and nowhere else. Raises StorageError where it cannot be told, FormatMismatch for another version.
+    declaration is damaged and nowhere else. log_id: the log's, where it is known.
+    Raises StorageError where it cannot be told, FormatMismatch for another version.
     """
-    drafts, strangers = draft_files(directory, archive)
+    drafts, strangers = draft_files(directory, archive, log_id)
     following = _Following(directory, drafts, declared or {})
     for index in range(len(drafts)):
         following.add(index)

@@ -35,7 +35,6 @@ __all__ = [
     "keep_copy",
     "repair",
     "repair_held",
-    "replace_file",
     "set_aside",
 ]
 
@@ -126,10 +125,11 @@ def repair_held(
     archive: Path | None,
     progress: Callable[[int, int], None] | None = None,
     declared: Mapping[int, Schema] | None = None,
+    log_id: int = 0,
 ) -> RepairReport:
     """What `repair` does, where the caller holds the directory's lock.
 
-    archive: the directory of the log's oldest files, repaired as a part of it; it may be missing. declared: as for `plan`.
+    archive: the directory of the log's oldest files, repaired as a part of it; it may be missing. declared, log_id: as for `plan`.
     """
     (directory / TEMPORARY).unlink(missing_ok=True)
     renamed, strange = _give_names_back(directory, archive)
@@ -140,13 +140,13 @@ def repair_held(
     if not examine(directory, progress, archive).problems:
         return RepairReport(directory, set_aside=strange, renamed=renamed)
     first_here = min((number for number, _ in list_files(directory)), default=0)
-    drafts, strangers, names = plan(directory, archive, declared)
+    drafts, strangers, names = plan(directory, archive, declared, log_id)
     files: list[RepairedFile] = []
     lost: list[LostRecords] = []
     for draft in drafts:
         if draft.changed:
             archived = archive is not None and draft.header.file_number < first_here
-            files.append(replace_file(archive if archive is not None and archived else directory, draft))
+            files.append(_replace(archive if archive is not None and archived else directory, draft))
             lost += _records(files[-1].path, draft, names)
     strange += tuple(set_aside(path) for path in strangers)
     for problem in examine(directory, archive=archive).problems:
@@ -164,7 +164,7 @@ def _records(path: Path, draft: Draft, names: Mapping[int, str]) -> list[LostRec
 # --- replacing a file --------------------------------------------------------------------------------------------------
 
 
-def replace_file(directory: Path, draft: Draft) -> RepairedFile:
+def _replace(directory: Path, draft: Draft) -> RepairedFile:
     """Put a file as it should be in the place of the damaged one, which is kept in lost+found."""
     path = file_path(directory, draft.header.file_number)
     temporary = directory / TEMPORARY

@@ -22,20 +22,20 @@ __all__ = ["draft_files"]
 HEADER = _log.LOG_HEADER_BYTES
 
 
-def draft_files(directory: Path, archive: Path | None = None) -> tuple[list[Draft], list[Path]]:
+def draft_files(directory: Path, archive: Path | None = None, log_id: int = 0) -> tuple[list[Draft], list[Path]]:
     """A draft with the right header for every file from the oldest to the newest, and the files that are no part of the log.
 
-    archive: where the oldest files are, if they are not in the directory.
+    archive: where the oldest files are, if they are not in the directory. log_id: the log's, where it is known.
     Raises StorageError where missing files leave open what was where, FormatMismatch for another version.
     """
-    return _Survey(directory, archive).resolve()
+    return _Survey(directory, archive, log_id).resolve()
 
 
 class _Survey:
     """Gives every file number from the oldest to the newest a header."""
 
-    def __init__(self, directory: Path, archive: Path | None) -> None:
-        self.directory, self.archive = directory, archive
+    def __init__(self, directory: Path, archive: Path | None, log_id: int) -> None:
+        self.directory, self.archive, self.log_id = directory, archive, log_id
         self.drafts: dict[int, Draft] = {}
         self.headless: dict[int, tuple[Path, str]] = {}  # what was found, and what is wrong with it
         self.foreign: set[int] = set()  # of those, the ones with a sound header of something else
@@ -96,7 +96,8 @@ class _Survey:
             return
         like = before or after or next(iter(self.drafts.values()), None)
         header = FileHeader(
-            log_id=like.header.log_id if like else path.stat().st_mtime_ns | 1,  # any will do for a log's only file
+            # For a log's only file any will do, unless somebody else knows it.
+            log_id=like.header.log_id if like else self.log_id or path.stat().st_mtime_ns | 1,
             file_number=number,
             start_position=start,
             previous_end=start - before.header.start_position if before else 0,

@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ import msgspec
 from . import files as disk
 from .errors import StorageError
 from .log_files import LogTopic, list_files
-from .log_restart import give_up_sequences, make_log
+from .log_restart import continue_log
 from .manifest_format import HEADER_BYTES, Header, encode_header, encode_record
 from .manifest_reader import MANIFEST_NAME
 from .manifest_state import State, TopicInfo
@@ -163,12 +163,12 @@ class _Repair:
         if not self.log.is_dir() or not list_files(self.log):
             if not self.archive.is_dir():
                 return RepairReport(self.log)
-            report = repair_held(self.archive, None, self.progress)
+            report = repair_held(self.archive, None, self.progress, log_id=self.log_id)
             self.contents = examine(self.archive)
             return report
         topics = self.evidence.topics.values()  # which the log learnt of in this order, if it has no others
         declared = {number: Schema.from_json(info.schema.encode()) for number, info in enumerate(topics)}
-        report = repair_held(self.log, self.archive, self.progress, declared)
+        report = repair_held(self.log, self.archive, self.progress, declared, self.log_id)
         self.contents = examine(self.log, archive=self.archive)
         return report
 
@@ -218,33 +218,28 @@ class _Repair:
             self.evidence.is_whole, self.evidence.wrong = False, "it is older than the tables beside it"
 
     def _end_log(self) -> None:
-        """See that the log goes on behind the tables."""
-        if not self.log.is_dir() or not list_files(self.log):
-            topics = [
-                LogTopic(
-                    number,
-                    topic.schema,
-                    topic.checkpoint + 1,
-                    max((one.info.timestamp_max_ns for one in topic.placed), default=0),
-                )
-                for number, topic in enumerate(self.topics.values())
-            ]
-            path = make_log(self.log, self.archive, self.log_id, topics, LOST_LOG_SEQUENCES)
-            self.notes.change(path, "made, as the log is missing")
-            self._lose_end({name: topic.checkpoint + 1 for name, topic in self.topics.items()}, Path("log"))
+        """See that the log goes on behind the tables. Where it does not, its end is lost, and nobody knows how much that was."""
+        known = self.contents.topics
+        ends = {name: known[name].next_sequence if name in known else 0 for name in self.topics}
+        is_there = self.log.is_dir() and bool(list_files(self.log))
+        if is_there and all(ends[name] > topic.checkpoint for name, topic in self.topics.items()):
             return
-        ends = {name: known.next_sequence for name, known in self.contents.topics.items() if name in self.topics}
-        if all(end > self.topics[name].checkpoint for name, end in ends.items()):
-            return
-        begins = {name: max(end, self.topics[name].checkpoint + 1) for name, end in ends.items()}
-        item = give_up_sequences(self.log, {name: first + LOST_LOG_SEQUENCES for name, first in begins.items()})
-        self.notes.change(item.path, "the log ended before the tables, and goes on behind them now", item.copy)
-        self._lose_end(begins, self.notes.relative(item.path))
-
-    def _lose_end(self, begins: Mapping[str, int], path: Path) -> None:
-        """Whatever was put from these sequences on is gone."""
+        begins = {name: max(ends[name], topic.checkpoint + 1) for name, topic in self.topics.items()}
+        topics = [
+            LogTopic(
+                0,
+                topic.schema,
+                topic.checkpoint + 1,
+                max((one.info.timestamp_max_ns for one in topic.placed), default=0),
+            )
+            for topic in self.topics.values()
+        ]
+        next_sequences = {name: first + LOST_LOG_SEQUENCES for name, first in begins.items()}
+        path = continue_log(self.log, self.archive, self.log_id, topics, next_sequences)
+        self.notes.change(path, "made, to go on behind the tables")
         for name, first in begins.items():
-            self.notes.lost.append(LostRows(name, path, None, first, first + LOST_LOG_SEQUENCES - 1, None))
+            relative = self.notes.relative(path)
+            self.notes.lost.append(LostRows(name, relative, None, first, next_sequences[name] - 1, None))
 
     # --- topics and tables --------------------------------------------------------------------------------------------
 

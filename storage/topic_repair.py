@@ -1,7 +1,8 @@
 """Repairing one topic's tables: sound ones are kept, others written again from what is good in them and in the log.
 
-A new table has the level of the one that it replaces, since its keys lie within that one's. What it got from the log is as new
-as anything in the levels above, so a key's newest row is still found first.
+A new table has the level of the one that it replaces, since its keys lie within that one's. In level 0, where tables stand in
+the order of their sequences, it takes nothing newer from the log than that one can have had. In a deeper level it takes the
+newest row of a key, even if that is in a table above as well: a row further down, or a tombstone that is gone, may be newer.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class TopicRepair:
         """Write tables from what was found of one, and from what the log still has of the rest."""
         parts, whole = [(found.rows, found.flags)], found.sequences or (1, self.checkpoint)
         if found.lost:
-            again = self._again([part.keys for part in found.lost], whole[0], self.checkpoint)
+            deep = info is not None and info.level > 0
+            again = self._again([part.keys for part in found.lost], whole[0], self.checkpoint if deep else whole[1])
             parts.append((again.rows, again.flags))
             for part in found.lost:
                 keys = None

@@ -130,6 +130,7 @@ def test_the_store_for_damage_has_every_kind_of_file_and_byte(plain, packed, bar
 def test_a_flipped_byte_anywhere_is_named_and_nothing_wrong_is_read(name, tmp_path, request):
     whole = request.getfixturevalue(name)
     for file, part, offset in sample(whole, 3):
+        print(file, part, offset)
         copy = damaged(whole, tmp_path / "copy", file, flipped((whole.directory / file).read_bytes(), offset))
         if expect_found(whole, copy, file, part):
             check_reads(whole, copy)
@@ -138,6 +139,7 @@ def test_a_flipped_byte_anywhere_is_named_and_nothing_wrong_is_read(name, tmp_pa
 
 def test_repair_of_a_flipped_byte_loses_nothing_that_tables_or_history_have(packed, tmp_path):
     for file, part, offset in sample(packed, 1):
+        print(file, part, offset)
         copy = damaged(packed, tmp_path / "copy", file, flipped((packed.directory / file).read_bytes(), offset))
         report, changed = repaired(packed, copy)
         if file.parent.name != "log":
@@ -147,11 +149,11 @@ def test_repair_of_a_flipped_byte_loses_nothing_that_tables_or_history_have(pack
 
 def test_repair_of_a_flipped_byte_without_history_loses_at_most_the_block_or_frame(bare, tmp_path):
     for file, part, offset in sample(bare, 2):
+        print(file, part, offset)
         copy = damaged(bare, tmp_path / "copy", file, flipped((bare.directory / file).read_bytes(), offset))
         report, changed = repaired(bare, copy)
         if part.kind == "block":
-            assert 0 < sum(entry.count or 0 for entry in report.lost) <= 6
-            assert changed <= 6
+            assert changed <= sum(entry.count or 0 for entry in report.lost) <= 6
         elif part.kind in ("frame rows", "frame tombstones"):
             assert changed <= 20
         else:
@@ -199,6 +201,6 @@ def test_whatever_becomes_of_a_file_is_found_and_repaired_and_what_is_lost_is_li
             copy = damaged(whole, tmp_path / "copy", file, data)
             is_torn = what == "grown" and file.suffix != ".sst"
             if expect_found(whole, copy, file, None, may_be_torn=is_torn):
-                check_reads(whole, copy)
+                check_reads(whole, copy, to_its_end=in_last_log(whole, file))
                 repaired(whole, copy)
             shutil.rmtree(copy)
