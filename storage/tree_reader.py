@@ -237,6 +237,11 @@ class TreeReader(Tree):
         """Put into memtables what the log holds by now behind the checkpoint. Returns how many rows."""
         log = self._log = self._log or self._open_log()
         newest, count = log.newest, 0
+        if (
+            newest < checkpoint
+        ):  # the file that it had open, and those behind, may have gone meanwhile: look at what there is now
+            log = self._log = self._open_log()
+            newest = log.newest
         if newest < checkpoint:
             what = f"topic {self.schema.name!r} up to sequence {checkpoint}, which tables have"
             raise Corruption(list_files(self._log_directory)[-1][1], 0, what, newest)
