@@ -1,5 +1,6 @@
 """A bus whose topics are kept by key as well: what the writer and other processes find, live, after a restart, and after a kill."""
 
+# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 import threading

@@ -1,5 +1,6 @@
 """History beyond what the log keeps: from the tables of topics that hold every record."""
 
+# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 from collections.abc import Iterator
