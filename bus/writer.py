@@ -83,14 +83,12 @@ _OPEN: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
 def _leave_locks() -> None:
-    """In a forked child: let go of the parent's locks, so that they end with the parent."""
+    """In a forked child: let go of the parent's locks, so that they end with the parent. Its logs do the same."""
     for writer in _OPEN:
         parts = writer._parts  # pyright: ignore[reportPrivateUsage]
         if parts.lock_fd >= 0:
             os.close(parts.lock_fd)
             parts.lock_fd = -1
-        if parts.log is not None:
-            parts.log.leave_lock()
 
 
 os.register_at_fork(after_in_child=_leave_locks)

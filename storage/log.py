@@ -19,6 +19,7 @@ import os
 import secrets
 import select
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,7 @@ class Log:
         except BaseException:
             os.close(self._directory_fd)
             raise
+        _OPEN.add(self)
         try:
             self._open(list(schemas), bus, epoch, progress)
         except BaseException:
@@ -217,7 +219,7 @@ class Log:
     def close(self, *, finish: bool = True) -> None:
         """Write and sync what is left, mark the end, give back spare room, and release the directory.
 
-        finish: False where the journal has done the first part already, or the log has failed.
+        finish: False where the journal has done the first part already, or the log has failed. In a forked child it does nothing.
         """
         if self._lock < 0:
             return
@@ -230,15 +232,14 @@ class Log:
             self._drop_spares()
             self._release()
 
-    def leave_lock(self) -> None:
-        """In a forked child: give up its share of the lock, which then ends with the parent. The log is the parent's alone."""
+    def _release(self) -> None:
+        self._held.close()
+        self._leave_lock()
+
+    def _leave_lock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-    def _release(self) -> None:
-        self._held.close()
-        self.leave_lock()
 
     # --- the keeper -------------------------------------------------------------------------------------------------
 
@@ -316,6 +317,18 @@ class Log:
         sync_directory(self.directory)  # before a new header is written into it: its old name must not come back then
         self.appender.add_spare(descriptor, name)
         return True
+
+
+_OPEN: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _leave_locks() -> None:
+    """In a forked child: the logs are the parent's alone, and its locks end with it."""
+    for log in _OPEN:
+        log._leave_lock()  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _merge_topics(directory: Path, contents: Contents, schemas: list[Schema]) -> list[LogTopic]:

@@ -77,7 +77,7 @@ class LogWriter {
         headers_.resize(GROUP_FRAMES_MAX);
     }
 
-    ~LogWriter() { close_files(); }
+    ~LogWriter() { let_go(); }  // without a lock: in a forked child a thread that is not there may hold it
 
     LogWriter(const LogWriter &) = delete;
     LogWriter &operator=(const LogWriter &) = delete;
@@ -228,11 +228,7 @@ class LogWriter {
     // Let go of the files. Nobody may append meanwhile; later calls that need a file fail with EBADF.
     void close_files() {
         std::scoped_lock lock(sync_mutex_, spares_mutex_);
-        if (map_ != nullptr) munmap(std::exchange(map_, nullptr), file_bytes_);
-        if (fd_ >= 0) close(std::exchange(fd_, -1));
-        if (wants_spare_fd_ >= 0) close(std::exchange(wants_spare_fd_, -1));
-        for (const auto &spare : spares_) close(spare.fd);
-        spares_.clear();
+        let_go();
         spare_error_ = EBADF;
     }
 
@@ -282,6 +278,14 @@ class LogWriter {
     int wants_spare_fd() const { return wants_spare_fd_; }
 
   private:
+    void let_go() {
+        if (map_ != nullptr) munmap(std::exchange(map_, nullptr), file_bytes_);
+        if (fd_ >= 0) close(std::exchange(fd_, -1));
+        if (wants_spare_fd_ >= 0) close(std::exchange(wants_spare_fd_, -1));
+        for (const auto &spare : spares_) close(spare.fd);
+        spares_.clear();
+    }
+
     uint64_t position() const { return start_position_ + offset_; }  // where the next frame goes; gathered ones included
     int failed() const { return load_relaxed(failed_); }
 

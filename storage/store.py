@@ -1,7 +1,8 @@
 """The store: topics of rows kept by key, durable in a log, ordered in memtables and sstables.
 
 1. A row is in the log before it is in a memtable: once `put` returns it survives a kill. `sync` says when it survives a power cut.
-2. One process writes (it holds the log's lock); any number read the directory through `Store.open(…, read_only=True)`.
+2. One process writes (it holds the log's lock); any number read the directory through `Store.open(…, read_only=True)`. To a child
+   that the writing process forks its store is closed, but for reading what was in it then.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +117,7 @@ class Store(Engine):
             if sync == "interval":
                 self._start("sync", lambda: self._sync_for_ever(sync_interval))
             failing.pop_all()
+        _OPEN.add(self)
 
     def _open_log(self, log: Log, sync: str) -> None:
         numbers = {topic.schema.name: topic.number for topic in log.topics}
@@ -205,6 +209,14 @@ class Store(Engine):
         os.eventfd_write(self._log.appender.wants_spare_fd, 1)  # the keeper sleeps on it
         super()._end()
 
+    def _leave(self) -> None:
+        """In a forked child: it is the parent's store. What it had in memory can be read here, nothing can be put."""
+        self._closing = threading.Event()  # a thread that is not here may have held the parent's
+        self._closing.set()
+        for writer in self._trees.values():
+            writer.tree.lock = threading.RLock()
+            writer.tree.core.close_log()
+
     def __enter__(self) -> Store:
         return self
 
@@ -235,3 +247,14 @@ class Store(Engine):
             idle_s = interval
             with contextlib.suppress(LogFailed):  # the next put raises it
                 appender.sync_behind()
+
+
+_OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _leave_stores() -> None:
+    for store in _OPEN:
+        store._leave()  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_leave_stores)

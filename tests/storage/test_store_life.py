@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -209,3 +212,59 @@ def test_rows_that_came_into_the_log_behind_the_stores_back_stop_its_topic_and_s
     with Store(tmp_path, [A, B], memtable_bytes=1 << 16) as store:
         assert [row.item()[2:] for rows in store["a"].scan() for row in rows] == [(1, 1), (2, 2)]
         assert store["a"].put(3, 3) == 3
+
+
+FORKED = """if True:
+    import os, signal, sys
+    from ringmain.storage import Schema, Store
+    store = Store(sys.argv[1], [Schema("a", {"key": "u8", "value": "u8"}, key=("key",))], memtable_bytes=1 << 16)
+    store["a"].put(1, 10)
+    pid = os.fork()
+    if pid == 0:
+        said = []
+        try:
+            store["a"].put(2, 20)
+        except ValueError as error:
+            said.append("closed" in str(error))
+        with store["a"].at() as view:
+            said.append(view.get(1)["value"] == store["a"].get(1)["value"] == 10)
+        store.close()
+        print(*said, os.getpid(), flush=True)
+        while True:
+            signal.pause()
+    for number in range(100):
+        store["a"].put(number, number)
+    if sys.stdin.read(1) == "c":  # only now, so that the child may have closed its own in vain
+        store.close()
+    print("done", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_a_forked_child_neither_writes_to_the_store_nor_keeps_it_from_the_next_writer(tmp_path, end):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKED, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    child = 0
+    try:
+        words = parent.stdout.readline().split()
+        child = int(words.pop())
+        assert words == ["True", "True"]
+        parent.stdin.write(end[0])
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "done\n"
+        if end == "killed":
+            parent.kill()
+            parent.wait()
+        with Store(tmp_path, [A], memtable_bytes=1 << 16) as store:
+            assert [row["value"] for rows in store["a"].scan() for row in rows] == list(range(100))
+            assert store["a"].core.visible == 101
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+        parent.kill()
+        parent.communicate()
