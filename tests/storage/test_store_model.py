@@ -10,7 +10,6 @@ import itertools
 import os
 import random
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from hypothesis.stateful import (
 )
 from ringmain.storage import Schema, Shape, Store, StoreReader, Tree, View, ViewGone
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
+from support import forked
 from support.keyed import Order, Rows, key_order, keyed, values_of
 from support.sstables import needs
 
@@ -695,47 +695,45 @@ def carry_out(store: Store, schemas: dict[str, Schema], topic: str, rows: list[A
             store[topic].put(*payload[0].item())
 
 
+class Place(forked.Place):
+    WORDS = ("open", "done")  # the store is; so many steps are
+
+
+def carry_out_all(place: Place, directory: str, configuration: int, life: int) -> None:
+    """A child's part: one step after another, until it is killed."""
+    chosen = CONFIGURATIONS[configuration]
+    store = chosen.open(Path(directory))
+    place["open"] = 1
+    for topic, rows in steps_of(chosen, random.Random(f"{SEED} {chosen.name} {life}")):
+        carry_out(store, {"keyed": chosen.schema, "plain": PLAIN}, topic, rows)
+        place["done"] += 1
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[forked.Server]:
+    server = forked.Server(tmp_path_factory.mktemp("places"), Path(__file__), Place)
+    yield server
+    server.close()
+
+
 @pytest.mark.process
 @configurations
-def test_a_killed_process_loses_nothing_that_it_was_told_is_stored(configuration, tmp_path):
+def test_a_killed_process_loses_nothing_that_it_was_told_is_stored(configuration, tmp_path, server):
     """A child puts, deletes, flushes and compacts and says after each step that it is done, until it is killed."""
     print(f"RINGMAIN_SEED={SEED}")
     needs(configuration.compression)
-    schemas = {"keyed": configuration.schema, "plain": PLAIN}
-    models = {name: Model(schema) for name, schema in schemas.items()}
+    models = {"keyed": Model(configuration.schema), "plain": Model(PLAIN)}
     randomness = random.Random(f"{SEED} {configuration.name}")
     single = configuration.memtable_bytes == 0  # its batches go in row by row
     for life in range(KILLS):
+        child = server.start(
+            "carry_out_all", directory=str(tmp_path), configuration=CONFIGURATIONS.index(configuration), life=life
+        )
+        child.wait_for("open")
+        child.wait_for("done", randomness.randint(0, 300))
+        child.kill()
         steps = steps_of(configuration, random.Random(f"{SEED} {configuration.name} {life}"))
-        ends, says = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.close(ends)
-                store = configuration.open(tmp_path)
-                os.write(says, b"o")
-                for topic, rows in steps:
-                    carry_out(store, schemas, topic, rows)
-                    os.write(says, b".")
-            except BaseException as error:
-                os.write(2, f"{error!r}\n".encode())
-            finally:
-                os._exit(1)
-        os.close(says)
-        wanted, told = randomness.randint(0, 300), b""
-        try:
-            while len(told) < 1 + wanted:
-                part = os.read(ends, 1 + wanted - len(told))
-                assert part, "the child ended by itself"
-                told += part
-        finally:
-            os.kill(child, signal.SIGKILL)
-            while part := os.read(ends, 4096):
-                told += part
-            os.close(ends)
-            os.waitpid(child, 0)
-
-        done = list(itertools.islice(steps, len(told) - 1))
+        done = list(itertools.islice(steps, child["done"]))
         pending = next(steps)  # done, or not, or it never began
         for topic, rows in done:
             for key, value in rows:
@@ -764,3 +762,7 @@ def test_a_killed_process_loses_nothing_that_it_was_told_is_stored(configuration
 def store_version(model: Model, key: tuple[Any, ...], value: int | None) -> None:
     key = key if model.schema.key else (model.sequence + 1,)
     model.add(key, None if value is None else content(payload_of(model.schema, key, value)[0]))
+
+
+if __name__ == "__main__":
+    forked.serve({"carry_out_all": carry_out_all}, Place)
