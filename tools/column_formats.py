@@ -69,9 +69,8 @@ class ParquetFormat(ColumnFormat):
 
     def abandon(self) -> None:
         super().abandon()
-        self._writer.is_open = (
-            False  # or else it would close itself when it is deleted, and complain about the closed file
-        )
+        # Or else it would close itself when it is deleted, and complain about the closed file.
+        self._writer.is_open = False
 
 
 class ArrowFormat(ColumnFormat):

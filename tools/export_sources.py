@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..storage import PastReader, Schema
+from ..storage import LogReader, PastReader, Schema
 from ..storage.tree import Tree
 from .log_contents import open_topic
 from .positions import Position
@@ -24,11 +24,15 @@ BATCH_ROWS, BATCH_BYTES = 65_536, 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows to export. batches: (rows, how many were looked at by now). row_count: how many there are to look at, at most."""
+    """Rows to export. batches: (rows, how many were looked at by now). row_count: how many there are to look at, at most.
+
+    log: that they are read from, which counts what a repair has given up; None where they come from a store.
+    """
 
     schema: Schema
     batches: Iterator[tuple[Rows, int]]
     row_count: int
+    log: LogReader | None = None
 
 
 def store_source(tree: Tree, first: Bound, last: Bound, begin: Position | None, ending: Position | None) -> Source:
@@ -51,14 +55,14 @@ def store_source(tree: Tree, first: Bound, last: Bound, begin: Position | None, 
 def log_source(log: Path, topic: str, begin: Position | None, ending: Position | None) -> Source:
     """A topic's rows from `begin` to `ending` in the order in which they were published, of a log and what was kept from it.
 
-    Raises NotFound with the topics there are.
+    Raises NotFound with the topics there are; reading raises HistoryGone where the sequence to begin with is not kept any more.
     """
     reader = open_topic(log, topic)
     if log.name == "log":
         reader = PastReader(log.parent, topic)
     first, last = reader.oldest, reader.newest
     if begin is not None:
-        first = max(first, begin.value if begin.kind == "sequence" else reader.find_time(begin.value))
+        first = begin.value if begin.kind == "sequence" else max(first, reader.find_time(begin.value))
     if ending is not None:
         last = min(last, ending.value if ending.kind == "sequence" else reader.find_time(ending.value) - 1)
 
@@ -68,7 +72,7 @@ def log_source(log: Path, topic: str, begin: Position | None, ending: Position |
             sequence = int(rows["sequence"][-1]) + 1
             yield rows, sequence - first
 
-    return Source(reader.schema, batches(), max(0, last - first + 1))
+    return Source(reader.schema, batches(), max(0, last - first + 1), reader)
 
 
 def _within(rows: Rows, begin: Position | None, ending: Position | None) -> Rows:

@@ -17,11 +17,12 @@ import typer
 from ..storage import Schema
 from ..storage.files import move_file, rename_file, sync_data, sync_directory
 from .column_formats import ArrowFormat, ColumnFormat, ParquetFormat
+from .exit_codes import FAILED
 from .export_sources import Source, log_source, store_source
 from .keys import read_bound
 from .log_contents import find_log
 from .positions import Position, read_position
-from .printing import counted, memory, print_json, stdout
+from .printing import counted, memory, note, print_json, stdout
 from .progress import row_progress
 from .row_formats import Format, RowWriter, choose_fields, open_format, read_fields
 from .store_contents import find_store, is_store, open_tree, read_state
@@ -45,6 +46,7 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     source: str  # store, log
     row_count: int
+    lost_count: int  # rows that an earlier repair of the log has given up
     file_bytes: int
     seconds: float
 
@@ -102,6 +104,7 @@ def export(
         topic=topic,
         source="store" if by_key else "log",
         row_count=count,
+        lost_count=source.log.lost_count if source.log is not None else 0,
         file_bytes=output.stat().st_size,
         seconds=round(time.monotonic() - started, 3),
     )
@@ -113,6 +116,9 @@ def export(
             markup=False,
             soft_wrap=True,
         )
+    if facts.lost_count:
+        note(f"{counted(facts.lost_count, 'row')} LOST: an earlier repair of the log has given them up")
+        raise typer.Exit(FAILED)
 
 
 def _kind_of(output: Path) -> Target:

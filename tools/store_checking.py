@@ -56,7 +56,7 @@ def verify(
     if as_json:
         print_json(_as_facts(verified))
     else:
-        print_verdict(stdout(), verified)
+        _print_verdict(stdout(), verified)
     if not verified.is_sound:
         raise typer.Exit(FAILED)
 
@@ -113,16 +113,7 @@ def _as_facts(found: Verified | Repaired) -> dict[str, Any]:
     return shown
 
 
-@contextlib.contextmanager
-def _saying_what_is_there(store: Path) -> Generator[None]:
-    """Where there is no store, say what there is instead."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise no_store(store) if error.filename == str(store.absolute()) else error from None
-
-
-def print_verdict(console: Console, verified: Verified) -> None:
+def _print_verdict(console: Console, verified: Verified) -> None:
     console.print(pairs(("store", verified.directory)))
     table = new_table("~topic", ">rows in\ntables", ">tables\n", ">size\n", ">checkpoint\n", ">newest\nin the log")
     for topic in verified.topics:
@@ -166,3 +157,12 @@ def print_verdict(console: Console, verified: Verified) -> None:
     console.print(
         f"checked {', '.join(checked)} in {verified.seconds:.2f} s" + (f", {speed:.1f} GB/s" if speed >= 0.1 else "")
     )
+
+
+@contextlib.contextmanager
+def _saying_what_is_there(store: Path) -> Generator[None]:
+    """Where there is no store, say what there is instead."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise no_store(store) if error.filename == str(store.absolute()) else error from None

@@ -203,6 +203,28 @@ def test_a_log_is_written_by_sequence_or_time(
     assert START_NS + 100_000 == 1_700_000_000_000_100_000
 
 
+def test_rows_that_are_not_there_any_more_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    builder = Builder(tmp_path / "log")
+    offsets: list[tuple[Path, int]] = []
+    for _ in range(3):
+        path = builder.begin()
+        offsets += [(path, builder.rows(POINTS, 100)) for _ in range(2)]
+        builder.mark()
+    builder.close()
+    path, offset = offsets[3]
+    flip(path, offset + 100)
+    succeed("log", "repair", tmp_path, "--yes")
+    offsets[0][0].unlink()  # as if it had expired
+    done = ringmain("export", tmp_path, "points", tmp_path / "all.npy")
+    assert done.returncode == FAILED
+    assert done.stderr.decode() == "100 rows LOST: an earlier repair of the log has given them up\n"
+    assert np.load(tmp_path / "all.npy")["sequence"].tolist() == [*range(201, 301), *range(401, 601)]
+    done = ringmain("export", tmp_path, "points", tmp_path / "some.npy", "--from", "100")
+    assert done.returncode == FAILED
+    assert "sequence 100 is no longer kept; the oldest record is 201" in done.stderr.decode()
+    assert not (tmp_path / "some.npy").exists()
+
+
 def test_every_row_of_a_store_is_in_its_log_and_archive(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with open_store(data) as store:
@@ -271,13 +293,15 @@ def test_a_file_that_is_there_is_replaced_only_by_force(store: Path, tmp_path: P
 @pytest.mark.parametrize("target", ["npy", "parquet"])
 def test_an_export_that_meets_damage_leaves_no_file(target: str, tmp_path: Path) -> None:
     needs(target)
-    fill(tmp_path / "data")
-    for table in (tmp_path / "data" / "store").glob("*.sst"):
-        flip(table, 4096 + 20)
+    with open_store(tmp_path / "data") as store:
+        put_round(store, 1)
+        store.snapshot()
+    (table,) = (tmp_path / "data" / "store").glob("*.sst")
+    flip(table, 4096 + 100 * BOOK.row_bytes)  # in the second block: the first is read when the scan begins
     done = ringmain("export", tmp_path / "data", "book", tmp_path / f"book.{target}")
     assert done.returncode == FAILED
     told = done.stderr.decode()
-    assert ".sst: damaged at byte 4096" in told
+    assert f"{table}: damaged at byte " in told
     assert len(told.splitlines()) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
 
