@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import files
 from ._tree import KeyCodec
-from .backup_list import BackupList, ListedFile, TopicRange
+from .backup_list import BackupDamaged, BackupList, ListedFile, TopicRange
 from .backup_log import LogCopy, LogWentBack
 from .backup_repository import BackupBusy, Repository
 from .backup_source import Source, SourceLog, find_log_file, log_end
@@ -114,45 +114,55 @@ def follow(
     a restore need not read all of the log since the first. report: told each backup, and each time how many bytes of log came.
     Other backups into the same folder may be made meanwhile. Raises as `backup`.
     """
-    source_path, repository = Path(directory).absolute(), Repository(Path(target).absolute())
-    copy: LogCopy | None = None
+    following = _Following(Path(directory).absolute(), Repository(Path(target).absolute()))
     due = 0.0
     while True:
         stopping = stop.is_set()  # before looking: what was logged by then is copied
         with contextlib.suppress(BackupBusy):  # the next time, then
-            if copy is None or (time.monotonic() >= due and not stopping):
-                made = backup(directory, target, keep=keep, link=link)
-                report(made)
-                copy, due = _newest_copy(repository), time.monotonic() + backup_interval_s
-            try:
-                with repository.locked():
-                    copy = _current(copy, repository, source_path)
-                    if new_bytes := copy.follow(source_path):
-                        report(new_bytes)
-            except LogWentBack:
-                copy = None  # the next time a backup is made, with a copy of its own
+            if following.copy is None or (time.monotonic() >= due and not stopping):
+                report(backup(directory, target, keep=keep, link=link))
+                due = time.monotonic() + backup_interval_s
+            if new_bytes := following.look():
+                report(new_bytes)
         if stopping:
             return
         stop.wait(interval_s)
 
 
-def _newest_copy(repository: Repository) -> LogCopy:
-    """Where the log goes on: with the newest backup."""
-    backups, _ = repository.read()
-    if not backups:
-        raise LogWentBack
-    return LogCopy(repository.folder(backups[-1].log_folder))
+class _Following:
+    """Copies what a log has grown by to where the newest backup has it. copy: None where that needs a backup first."""
 
+    def __init__(self, source_path: Path, repository: Repository) -> None:
+        self.source_path, self.repository = source_path, repository
+        self.copy: LogCopy | None = None
+        self._newest = 0
 
-def _current(copy: LogCopy, repository: Repository, source_path: Path) -> LogCopy:
-    """The copy itself, or another one where somebody else has gone on meanwhile. Raises LogWentBack."""
-    newest = _newest_copy(repository)
-    if (newest.folder, newest.number, newest.end) == (copy.folder, copy.number, copy.end):
+    def look(self) -> int:
+        """Copy, and return how many bytes that were. Raises BackupBusy, Corruption, OSError."""
+        with self.repository.locked():
+            try:
+                self.copy = self._current()
+                return self.copy.follow(self.source_path)
+            except LogWentBack:
+                self.copy = None
+                return 0
+
+    def _current(self) -> LogCopy:
+        """The copy there was, or another one where somebody has made a backup, or copied as well. Raises LogWentBack."""
+        newest = self.repository.newest()
+        if self.copy is not None and newest == self._newest:
+            numbers = [number for number, _ in list_files(self.copy.folder)]
+            if numbers and numbers[-1] == self.copy.number:
+                return self.copy
+        try:
+            copy = LogCopy(self.repository.folder(self.repository.read_one(newest).log_folder))
+            with contextlib.closing(find_log_file(self.source_path, copy.number)) as log:
+                _, log.end = log.file.scan()
+                copy.check_beginning(log)
+        except (FileNotFoundError, BackupDamaged):
+            raise LogWentBack from None
+        self._newest = newest
         return copy
-    with contextlib.closing(find_log_file(source_path, newest.number)) as log:
-        log.end = log_end(log.file, None)
-        newest.check_beginning(log)
-    return newest
 
 
 class _ExpiredMeanwhile(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import files
 from .backup_source import SourceLog, find_log_file
-from .checked_copy import CHUNK_BYTES, Tally, copy_file, link_or_copy
+from .checked_copy import CHUNK_BYTES, Tally, copy_file, link_or_copy, naming
 from .errors import Corruption
 from .log_files import file_path, list_files, open_file, whole_batches
 from .recovery import describe
@@ -107,10 +107,13 @@ class LogCopy:
         copy = files.open_file_to_change(file_path(self.folder, log.number))
         try:
             for at in range(self.end, log.end, CHUNK_BYTES):
-                part = files.read_from(log.descriptor, at, min(CHUNK_BYTES, log.end - at))
-                files.write_at(copy, part, at)
+                with naming(log.descriptor):
+                    part = files.read_from(log.descriptor, at, min(CHUNK_BYTES, log.end - at))
+                with naming(copy):
+                    files.write_at(copy, part, at)
                 tally.add(len(part))
-            files.sync_data(copy)
+            with naming(copy):
+                files.sync_data(copy)
         finally:
             os.close(copy)
 

@@ -88,6 +88,10 @@ class Repository:
         path = self.folder(number) / LIST_NAME
         return decode_list(path.read_bytes(), path, number)
 
+    def newest(self) -> int:
+        """The number of the newest backup, 0 where there is none. Its list may be damaged."""
+        return max((number for number in self._numbers() if (self.folder(number) / LIST_NAME).exists()), default=0)
+
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
         """Be the one who changes it. Raises BackupBusy."""

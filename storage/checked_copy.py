@@ -6,17 +6,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from . import files
 from ._log import crc32c
 
-__all__ = ["Tally", "checksum", "copy_file", "link_or_copy"]
+__all__ = ["CHUNK_BYTES", "Progress", "Tally", "checksum", "copy_file", "link_or_copy", "naming"]
 
 CHUNK_BYTES = 4 << 20
 DIRECT_BYTES = 4096  # what writing past the page cache goes by
@@ -84,7 +85,7 @@ def link_or_copy(descriptor: int, path: Path, size_bytes: int, target: Path, tal
         target.unlink()
         return copy_file(descriptor, size_bytes, target, tally)
     crc = checksum(descriptor, [size_bytes], tally)[0]
-    os.fsync(descriptor)
+    files.sync_data(descriptor)
     return crc
 
 
@@ -107,17 +108,28 @@ def _copy(descriptor: int, size_bytes: int, copy: int, tally: Tally) -> int:
 
 
 def _write(copy: int, part: memoryview, offset: int) -> None:
-    try:
-        files.write_at(copy, part, offset)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        files.write_around_cache(copy, False)  # a file system with rules of its own
-        files.write_at(copy, part, offset)
+    with naming(copy):
+        try:
+            files.write_at(copy, part, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            files.write_around_cache(copy, False)  # a file system with rules of its own
+            files.write_at(copy, part, offset)
 
 
 def _read_into(descriptor: int, part: memoryview, offset: int) -> int:
-    read = os.preadv(descriptor, [part], offset)
+    with naming(descriptor):
+        read = os.preadv(descriptor, [part], offset)
     if not read:
         raise EOFError(f"the file ends at byte {offset}")
     return read
+
+
+@contextlib.contextmanager
+def naming(descriptor: int) -> Generator[None]:
+    """What the system refuses to do with an open file is told with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.readlink(f"/proc/self/fd/{descriptor}")) from None
