@@ -74,7 +74,7 @@ class Child:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        self._reap()
+        self._server.reap(self)
 
     def pause(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -92,12 +92,7 @@ class Child:
     def end(self) -> None:
         """Wait until it has ended in good order by itself."""
         self.wait_for("closed")
-        self._reap()
-
-    def _reap(self) -> None:
-        self._server.ask({"reap": self.pid})
-        self.alive = False
-        self._server.complain()
+        self._server.reap(self)
 
 
 class Server:
@@ -106,6 +101,7 @@ class Server:
     def __init__(self, folder: Path, module: Path, place: type[Place]) -> None:
         self.folder, self._place = folder, place
         self.children: list[Child] = []
+        self._running: list[Child] = []
         self._process = subprocess.Popen(
             [sys.executable, str(module)],
             stdin=subprocess.PIPE,
@@ -129,12 +125,22 @@ class Server:
         place = self._place(self.folder / f"{len(self.children)}-{role}.place")
         child = Child(self, self.ask({"role": role, "place": str(place.path), **arguments}), place)
         self.children.append(child)
+        self._running.append(child)
         return child
 
+    def reap(self, child: Child) -> None:
+        """Wait for a child's end."""
+        self.ask({"reap": child.pid})
+        child.alive = False
+        self.complain()
+        self._running.remove(child)
+
     def complain(self) -> bool:
-        """Fail with what a child has failed with, if one has."""
-        for path in self.folder.glob("*.error"):
-            pytest.fail(f"{path.stem}: {path.read_text()}")
+        """Fail with what a child has failed with, if one that is not reaped has."""
+        for child in self._running:
+            error = child.place.path.with_suffix(".error")
+            if error.exists():
+                pytest.fail(f"{error.stem}: {error.read_text()}")
         return False
 
     def close(self) -> None:

@@ -168,9 +168,9 @@ def open_store(directory: Path | str, choice: random.Random, topics: Sequence[To
         immutable_max=choice.choice([1, 2, 3]),
         block_bytes=choice.choice([200, 1000, 4096]),
         compression=choice.choice(["none", "zstd", "lz4"]),
-        shape=Shape(level0_tables=2, ratio=3, table_bytes=1 << 14, level1_bytes=1 << 15, stop_tables=16),
+        shape=Shape(level0_tables=2, ratio=3, table_bytes=1 << 16, level1_bytes=1 << 16, stop_tables=16),
         snapshot_interval=choice.choice([None, 0.01]),
-        compaction_bytes_per_s=choice.choice([None, 1 << 20]),
+        compaction_bytes_per_s=choice.choice([None, 16 << 20]),
         log_file_bytes=LOG_FILE_BYTES,
         archive=choice.choice([True, False]),
     )
