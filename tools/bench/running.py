@@ -19,9 +19,16 @@ DIRECTORY = Path("/var/tmp")
 
 def run_and_print(benches: tuple[Bench, ...], plan: Plan, as_json: bool) -> None:
     """Raises typer.Exit where a measurement failed."""
+    console = stderr()
     try:
-        with stderr().status("") as status:
-            report = measure(list(benches), plan, lambda what: status.update(f"measuring {what} …"))
+        with console.status("") as status:
+
+            def tell(what: str) -> None:
+                status.update(f"measuring {what} …")
+                if not console.is_terminal:  # where nothing is drawn, a line says how far it is
+                    note(f"measuring {what}")
+
+            report = measure(list(benches), plan, tell)
     except BenchFailed as error:
         note(f"ringmain: {error}")
         raise typer.Exit(FAILED) from None
