@@ -121,7 +121,7 @@ class Engine:
         self._change_count = 0  # under `_work`: who looks for work waits only while nothing has changed since he looked
         self._manual: list[str] = []
         make_directory(directory / "store")
-        self._manifest = Manifest(directory / "store", log.log_id)
+        self._manifest = Manifest(directory / "store", log.log_id, holds_lock=log.holds_lock)
         self._threads: list[threading.Thread] = []
         self._trees: dict[str, TreeWriter] = {}
         with contextlib.ExitStack() as failing:

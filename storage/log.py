@@ -193,6 +193,10 @@ class Log:
         """Whether it ever waits for the disk."""
         return self._sync_files
 
+    def holds_lock(self) -> bool:
+        """Whether the directory is still this log's to write: no other writer has taken it over."""
+        return self._lock >= 0 and holds_lock(self.directory, self._lock)
+
     def topic(self, name: str) -> LogTopic:
         """Where a topic stood when this log was opened."""
         return next(topic for topic in self.topics if topic.schema.name == name)
@@ -210,7 +214,7 @@ class Log:
         poll.register(self.appender.wants_spare_fd, select.POLLIN)
         if poll.poll(timeout_s * 1000):
             os.read(self.appender.wants_spare_fd, 8)
-        if not holds_lock(self.directory, self._lock):
+        if not self.holds_lock():
             self.appender.refuse_spare(errno.ESTALE)
             return
         self._give_back_expired()
@@ -226,7 +230,7 @@ class Log:
         try:
             if finish and self.appender.failure() is None:
                 self.appender.finish()
-            if self.appender.failure() is None and holds_lock(self.directory, self._lock):
+            if self.appender.failure() is None and self.holds_lock():
                 free_tail(file_path(self.directory, self.appender.file_number), self.appender.offset)
         finally:
             self._drop_spares()

@@ -5,8 +5,9 @@
 3. The file is written anew when it is several times as long as it was when that was last done, and by every writer that
    opens it: beside the old one, synced, and renamed over it. Killed at any instant, one of the two is there, whole.
 4. After a write or sync that failed nothing is tried again: whether that edit counts shows when the manifest is opened.
-5. A writer whose file no longer has the name was taken over, and acknowledges nothing more. Whoever takes over looks into the old
-   file once more when that has no name any longer: what the other had appended by then, and acknowledged, is taken along.
+5. A writer that was taken over, its lock with it, acknowledges nothing more and replaces nothing. It looks at its lock when all
+   that it needs is there: an appended record, or the file to be renamed. Whoever has taken the lock removes such files first and
+   then reads. So what was acknowledged before is read, and a rename that comes later finds no file, however long its writer slept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +26,7 @@ import msgspec
 from . import files
 from .errors import Corruption, ManifestFailed
 from .manifest_format import DURABLE_OFFSET, HEADER_BYTES, Header, encode_durable, encode_header, encode_record
-from .manifest_reader import MANIFEST_NAME, ManifestFile, ManifestFollower, read_manifest
+from .manifest_reader import MANIFEST_NAME, ManifestFile, ManifestFollower, patiently, read_manifest
 from .manifest_state import Edit, State, TopicInfo
 
 __all__ = ["Edit", "Manifest", "ManifestFollower", "State", "TopicInfo", "read_manifest"]
@@ -38,44 +39,37 @@ class Manifest:
     """A store's manifest, held for writing. The caller holds the directory's lock; `commit` may come from any thread.
 
     directory: the store's, which exists; a manifest is made in it where there is neither one nor a table. log_id: of the log
-    that the store belongs to. mode: the file's permissions.
+    that the store belongs to. mode: the file's permissions. holds_lock: whether the caller's lock still counts, where another
+    writer can take it over.
     torn_bytes: what an earlier writer had begun to write and nobody relied upon; it is cut off.
     Raises Corruption (nothing is changed then), FormatMismatch, ManifestFailed, OSError.
     """
 
-    def __init__(self, directory: Path, log_id: int, *, mode: int = 0o600) -> None:
+    def __init__(
+        self, directory: Path, log_id: int, *, mode: int = 0o600, holds_lock: Callable[[], bool] = lambda: True
+    ) -> None:
         self.directory, self.path = directory, directory / MANIFEST_NAME
         self.torn_bytes = 0
-        self._mode = mode
+        self._mode, self._holds_lock = mode, holds_lock
         self._lock = threading.Lock()
         self._failure: ManifestFailed | None = None
         self._descriptor = -1
-        self._rewrite_at = 0
-        found: ManifestFile | None = None
+        self._end = self._rewrite_at = 0
+        for left in directory.glob(f"{MANIFEST_NAME}.*.new"):  # before reading: see 5
+            left.unlink(missing_ok=True)
         try:
-            found = ManifestFile(self.path, log_id)
+            found = patiently(lambda: ManifestFile(self.path, log_id))
         except FileNotFoundError:
-            self._header, self._end, state = Header(log_id, 0, 0), 0, State.empty(log_id)
+            self._header, self.state = Header(log_id, 0, 0), State.empty(log_id)
             self._refuse_orphans()
         else:
-            self._header, self._end, state = found.header, found.end, found.state
-            self.torn_bytes = found.torn_bytes
-            self._descriptor = os.dup(found.descriptor)
+            found.close()
+            self._header, self.state, self.torn_bytes = found.header, found.state, found.torn_bytes
         try:
-            for left in directory.glob(f"{MANIFEST_NAME}.*.new"):  # also what a writer that was taken over would rename
-                left.unlink(missing_ok=True)
-            self._rewrite(state)
-            if found is not None:
-                found.read_on()
-                if found.state != state:
-                    self._rewrite(found.state)
+            self._rewrite(self.state)
         except BaseException:
             self._close_file()
             raise
-        finally:
-            if found is not None:
-                os.close(found.descriptor)
-        self.state = found.state if found is not None else state
 
     def commit(self, edit: Edit) -> State:
         """Make an edit durable and return the state behind it, which is `state` from now on.
@@ -137,7 +131,7 @@ class Manifest:
             files.write_at(self._descriptor, record, self._end)
         with _telling(self.path, "sync"):
             files.sync_data(self._descriptor)
-        self._check_name()
+        self._check_lock()
         with _telling(self.path, "write"):
             files.write_at(self._descriptor, encode_durable(self._header, end), DURABLE_OFFSET)
         self._end = end
@@ -147,7 +141,7 @@ class Manifest:
         header = Header(state.log_id, self._header.generation + 1, time.time_ns())
         record = encode_record(header, HEADER_BYTES, msgspec.json.encode(state.as_edit()))
         end = HEADER_BYTES + len(record)
-        # A name that is nobody else's, so that a writer that was taken over cannot rename what this one has half written.
+        # A name that is nobody else's: a writer that was taken over must not rename what this one has half written.
         temporary = self.directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}.new"
         with _telling(temporary, "create"):
             descriptor = files.create_file(temporary, self._mode)
@@ -156,8 +150,7 @@ class Manifest:
                 files.write_at(descriptor, encode_header(header, end) + record, 0)
             with _telling(temporary, "sync"):
                 files.sync_data(descriptor)
-            if self._descriptor >= 0:
-                self._check_name()  # now that the new file is there: whoever takes over from here on removes it first
+            self._check_lock()  # now that the new file is there: whoever takes over from here on removes it before reading
             with _telling(self.path, "rename"):
                 files.rename_file(temporary, self.path)
         except BaseException:
@@ -171,8 +164,8 @@ class Manifest:
         with _telling(self.directory, "sync of the directory"):
             files.sync_directory(self.directory)
 
-    def _check_name(self) -> None:
-        if not files.is_named(self._descriptor, self.path):
+    def _check_lock(self) -> None:
+        if not self._holds_lock():
             raise ManifestFailed(self.path, "commit", "another writer has taken over")
 
     def _close_file(self) -> None:

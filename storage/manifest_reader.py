@@ -16,7 +16,7 @@ from .errors import Corruption, FormatMismatch
 from .manifest_format import HEADER_BYTES, Header, Records, decode_header, scan
 from .manifest_state import Draft, Edit, State
 
-__all__ = ["MANIFEST_NAME", "ManifestFile", "ManifestFollower", "read_edits", "read_manifest"]
+__all__ = ["MANIFEST_NAME", "ManifestFile", "ManifestFollower", "patiently", "read_edits", "read_manifest"]
 
 MANIFEST_NAME = "MANIFEST"
 READ_TRIES, READ_PAUSE_S = 5, 0.001
@@ -48,7 +48,7 @@ def read_edits(directory: Path) -> tuple[Header, list[tuple[int, Edit]], int]:
         finally:
             os.close(descriptor)
 
-    header, records = _patiently(read)
+    header, records = patiently(read)
     edits: list[tuple[int, Edit]] = []
     for offset, payload in records.payloads:
         try:
@@ -67,7 +67,7 @@ class ManifestFollower:
 
     def __init__(self, directory: Path, log_id: int | None = None) -> None:
         self.path = directory / MANIFEST_NAME
-        self._found = _patiently(lambda: ManifestFile(self.path, log_id))
+        self._found = patiently(lambda: ManifestFile(self.path, log_id))
 
     @property
     def state(self) -> State:
@@ -83,9 +83,9 @@ class ManifestFollower:
         """Return the state where it has changed since the last time, otherwise None."""
         before = self._found.state
         if files.is_named(self._found.descriptor, self.path):
-            _patiently(self._found.read_on)
+            patiently(self._found.read_on)
         else:
-            found = _patiently(lambda: ManifestFile(self.path, before.log_id))
+            found = patiently(lambda: ManifestFile(self.path, before.log_id))
             self._found.close()
             self._found = found
         now = self._found.state
@@ -155,7 +155,7 @@ class ManifestFile:
         return decode_header(data, self.path)
 
 
-def _patiently(read: Callable[[], Result]) -> Result:
+def patiently(read: Callable[[], Result]) -> Result:
     """Read while somebody may write: what looks damaged may have been read half written. Look again before saying so."""
     for _ in range(READ_TRIES - 1):
         try:

@@ -243,10 +243,11 @@ def test_a_closed_manifest_says_so(tmp_path):
 
 
 def test_the_file_has_the_permissions_that_were_asked_for(tmp_path):
-    for name, settings_given, mode in (("a", {}, 0o600), ("b", {"mode": 0o640}, 0o640)):
+    for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        Manifest(tmp_path / name, LOG_ID, **settings_given).close()
-        assert stat.S_IMODE(path_of(tmp_path / name).stat().st_mode) == mode
+    Manifest(tmp_path / "a", LOG_ID).close()
+    Manifest(tmp_path / "b", LOG_ID, mode=0o640).close()
+    assert [stat.S_IMODE(path_of(tmp_path / name).stat().st_mode) for name in ("a", "b")] == [0o600, 0o640]
 
 
 # --- what is on the disk ------------------------------------------------------------------------------------------------------
@@ -692,7 +693,7 @@ def test_a_follower_in_another_process_only_ever_sees_states_that_were_committed
     assert len(generations) > 5  # it was written anew in between
 
 
-# --- growing, and other writers -----------------------------------------------------------------------------------------------
+# --- growing -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_is_written_anew_when_it_is_four_times_as_long_as_it_was_then(tmp_path, monkeypatch):
@@ -711,63 +712,3 @@ def test_a_manifest_is_written_anew_when_it_is_four_times_as_long_as_it_was_then
     assert 3 * needed < max(sizes) < 4 * needed + 1000
     assert 3 < len(generations) < 10  # not each time
     assert os.listdir(tmp_path) == ["MANIFEST"]
-
-
-def test_a_writer_that_was_taken_over_acknowledges_nothing_more(tmp_path):
-    old = Manifest(tmp_path, LOG_ID)
-    old.commit(FIRST)
-    with Manifest(tmp_path, LOG_ID) as new:
-        with pytest.raises(ManifestFailed, match="taken over"):
-            old.commit(EDITS[1])
-        with pytest.raises(ManifestFailed, match="taken over"):
-            old.commit(EDITS[1])
-        assert old.state == new.state == read_manifest(tmp_path)
-        new.commit(EDITS[1])
-    old.close()
-    assert read_manifest(tmp_path) == new.state
-
-
-@pytest.mark.parametrize("step", ["create_file", "write_at", "sync_data", "rename_file"])
-def test_a_writer_taken_over_while_it_wrote_the_file_anew_replaces_nothing(tmp_path, monkeypatch, step):
-    """Stopped at any step of it, with the new writer's whole opening and a commit in between, then let go on."""
-    monkeypatch.setattr(manifest, "REWRITE_BYTES_MIN", 0)
-    monkeypatch.setattr(manifest, "REWRITE_RATIO", 1)
-    old = Manifest(tmp_path, LOG_ID)
-    old.commit(FIRST)
-    original = getattr(manifest.files, step)
-    states: list[State] = []
-
-    def stopped(*arguments):
-        monkeypatch.setattr(manifest.files, step, original)
-        with Manifest(tmp_path, LOG_ID) as new:
-            states.append(new.commit(EDITS[1]))
-        return original(*arguments)
-
-    monkeypatch.setattr(manifest.files, step, stopped)
-    with pytest.raises(ManifestFailed):
-        old.commit(Edit(checkpoints={"points": 1}))
-    old.close()
-    assert [read_manifest(tmp_path)] == states
-    assert os.listdir(tmp_path) == ["MANIFEST"]
-
-
-def test_what_a_writer_appends_while_it_is_taken_over_is_taken_along_or_refused(tmp_path, monkeypatch):
-    """The old writer commits right before, or right behind, the instant when the new file gets the name."""
-    old = Manifest(tmp_path, LOG_ID)
-    old.commit(FIRST)
-    rename = manifest.files.rename_file
-
-    def renamed(*arguments):
-        monkeypatch.undo()
-        old.commit(EDITS[1])
-        rename(*arguments)
-        with pytest.raises(ManifestFailed, match="taken over"):
-            old.commit(Edit(checkpoints={"points": 99}))
-
-    monkeypatch.setattr(manifest.files, "rename_file", renamed)
-    with Manifest(tmp_path, LOG_ID) as new:
-        assert new.state == old.state.edit(Edit(checkpoints={"points": 99})) or new.state == old.state
-        assert set(new.state.versions) == set(old.state.versions)
-        assert [*new.state.versions["points"].tables()] == [*old.state.versions["points"].tables()]
-    assert read_manifest(tmp_path) == new.state
-    old.close()
