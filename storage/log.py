@@ -6,8 +6,8 @@
 2. `keep` is the keeper's work: called by one thread, it makes spare files and gives back expired ones. The appender never
    waits for it unless it has used up every spare.
 3. A file expires when retention allows it and, where checkpoints are told (`release`), no row in it is needed any more.
-4. An expired file goes into the archive, if there is one. Without one it is recycled if this writer wrote it and no reader has
-   it mapped, and unlinked otherwise.
+4. An expired file goes into the archive, if there is one. Without one it becomes a spare if this writer wrote it, no reader has it
+   mapped, and there are not SPARE_COUNT_MAX yet; otherwise it is unlinked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ __all__ = ["LOG_FILE_BYTES", "Log", "Recovered"]
 
 LOG_FILE_BYTES = 64 << 20
 LOG_FILE_BYTES_MIN = 4 << 20
-SPARE_COUNT = 2
+SPARE_COUNT = 2  # made ahead
+SPARE_COUNT_MAX = 8  # with expired ones: a store gives up several files at a time, and fills as many until the next
 BUS_BYTES_MAX = 63
 
 
@@ -307,8 +308,8 @@ class Log:
         return all(sequence - 1 <= checkpoints.get(names[number], 0) for number, sequence in stood)
 
     def _recycle(self, number: int, path: Path) -> bool:
-        """Turn an expired file into a spare, unless somebody has it mapped or it was another writer's (sync LOGFILE)."""
-        if number < self._first_own_number or self.appender.spare_count >= SPARE_COUNT:
+        """Turn an expired file into a spare, unless it was another writer's or somebody has it mapped (sync LOGFILE)."""
+        if number < self._first_own_number or self.appender.spare_count >= SPARE_COUNT_MAX:
             return False
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from ringmain.storage import LogReader, Schema
+import pytest
+from ringmain.storage import LogReader, Schema, log
 from ringmain.storage.log_files import list_files
 from ringmain.storage.store import Store
 from support.logs import wait_until
@@ -74,3 +75,45 @@ def test_without_an_archive_what_is_in_no_table_any_more_is_gone(tmp_path):
         wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
     assert not (tmp_path / "archive").exists()
     assert LogReader(tmp_path / "log", "book").oldest > 1
+
+
+def test_without_an_archive_files_that_many_flushes_give_up_are_all_used_again(tmp_path, monkeypatch):
+    """What a snapshot lets expire at once is enough for the rows until the next one: no file is made any more."""
+    made = watch_made_files(monkeypatch)
+    with open_store(tmp_path, archive=False) as store:
+        for _ in range(2):
+            fill(store, 2)
+            wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+        made_count, begun = len(made), numbers(tmp_path / "log")[0]
+        for _ in range(3):
+            fill(store, 2)
+            wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+        recycled = numbers(tmp_path / "log")[0] - begun
+        assert recycled >= 12
+        assert len(made) == made_count
+        spares = list((tmp_path / "log").glob("spare-*"))
+        assert len(spares) <= log.SPARE_COUNT_MAX
+    assert numbers(tmp_path / "log") == [begun + recycled]
+    assert LogReader(tmp_path / "log", "book").oldest > 1
+
+
+def test_files_kept_to_be_used_again_are_bounded(tmp_path, monkeypatch):
+    made = watch_made_files(monkeypatch)
+    with open_store(tmp_path, archive=False) as store:
+        fill(store, 2 * log.SPARE_COUNT_MAX)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+        wait_until(lambda: len(list((tmp_path / "log").glob("spare-*"))) == log.SPARE_COUNT_MAX)
+        assert len(made) > 2 * log.SPARE_COUNT_MAX
+
+
+def watch_made_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The log files that are made from now on, in this process; not those used again."""
+    made: list[Path] = []
+    allocate = log.allocate
+
+    def allocated(path: Path, size_bytes: int, mode: int) -> int:
+        made.append(path)
+        return allocate(path, size_bytes, mode)
+
+    monkeypatch.setattr(log, "allocate", allocated)
+    return made

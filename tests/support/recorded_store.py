@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from ringmain.storage import manifest
+from ringmain.storage import log, manifest
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
 from ringmain.storage.log_files import list_files
 from ringmain.storage.store import Store
@@ -106,7 +106,7 @@ class Life:
 
 
 def live_with_log_files(life: Life) -> None:
-    """Log files fill, and snapshots release them: one by one, to be recycled, then several at once, to be removed or archived."""
+    """Log files fill, and snapshots release them: one by one, to be recycled, then several, to be recycled, removed or archived."""
     with life.open("always", archive=False):
         numbers: dict[int, int] = {}
         for _ in range(ROUNDS_MAX):
@@ -117,7 +117,8 @@ def live_with_log_files(life: Life) -> None:
             now = life.log_files()
             if any(numbers.setdefault(inode, number) != number for inode, number in now.items()):
                 break
-    for archive in (False, True):
+    for archive, spare_count_max in ((False, log.SPARE_COUNT_MAX), (False, log.SPARE_COUNT), (True, log.SPARE_COUNT)):
+        log.SPARE_COUNT_MAX = spare_count_max
         with life.open("on demand", archive=archive, archive_bytes=2 * LOG_FILE_BYTES_MIN):
             for groups in (1, 2) * GROUPS_OF_A_FILE:
                 life.write()
