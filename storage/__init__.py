@@ -1,7 +1,7 @@
 """Storage keeps rows: what a record looks like, the log that holds it, the store that has it by key. It knows no shared memory."""
 
 from .arrow import to_arrow, to_pandas, to_polars
-from .engine import StoreSettings, TopicStats
+from .engine import StoreSettings, TopicFailure, TopicStats
 from .errors import (
     Corruption,
     FormatMismatch,
@@ -49,6 +49,7 @@ __all__ = [
     "StoreReader",
     "StoreSettings",
     "TablesFailed",
+    "TopicFailure",
     "TopicStats",
     "Tree",
     "View",

@@ -30,9 +30,9 @@ from .replay import replay, unflushed
 from .schema import Schema
 from .table_files import TableFiles, compressor
 from .tree import Tree
-from .tree_writer import TreeWriter, WriteCounts
+from .tree_writer import TopicFailure, TreeWriter, WriteCounts
 
-__all__ = ["Engine", "StoreSettings", "TopicStats"]
+__all__ = ["Engine", "StoreSettings", "TopicFailure", "TopicStats"]
 
 MEMTABLE_BYTES = 128 << 20
 MEMORY_AHEAD_BYTES = 128 << 20  # ready for rows to come, of all topics together
@@ -90,6 +90,7 @@ class TopicStats:
     tables_by_level: tuple[int, ...]
     bytes_by_level: tuple[int, ...]
     counts: WriteCounts
+    failure: TopicFailure | None  # None while all is well
 
 
 class _Cancelled(Exception):
@@ -363,13 +364,13 @@ class Engine:
             yield
         except (_Cancelled, ValueError) as error:
             if not self._closing.is_set():
-                writer.stop(error)
+                writer.fail(operation, error)
         except OSError as error:
             failed = TablesFailed(error.filename or self.directory / "store", operation, writer.tree.schema.name, error)
             failed.__cause__ = error
-            writer.stop(failed)
+            writer.fail(operation, failed)
         except BaseException as error:
-            writer.stop(error)
+            writer.fail(operation, error)
 
 
 def _hole(directory: Path, topic: str, sequence: int, checkpoint: int) -> StorageError:
@@ -420,4 +421,5 @@ def _stats(writer: TreeWriter, checkpoint: int) -> TopicStats:
         tables_by_level=tuple(len(level) for level in levels),
         bytes_by_level=tuple(sum(info.file_bytes for info in level) for level in levels),
         counts=writer.counts,
+        failure=writer.failed,
     )

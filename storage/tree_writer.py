@@ -21,7 +21,7 @@ from .table_files import TableFiles
 from .tree import Tree
 from .version import TableInfo, Version
 
-__all__ = ["TreeWriter", "WriteCounts"]
+__all__ = ["TopicFailure", "TreeWriter", "WriteCounts"]
 
 RETRY_S = 0.001
 SLOWDOWN_S = 0.01
@@ -44,6 +44,15 @@ class WriteCounts:
     def write_amplification(self) -> float | None:
         """Bytes written to tables for each byte that was flushed to level 0; None where nothing was."""
         return (self.flushed_bytes + self.compacted_bytes) / self.flushed_bytes if self.flushed_bytes else None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFailure:
+    """What ended a topic's flushing and compacting. Its rows are still read; putting raises it when its memtable is full."""
+
+    operation: str  # "flush" (a snapshot is one), or "compaction"
+    time_ns: int  # since the Unix epoch
+    message: str
 
 
 class TreeWriter:
@@ -83,6 +92,7 @@ class TreeWriter:
         self.flushed = threading.Condition(tree.lock)
         self.closing = False
         self.failure: BaseException | None = None
+        self.failed: TopicFailure | None = None  # the same, for whoever only looks
         self.cursors: dict[int, tuple[int, ...]] = {}
         with tree.lock:
             self._show()
@@ -241,9 +251,16 @@ class TreeWriter:
             self._tables.pop(number)
         self._tables.update(opened)
 
-    def stop(self, failure: BaseException | None = None) -> None:
-        """Let nobody wait here any more. failure: what later puts raise."""
+    def fail(self, operation: str, failure: BaseException) -> None:
+        """Flush and compact no more. The first failure is what later puts raise."""
+        with self.flushed:
+            if self.failure is None:
+                self.failure = failure
+                self.failed = TopicFailure(operation, time.time_ns(), str(failure))
+            self.flushed.notify_all()
+
+    def stop(self) -> None:
+        """Let nobody wait here any more."""
         with self.flushed:
             self.closing = True
-            self.failure = self.failure or failure
             self.flushed.notify_all()

@@ -240,8 +240,7 @@ def test_a_writer_that_was_paused_and_taken_over_changes_nothing_in_the_store(bu
 
 def test_when_tables_cannot_be_written_the_bus_goes_on_and_says_so(bus_name, tmp_path, monkeypatch):
     def fail(self):
-        self.stop(OSError(28, "No space left on device"))
-        return False
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(TreeWriter, "flush", fail)
     with Writer(bus_name, [A], data_dir=tmp_path, store=SMALL) as writer:
@@ -250,6 +249,10 @@ def test_when_tables_cannot_be_written_the_bus_goes_on_and_says_so(bus_name, tmp
         writer["a"].wait(last, "durable", TIMEOUT_S)
         with pytest.raises(WriterFailed, match=r"nothing more is kept by key: .*No space left"):
             writer["a"].wait(last, "indexed", TIMEOUT_S)
+        failure = writer.store.stats()["a"].failure
+        assert failure is not None
+        assert failure.operation == "flush"
+        assert "No space left" in failure.message
         assert int(writer.get("a", 5)["value"]) == 5  # what is in memory is still read
         assert writer["a"].publish(1, 1) == last + 1
     monkeypatch.undo()

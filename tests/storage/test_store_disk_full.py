@@ -81,6 +81,13 @@ def check_goes_on(place: Path, end: int) -> None:
     assert (verified.findings, verified.strays) == ((), ())
 
 
+def check_shown(store: Store, operation: str, error: StorageError) -> None:
+    """The figures say what failed."""
+    failure = store.stats()["rows"].failure
+    assert failure is not None
+    assert (failure.operation, failure.message) == (operation, str(error))
+
+
 def draft_names(place: Path) -> list[str]:
     return [path.name for path in (place / "data" / "store").glob("*.new")]
 
@@ -100,6 +107,7 @@ def test_a_snapshot_that_finds_no_room_says_so_and_reading_goes_on(disk):
             check_rows(reader, end)
         with pytest.raises(TablesFailed, match="flush of topic 'rows' failed"):
             store.snapshot()
+        check_shown(store, "flush", failed.value)
     store.close()
     check_goes_on(disk, end)
 
@@ -126,8 +134,11 @@ def test_a_compaction_that_finds_no_room_says_so_and_leaves_the_tables_as_they_a
         store.snapshot()
     before = store.stats()["rows"].tables_by_level
     with filled(disk, but_bytes=100_000):
-        with pytest.raises(TablesFailed, match=r"sst: compaction of topic 'rows' failed: No space left on device"):
+        with pytest.raises(
+            TablesFailed, match=r"sst: compaction of topic 'rows' failed: No space left on device"
+        ) as failed:
             store.compact()
+        check_shown(store, "compaction", failed.value)
         assert draft_names(disk) == []
         assert store.stats()["rows"].tables_by_level == before
         check_rows(store, end)

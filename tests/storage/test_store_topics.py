@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
+
 import numpy as np
 import pytest
-from ringmain.storage import FormatMismatch, Schema
+from ringmain.storage import FormatMismatch, Schema, TablesFailed
 from ringmain.storage.log_files import list_files
 from ringmain.storage.store import Store
+from ringmain.storage.table_files import TableFiles
 from ringmain.storage.tree import Tree
 from support.logs import wait_until
 
@@ -108,3 +113,32 @@ def test_rows_of_a_topic_without_a_key_cannot_be_deleted(tmp_path):
             store["c"].delete(1)
         assert value(store["c"], 1) == 7
         assert store["c"].put(8) == 2
+
+
+def test_the_figures_of_a_topic_say_what_failed_when_and_why_and_the_others_go_on(tmp_path, monkeypatch):
+    write = TableFiles.write
+
+    def write_but_a(files, merge, schema, *arguments, **settings):
+        if schema.name == "a":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.sst.new")
+        return write(files, merge, schema, *arguments, **settings)
+
+    monkeypatch.setattr(TableFiles, "write", write_but_a)
+    with open_store(tmp_path, [A, B]) as store:
+        store["a"].put(1, 1)
+        store["b"].put(1, 1)
+        assert [figures.failure for figures in store.stats().values()] == [None, None]
+        began_ns = time.time_ns()
+        with pytest.raises(TablesFailed, match="No space left") as failed:
+            store.snapshot()
+        failure = store.stats()["a"].failure
+        assert failure is not None
+        assert (failure.operation, failure.message) == ("flush", str(failed.value))
+        assert began_ns <= failure.time_ns <= time.time_ns()
+        with pytest.raises(TablesFailed):
+            store.compact("a")
+        assert store.stats()["a"].failure == failure  # the first one
+        wait_until(lambda: store.stats()["b"].checkpoint == 1)
+        assert store.stats()["b"].failure is None
+    with open_store(tmp_path, [A, B]) as store:
+        assert [figures.failure for figures in store.stats().values()] == [None, None]
