@@ -238,6 +238,45 @@ def test_a_writer_that_was_paused_and_taken_over_changes_nothing_in_the_store(bu
         assert verify_store(tmp_path).findings == ()
 
 
+STOPPED_IN_A_COMMIT = """if True:
+    from ringmain.storage import StorageError, files
+    sync_data, raised = files.sync_data, ""
+
+    def stop_behind(descriptor):
+        sync_data(descriptor)
+        files.sync_data = sync_data
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    files.sync_data = stop_behind
+    try:
+        writer.store.snapshot()
+    except StorageError as error:
+        raised = str(error)
+"""
+
+
+def test_a_writer_stopped_within_an_edit_of_the_manifest_and_taken_over_does_not_acknowledge_it(
+    bus_name, tmp_path, children
+):
+    old = children.start()
+    settings = {"data_dir": tmp_path, "store": SMALL}
+    old.run("writer = Writer(bus, [schema], **settings)", bus=bus_name, schema=A, settings=settings)
+    old.run("writer['a'].wait(writer['a'].publish(1, 10), 'indexed', 30)")
+    old.begin(STOPPED_IN_A_COMMIT)
+    wait_until(old.is_stopped, TIMEOUT_S)
+    with Writer(bus_name, [A], take_over=True, **settings) as writer:
+        old.resume()
+        old.settle()
+        assert "another writer has taken over" in old.ask("raised")
+        assert "another writer has taken over" in old.ask("writer.store.stats()['a'].failure.message")
+        old.run("writer.close()")
+        assert int(writer.get("a", 1)["value"]) == 10
+        writer["a"].wait(writer["a"].publish(1, 11), "indexed", TIMEOUT_S)
+        writer.store.compact()
+        assert values(writer.store["a"]) == [11]
+    assert verify_store(tmp_path).findings == ()
+
+
 def test_when_tables_cannot_be_written_the_bus_goes_on_and_says_so(bus_name, tmp_path, monkeypatch):
     def fail(self):
         raise OSError(28, "No space left on device")
