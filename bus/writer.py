@@ -44,7 +44,7 @@ from .segments import (
     list_names,
 )
 
-__all__ = ["Carried", "Writer"]
+__all__ = ["Carried", "Writer", "check_slots"]
 
 SLOTS = 65_536
 HEARTBEAT_S = 0.25
@@ -144,7 +144,7 @@ class Writer:
         if store is not None and data_dir is None:
             raise ValueError("store: needs a data_dir")
         codecs = store.codecs(self.schemas) if store is not None else {}
-        self._slots = {name: _slots_of(slots, name) for name in self.schemas}
+        self._slots = check_slots(slots, self.schemas)
         self._full: Literal["block", "raise", "drop"] = full
         self._full_timeout = full_timeout
         self._syncs = sync != "never" and data_dir is not None
@@ -418,11 +418,13 @@ class Writer:
         self.close()
 
 
-def _slots_of(slots: int | Mapping[str, int], topic: str) -> int:
-    count = slots if isinstance(slots, int) else slots.get(topic, SLOTS)
-    if count < 1 or count & (count - 1):
-        raise ValueError(f"slots: a power of two is expected for topic {topic!r}, got {count}")
-    return count
+def check_slots(slots: int | Mapping[str, int], topics: Iterable[str]) -> dict[str, int]:
+    """How many records the ring of each topic is to hold. Raises ValueError unless it is a power of two."""
+    counts = {name: slots if isinstance(slots, int) else slots.get(name, SLOTS) for name in topics}
+    for name, count in counts.items():
+        if count < 1 or count & (count - 1):
+            raise ValueError(f"slots: a power of two is expected for topic {name!r}, got {count}")
+    return counts
 
 
 def _is_unfinished(name: str) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 
 from .errors import SchemaError
 from .field_types import FieldType, read_type
-from .schema_documents import Document, Field, encode_json, first_repeated, read_json, read_toml
+from .schema_documents import Document, Field, encode_json, first_repeated, read_json, read_table, read_toml
 
 __all__ = ["STAMP_BYTES", "Field", "Schema"]
 
@@ -122,6 +122,11 @@ class Schema:
         """
         place, documents = read_toml(source)
         return {document.name: _build(document, place) for document in documents}
+
+    @classmethod
+    def from_table(cls, name: str, table: Mapping[str, object], place: str = "table") -> Schema:
+        """Return the schema of one topic from such a table, read from TOML. place: for the error. Raises SchemaError."""
+        return _build(read_table(place, name, table), place)
 
     def describe_difference(self, other: Schema) -> str:
         """Say in words how `other` differs from this schema, for an error message; "no difference" when they are equal.

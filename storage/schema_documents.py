@@ -14,7 +14,7 @@ import msgspec
 
 from .errors import SchemaError
 
-__all__ = ["Document", "Field", "encode_json", "first_repeated", "read_json", "read_toml"]
+__all__ = ["Document", "Field", "encode_json", "first_repeated", "read_json", "read_table", "read_toml"]
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -76,10 +76,11 @@ def read_toml(source: str | PathLike[str] | bytes) -> tuple[str, list[Document]]
         topics = msgspec.toml.decode(data, type=_TomlFile).topics
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SchemaError(f"{error}; declare each schema as a table [topics.NAME]", source=place) from None
-    return place, [_read_topic(place, name, table) for name, table in topics.items()]
+    return place, [read_table(place, name, table) for name, table in topics.items()]
 
 
-def _read_topic(place: str, name: str, table: object) -> Document:
+def read_table(place: str, name: str, table: object) -> Document:
+    """Return what the table of one topic declares. place: where it is from. Raises SchemaError."""
     try:
         topic = msgspec.convert(table, _TomlTopic)
     except msgspec.ValidationError as error:

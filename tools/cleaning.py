@@ -16,12 +16,12 @@ import msgspec
 import typer
 
 from ..bus import AttachError
+from ..bus.observing import Observer
 from ..bus.segments import DIRECTORY, Segment, bus_name, check_bus_name, control_name, data_name, draft_name, list_names
+from ..bus.snapshot import BusFacts, TopicFacts
 from .exit_codes import FAILED
 from .inspecting import no_such_bus
-from .observing import Observer
 from .printing import counted, memory, note, plain, print_json, print_text, stdout
-from .snapshot import BusFacts, TopicFacts
 
 __all__ = ["clean"]
 

@@ -31,7 +31,6 @@ import codecs
 import datetime
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +54,15 @@ from .csv_cells import (
     code,
     fixed_value,
 )
+from .toml_document import TomlDocument, TomlError
 
 Scalar: TypeAlias = bool | int | float | str
 
 COLUMNS_MAX = 4096
 
 
-class MapError(ValueError):
+class MapError(TomlError):
     """A map that is not TOML, says what maps cannot say, or does not fit the schema or the file."""
-
-    def __init__(self, path: str, where: str, expected: str, line: int | None = None) -> None:
-        self.path, self.where, self.expected, self.line = path, where, expected, line
-        place = path if line is None else f"{path}, line {line}"
-        super().__init__(f"{place}: {where}: {expected}" if where else f"{place}: {expected}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +112,7 @@ def load_map(path: str | Path, schema: Schema) -> CsvPlan:
 
 def parse_map(content: bytes, schema: Schema, path: str = "map") -> CsvPlan:
     """Check the content of a map against the schema; `path` is for the messages. Raises MapError."""
-    try:
-        text = content.decode()
-        document = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise MapError(path, "", f"UTF-8 expected, not the byte 0x{content[error.start]:02x}", line) from error
-    except tomllib.TOMLDecodeError as error:
-        raise MapError(path, "", f"not TOML: {error}") from error
-    return _Checker(path, text, schema).plan(document)
+    return _Checker(TomlDocument(content, path, MapError), schema).plan()
 
 
 class _CsvTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -160,14 +147,15 @@ class _Source(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class _Checker:
-    """Turns the tables of one map into a plan; knows the text, to name lines."""
+    """Turns the tables of one map into a plan."""
 
-    def __init__(self, path: str, text: str, schema: Schema) -> None:
-        self._path, self._lines, self._schema = path, text.split("\n"), schema
+    def __init__(self, document: TomlDocument, schema: Schema) -> None:
+        self._document, self._schema = document, schema
+        self._convert, self._error = document.convert, document.error
         self._encoding = "utf-8"
 
-    def plan(self, document: dict[str, Any]) -> CsvPlan:
-        tables = self._convert(document, _Document, "")
+    def plan(self) -> CsvPlan:
+        tables = self._convert(self._document.tables, _Document, "")
         csv = self._convert(tables.csv, _CsvTable, "csv")
         self._encoding = self._checked_encoding(csv.encoding)
         delimiter = csv.delimiter
@@ -180,8 +168,10 @@ class _Checker:
             pace = self._checked_pace(self._convert(tables.pace, _PaceTable, "pace").field)
         filters = tuple(self._checked_filter(name, accepted) for name, accepted in tables.filter.items())
         places = [f"fields.{field.name}" for field in fields] + [f"filter.{name}" for name, _ in filters]
-        lines = {place: _line_of(self._lines, place) for place in places}
-        plan = CsvPlan(self._path, self._schema, fields, filters, pace, delimiter, header, self._encoding, lines)
+        lines = {place: self._document.line_of(place) for place in places}
+        plan = CsvPlan(
+            self._document.path, self._schema, fields, filters, pace, delimiter, header, self._encoding, lines
+        )
         if header is not None:
             plan.positions(header)
         return plan
@@ -330,40 +320,6 @@ class _Checker:
         if not same or canonical.startswith("iso2022"):
             raise self._error("csv.encoding", problem)
         return canonical
-
-    def _convert(self, given: Any, into: Any, where: str) -> Any:
-        try:
-            return msgspec.convert(given, into)
-        except msgspec.ValidationError as error:
-            message, _, at = str(error).partition(" - at `$")
-            where = (where + at.rstrip("`")).lstrip(".")
-            if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
-                where = f"{where}.{unknown[1]}".lstrip(".")
-                message = f"unknown here; expected one of {', '.join(into.__struct_fields__)}"
-            raise self._error(where, message) from error
-
-    def _error(self, where: str, expected: str) -> MapError:
-        return MapError(self._path, where, expected, _line_of(self._lines, where))
-
-
-def _line_of(lines: Sequence[str], where: str) -> int | None:
-    """Find the line of a dotted place such as "fields.price.scale": of its key, else of its table, else None."""
-    table, _, rest = where.partition(".")
-    key = re.split(r"[.\[]", rest)[0]
-    place = f"{table}.{key}" if key else table
-    inside, table_line = "", None
-    for number, line in enumerate(lines, start=1):
-        if heading := re.match(r"\s*\[\s*([^\]#]*?)\s*\]", line):
-            inside = heading[1]
-            if inside == place:
-                return number
-            if inside == table:
-                table_line = number
-        elif assigned := re.match(r"\s*[\"']?([^\"'=#]*?)[\"']?\s*=", line):
-            dotted = f"{inside}.{assigned[1]}".lstrip(".")
-            if dotted == place or dotted.startswith(f"{place}."):
-                return number
-    return table_line
 
 
 def _type(dtype: np.dtype[Any]) -> str:

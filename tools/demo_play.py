@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 from ..bus import Watermarks, attach
+from ..bus.observing import Observer
 from ..bus.segments import Segment, bus_name, control_name, data_name, list_names
+from ..bus.snapshot import BusFacts, Snapshot, with_rates
 from .demo_child import Child, ChildFailed
 from .demo_publisher import SCHEMAS
 from .demo_reports import PublisherReport, SubscriberReport
 from .demo_subscribers import AUDITOR, LATE_JOINER, TAPE, TOPICS_READ
-from .observing import Observer
-from .snapshot import BusFacts, Snapshot, with_rates
 
 __all__ = ["Event", "Outcome", "Play"]
 

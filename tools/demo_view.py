@@ -14,12 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..bus.snapshot import BusFacts, ReaderFacts
 from .demo_play import Event, Play
 from .demo_publisher import SCHEMAS
 from .demo_reports import TopicRead
 from .demo_subscribers import AUDITOR, LATE_JOINER, TOPICS_READ
 from .printing import count, rate, state_text
-from .snapshot import BusFacts, ReaderFacts
 
 __all__ = ["LiveView", "PlainView", "delay"]
 

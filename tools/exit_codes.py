@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..bus import BusError, NotFound
 from ..storage import SchemaError, StorageError
 from .csv_lines import InputDamaged
-from .csv_map import MapError
 from .csv_split import BadRow
+from .toml_document import TomlError
 
 __all__ = ["EXIT_CODES_HELP", "FAILED", "INTERRUPTED", "MISSING", "OK", "USAGE", "explain"]
 
@@ -23,7 +23,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line for an error that a user can do something about; None for a defect of ours."""
     if isinstance(error, NotFound):
         return MISSING, str(error)
-    if isinstance(error, BusError | StorageError | BadRow | InputDamaged | MapError | SchemaError):
+    if isinstance(error, BusError | StorageError | BadRow | InputDamaged | TomlError | SchemaError):
         return FAILED, str(error)
     if isinstance(error, OSError):
         return MISSING if isinstance(error, FileNotFoundError) else FAILED, _os_words(error)

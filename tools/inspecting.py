@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bus import NotFound
+from ..bus.observing import Observer
 from ..bus.segments import check_bus_name, split_address
-from .observing import Observer
+from ..bus.snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
 from .printing import age, count, memory, new_table, pairs, plain, print_json, rate, state_text, stdout
-from .snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
 
 __all__ = ["inspect", "no_such_bus", "reader_state"]
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .observing import Observer
+from ..bus.observing import Observer
+from ..bus.snapshot import BusFacts
 from .printing import count, memory, new_table, note, plain, print_json, state_text, stdout
-from .snapshot import BusFacts
 
 __all__ = ["ls"]
 

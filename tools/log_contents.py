@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from ..bus import NotFound
+from ..bus.processes import flock_holder
 from ..storage import Corruption, LogReader, StorageError, _log
 from ..storage.log_files import list_files, open_file, read_topics
 from ..storage.recovery import Contents, examine
-from .processes import flock_holder
 
 __all__ = [
     "DamageFacts",

@@ -161,7 +161,7 @@ def _publish_rows(
 
 def _await_readers(address: str, wanted: int) -> None:
     """Wait until so many processes read the topic."""
-    from .observing import Observer  # not needed by most runs
+    from ..bus.observing import Observer  # not needed by most runs
 
     bus, topic = split_address(address)
     observer = Observer()

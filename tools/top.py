@@ -17,11 +17,11 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ..bus.observing import Observer
 from ..bus.segments import check_bus_name
+from ..bus.snapshot import BusFacts, Snapshot, with_rates
 from .inspecting import no_such_bus, reader_state
-from .observing import Observer
 from .printing import count, new_table, plain, print_json_line, rate, state_text, stdout
-from .snapshot import BusFacts, Snapshot, with_rates
 
 __all__ = ["frame", "top"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ringmain.bus import AttachError, NotFound, RingFull, Writer, _segment, attach
+from ringmain.bus.observing import Observer, schema_facts
 from ringmain.bus.segments import Segment, open_control
 from ringmain.storage import QUOTES, Schema
 from ringmain.subscribers import Historical, RealTime
-from ringmain.tools.observing import Observer, schema_facts
 from support.children import TIMEOUT_S, Child, Children, read_now
 from support.logs import PAIRS, make_rows, wait_until
 
@@ -272,7 +272,7 @@ FUZZ = """if True:
     import collections, random
     from pathlib import Path
     from ringmain.storage import StorageError
-    from ringmain.tools.observing import Observer
+    from ringmain.bus.observing import Observer
     EDGES = [0, 1, 7, 8, 24, (1 << 31) - 1, (1 << 32) - 1, 1 << 32, 1 << 61, 1 << 63, (1 << 64) - 1]
     def damage(whole, choice):
         data = bytearray(whole)
@@ -353,7 +353,7 @@ def test_a_new_writer_decides_anew_who_may_attach(bus_name, children):
 
 def become(child: Child, groups: list[int]) -> None:
     """Turn a child into a process of the user nobody. Everything it may need has been imported by then."""
-    child.run("from ringmain.tools.observing import Observer; from ringmain.bus import attach; attach(f'{bus}/pairs')")
+    child.run("from ringmain.bus.observing import Observer; from ringmain.bus import attach; attach(f'{bus}/pairs')")
     child.run("os.setgroups(groups); os.setgid(nobody); os.setuid(nobody)", groups=groups, nobody=NOBODY)
     assert child.ask("(os.getuid(), os.geteuid(), os.getgid())") == (NOBODY, NOBODY, NOBODY)
 

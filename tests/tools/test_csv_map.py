@@ -130,7 +130,7 @@ def test_a_toml_syntax_error_names_its_line() -> None:
 
 def test_a_field_may_have_a_table_of_its_own() -> None:
     text = map_text('[fields.price]\ncolumn = "P"\nscale = 0\n', price=None)
-    assert (error_of(text).where, error_of(text).line) == ("fields.price.scale", 7)
+    assert (error_of(text).where, error_of(text).line) == ("fields.price.scale", 9)
 
 
 def test_a_date_may_be_a_toml_date() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from ..bus._segment import process_lives
+from ._segment import process_lives
 
 __all__ = ["flock_holder", "process_state"]
 

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..bus import AttachError, NotFound, _segment
-from ..bus.segments import DIRECTORY, Segment, bus_name, control_name, data_name, list_names
 from ..storage import Schema, SchemaError
+from . import _segment
+from .errors import AttachError, NotFound
 from .processes import flock_holder, process_state
+from .segments import DIRECTORY, Segment, bus_name, control_name, data_name, list_names
 from .snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, WriterFacts
 
 __all__ = ["Observer", "schema_facts"]
