@@ -21,6 +21,7 @@ from .demo import demo
 from .exit_codes import EXIT_CODES_HELP, OK, explain
 from .exporting import export
 from .getting import get
+from .health_command import health
 from .inspecting import inspect
 from .listing import ls
 from .log_command import log_app
@@ -29,6 +30,7 @@ from .printing import note
 from .publishing import publish
 from .restore_command import restore_command
 from .scanning import scan
+from .serving import serve
 from .sstable_command import sstable_app
 from .store_command import store_app
 from .subscribing import subscribe
@@ -80,6 +82,8 @@ app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(subscribe)
 app.command(epilog=EXIT_CODES_HELP)(ls)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
 app.command(epilog=EXIT_CODES_HELP)(top)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(health)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(serve)
 app.add_typer(log_app, name="log")
 app.add_typer(store_app, name="store")
 app.add_typer(sstable_app, name="sstable")

@@ -193,7 +193,7 @@ class _BusChecker:
 
     def _store(self, given: Any, schemas: Mapping[str, Schema]) -> StoreSettings:
         table: _Store = self._document.convert(given, _Store, f"{self._where}.store")
-        chosen: dict[str, Any] = {"topics": table.topics, "keep_versions": table.keep_versions}
+        chosen: dict[str, Any] = {"topics": table.topics or list(schemas), "keep_versions": table.keep_versions}
         if table.compression is not None:
             chosen["compression"] = table.compression
         if table.immutable_max is not None:

@@ -38,6 +38,7 @@ __all__ = [
 PIPE_COLUMNS = 1000
 STATE_STYLES = {
     "alive": "green", "stopped": "yellow", "starting": "yellow", "dead": "red", "closed": "dim",
+    "healthy": "green", "degraded": "yellow", "failed": "red",
     "log failed": "red", "unreadable": "yellow", "sound": "green", "damaged": "red",
 }  # fmt: skip
 

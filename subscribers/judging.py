@@ -1,0 +1,161 @@
+"""What a look at a bus means: each writer and each subscriber healthy, degraded or failed, and why. Judging, and nothing else.
+
+1. What is certain is told at once: a process that is dead or stopped, a log that failed, a reader that was dropped.
+2. What is an age or a lag is held against a threshold, and against what was seen before, by a clock that nobody sets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..bus.snapshot import BusFacts, ReaderFacts, TopicFacts
+
+__all__ = ["Condition", "Health", "Judge", "Subject", "Thresholds", "worst"]
+
+Health: TypeAlias = Literal["healthy", "degraded", "failed"]
+ORDER: tuple[Health, ...] = ("healthy", "degraded", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From where on something is unwell. Seconds and records.
+
+    writer_silent: since a writer's heartbeat, which comes four times a second. reader_silent: since a subscriber looked for rows
+    while there were some. lag_seconds, lag_records: how far behind a subscriber may be; records None: half of what the ring holds.
+    overrun_memory: how long having been lapped, or having lost records, counts.
+    Raises ValueError for what is not above 0.
+    """
+
+    writer_silent: float = 0.8
+    reader_silent: float = 5.0
+    lag_seconds: float = 1.0
+    lag_records: int | None = None
+    overrun_memory: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: above 0 is expected, got {value}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Subject:
+    """Whose health it is. topic, and the entry in its reader table: of a subscriber."""
+
+    kind: Literal["writer", "subscriber"]
+    bus: str
+    name: str
+    topic: str = ""
+    pid: int = 0
+    entry: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a subject is. reason: a word or two, "" while it is healthy. amount: records behind or lost, where it is about those."""
+
+    health: Health = "healthy"
+    reason: str = ""
+    amount: int = 0
+
+
+def worst(conditions: list[Condition]) -> Health:
+    """The state of the sickest; healthy where there is none."""
+    return max((condition.health for condition in conditions), key=ORDER.index, default="healthy")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is remembered of a subscriber."""
+
+    overruns: int
+    lost: int
+    wounded_at: float | None = None  # when it was last lapped
+    wound: Condition = Condition()
+
+
+@dataclass(slots=True)
+class _Course:
+    """When a topic's newest record had which sequence, so that a lag in records is one in seconds."""
+
+    points: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+
+    def add(self, now: float, published: int, keep: float) -> None:
+        if not self.points or published > self.points[-1][1]:
+            self.points.append((now, published))
+        while len(self.points) > 1 and self.points[1][0] < now - keep:
+            self.points.popleft()
+
+    def behind_since(self, consumed: int) -> float | None:
+        """When the first record behind `consumed` was seen to be there."""
+        return next((at for at, published in self.points if published > consumed), None)
+
+
+class Judge:
+    """Judges one look after another; remembers what it must."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self.thresholds = thresholds
+        self._seen: dict[Subject, _Seen] = {}
+        self._courses: dict[str, _Course] = {}
+        self._silent_since: float | None = None
+
+    def judge(self, facts: BusFacts, now: float) -> dict[Subject, Condition]:
+        """The condition of everybody there. now: seconds, of a clock that only goes on."""
+        found = {Subject("writer", facts.bus, facts.bus, pid=facts.writer.pid or 0): self._writer(facts, now)}
+        for topic in facts.topics:
+            course = self._courses.setdefault(topic.topic, _Course())
+            if topic.published is not None:
+                course.add(now, topic.published, 4 * self.thresholds.lag_seconds)
+            for reader in topic.readers:
+                if reader.entry == "joining":
+                    continue
+                subject = Subject("subscriber", facts.bus, reader.name, topic.topic, reader.pid, reader.index)
+                found[subject] = self._reader(subject, topic, reader, course, now)
+        self._seen = {subject: seen for subject, seen in self._seen.items() if subject in found}
+        return found
+
+    def _writer(self, facts: BusFacts, now: float) -> Condition:
+        writer = facts.writer
+        if writer.state in ("dead", "stopped"):
+            return Condition("failed", writer.state)
+        if facts.problem:
+            return Condition("failed", "unreadable")
+        for topic in facts.topics:
+            if topic.log_error or "log failed" in topic.status:
+                return Condition("failed", "log failed")
+        if writer.state in ("starting", "closed"):
+            return Condition("degraded" if writer.state == "starting" else "healthy", writer.state)
+        if writer.heartbeat_age_s is None or writer.heartbeat_age_s <= self.thresholds.writer_silent:
+            self._silent_since = None
+            return Condition()
+        if self._silent_since is None:  # the wall clock may have jumped: its next heartbeat would show
+            self._silent_since = now
+        return Condition("failed", "silent") if now - self._silent_since > 0.3 else Condition()
+
+    def _reader(
+        self, subject: Subject, topic: TopicFacts, reader: ReaderFacts, course: _Course, now: float
+    ) -> Condition:
+        seen = self._seen.setdefault(subject, _Seen(reader.overrun_count, reader.lost_count))
+        if reader.lost_count > seen.lost:
+            seen.wounded_at, seen.wound = now, Condition("degraded", "lost", reader.lost_count - seen.lost)
+        elif reader.overrun_count > seen.overruns:
+            seen.wounded_at, seen.wound = now, Condition("degraded", "overrun", reader.overrun_count - seen.overruns)
+        seen.overruns, seen.lost = reader.overrun_count, reader.lost_count
+        if reader.process in ("dead", "stopped"):
+            return Condition("failed", reader.process, reader.lag_count)
+        if reader.entry == "dropped":
+            return Condition("failed", "dropped", reader.lag_count)
+        limits = self.thresholds
+        records = limits.lag_records if limits.lag_records is not None else (topic.slot_count or 0) // 2
+        since = course.behind_since(reader.consumed) if reader.lag_count else None
+        if since is not None and reader.heartbeat_age_s > limits.reader_silent and now - since > limits.reader_silent:
+            return Condition("degraded", "silent", reader.lag_count)
+        if reader.lag_count > records or (since is not None and now - since > limits.lag_seconds):
+            return Condition("degraded", "lagging", reader.lag_count)
+        if seen.wounded_at is not None and now - seen.wounded_at <= limits.overrun_memory:
+            return seen.wound
+        return Condition()

@@ -1,0 +1,173 @@
+"""`ringmain serve`: the buses of a ringmain.toml, in the foreground, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ..bus import Fenced, Writer
+from ..storage import StoreSettings
+from ..subscribers.health import HEALTH, Change, HealthMonitor, publish_change
+from .configuration import BusPlan, Configuration, load_configuration
+from .exit_codes import FAILED
+from .notify import Notifier
+from .printing import new_table, plain, stdout
+from .service_log import LogFormat, event, start_logging
+
+__all__ = ["serve"]
+
+LOOK_S = 0.25
+PROGRESS_S = 2.0  # how often a long recovery says how far it is
+LEVELS = {"healthy": logging.INFO, "gone": logging.INFO, "degraded": logging.WARNING, "failed": logging.ERROR}
+
+
+def serve(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to run; see docs/operations.md.")],
+    check: Annotated[bool, typer.Option("--check", help="Say what would run, and open nothing.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Fence a writer that is alive and should not be.")
+    ] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="How events are written to standard error.")] = LogFormat.text,
+) -> None:
+    """Run the writers of a configuration's buses, and publish their health, until SIGTERM or Ctrl-C.
+
+    It tells systemd when it is ready (Type=notify), and feeds its watchdog. A second signal ends it at once.
+
+    Example: ringmain serve ringmain.toml
+    """
+    configuration = load_configuration(config)
+    if check:
+        _print_plan(configuration)
+        return
+    start_logging(log_format)
+    notifier = Notifier()
+    with _stopping_on_signals() as stop, contextlib.ExitStack() as opened:
+        writers = [_open(plan, take_over, notifier, opened) for plan in configuration.buses]
+        for writer in writers:
+            opened.enter_context(HealthMonitor(writer.bus, on_change=_told(writer)))
+        names = ", ".join(writer.bus for writer in writers)
+        event("ready", buses=names)
+        notifier.ready(f"serving {names}")
+        failed = _run(writers, stop, notifier)
+        notifier.stopping()
+        event("stopping")
+    event("stopped")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Generator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. The second time they do what they do by themselves."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    def refuse(_number: int, _frame: FrameType | None) -> None:
+        event("SIGHUP: a changed configuration needs a restart", level=logging.WARNING)
+
+    former = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    former[signal.SIGHUP] = signal.signal(signal.SIGHUP, refuse)
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _open(plan: BusPlan, take_over: bool, notifier: Notifier, opened: contextlib.ExitStack) -> Writer:
+    told_at = started = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= PROGRESS_S:
+            told_at = time.monotonic()
+            event("recovering", bus=plan.name, done_bytes=done, total_bytes=total)
+            notifier.status(f"recovering {plan.name}: {done * 100 // max(1, total)} %")
+
+    writer = Writer(plan.name, [*plan.schemas, HEALTH], take_over=take_over, progress=progress, **plan.settings)
+    opened.callback(_close, writer)
+    carried = writer.carried
+    event(
+        "opened",
+        bus=writer.bus,
+        epoch=writer.epoch,
+        topics=len(plan.schemas),
+        data_dir=writer.data_dir,
+        recovered_rows=carried.log.record_count if carried.log is not None else 0,
+        saved_from_rings=sum(carried.from_rings.values()),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    return writer
+
+
+def _close(writer: Writer) -> None:
+    try:
+        writer.close()
+    except Exception:
+        event("closing failed: what was not durable by then is not", level=logging.ERROR, bus=writer.bus)
+        raise
+    event("closed", bus=writer.bus)
+
+
+def _told(writer: Writer) -> Callable[[Change], None]:
+    def on_change(change: Change) -> None:
+        subject = change.subject
+        event(
+            "health",
+            level=LEVELS[change.state],
+            bus=subject.bus,
+            kind=subject.kind,
+            name=subject.name,
+            topic=subject.topic,
+            pid=subject.pid,
+            state=change.state,
+            reason=change.after.reason if change.after is not None else "",
+            amount=change.after.amount if change.after is not None else 0,
+        )
+        with contextlib.suppress(Fenced, ValueError):  # taken over, or closed: nobody reads this ring
+            publish_change(writer[HEALTH.name], change)
+
+    return on_change
+
+
+def _run(writers: list[Writer], stop: threading.Event, notifier: Notifier) -> bool:
+    """Wait to be stopped; returns whether a log failed, which ends it."""
+    fed_at = 0.0
+    while not stop.wait(LOOK_S):
+        for writer in writers:
+            failure = writer.failure
+            if failure is not None:
+                event(f"the log failed: {failure}", level=logging.CRITICAL, bus=writer.bus)
+                return True
+        if notifier.watchdog_s is not None and time.monotonic() - fed_at >= notifier.watchdog_s / 2:
+            fed_at = time.monotonic()
+            notifier.alive()
+    return False
+
+
+def _print_plan(configuration: Configuration) -> None:
+    table = new_table("~BUS/TOPIC", ">ROW BYTES", "KEY", "BY KEY", "~DATA DIRECTORY")
+    for plan in configuration.buses:
+        store: StoreSettings | None = plan.settings.get("store")
+        kept = store.topics if store is not None and store.topics is not None else ()
+        for schema in plan.schemas:
+            table.add_row(
+                plain(f"{plan.name}/{schema.name}"),
+                str(schema.row_bytes),
+                plain(", ".join(schema.key)),
+                "yes" if schema.name in kept else "",
+                plain(str(plan.settings.get("data_dir", ""))),
+            )
+    stdout().print(table)
