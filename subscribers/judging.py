@@ -64,7 +64,8 @@ class Condition:
 
 def worst(conditions: list[Condition]) -> Health:
     """The state of the sickest; healthy where there is none."""
-    return max((condition.health for condition in conditions), key=ORDER.index, default="healthy")
+    states = [condition.health for condition in conditions]
+    return ORDER[max(map(ORDER.index, states), default=0)]
 
 
 @dataclass(slots=True)
@@ -150,12 +151,13 @@ class Judge:
         if reader.entry == "dropped":
             return Condition("failed", "dropped", reader.lag_count)
         limits = self.thresholds
+        wounded = seen.wounded_at is not None and now - seen.wounded_at <= limits.overrun_memory
+        if wounded and seen.wound.reason == "lost":
+            return seen.wound
         records = limits.lag_records if limits.lag_records is not None else (topic.slot_count or 0) // 2
         since = course.behind_since(reader.consumed) if reader.lag_count else None
         if since is not None and reader.heartbeat_age_s > limits.reader_silent and now - since > limits.reader_silent:
             return Condition("degraded", "silent", reader.lag_count)
         if reader.lag_count > records or (since is not None and now - since > limits.lag_seconds):
             return Condition("degraded", "lagging", reader.lag_count)
-        if seen.wounded_at is not None and now - seen.wounded_at <= limits.overrun_memory:
-            return seen.wound
-        return Condition()
+        return seen.wound if wounded else Condition()

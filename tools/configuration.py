@@ -227,11 +227,12 @@ class _BusChecker:
         try:
             return call(*arguments)
         except SchemaError as error:
-            raise self._error(
-                place if error.field is None else f"{place}.fields.{error.field}", error.reason
-            ) from error
+            if place == "schemas":  # it names the other file
+                raise self._error(place, str(error)) from error
+            where = place if error.field is None else f"{place}.fields.{error.field}"
+            raise self._error(where, error.reason) from error
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            raise self._error(place, str(error)) from error
+            raise self._error(place, str(error).removeprefix(f"{place.rpartition('.')[2]}: ")) from error
 
     def _error(self, place: str, expected: str) -> TomlError:
         return self._document.error(f"{self._where}.{place}".rstrip("."), expected)

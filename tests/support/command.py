@@ -34,7 +34,8 @@ PRIVATE = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs 
 
 FORKS = """if True:
     import contextlib, gc, json, os, socket, sys
-    from ringmain.tools import cli, observing
+    from ringmain.bus import observing
+    from ringmain.tools import cli
     with contextlib.suppress(Exception):  # what loads when the first line is read need not be loaded by each run
         cli.app(["ls", "--nosuch"], standalone_mode=False)
     gc.freeze()  # so that a run does not copy it all, only to look for rubbish in it

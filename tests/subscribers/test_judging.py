@@ -1,0 +1,127 @@
+"""What a look at a bus means: a pure judgement, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ringmain.bus.snapshot import BusFacts, ReaderFacts, TopicFacts, WriterFacts
+from ringmain.subscribers.judging import Condition, Judge, Subject, Thresholds, worst
+
+LIMITS = Thresholds(lag_seconds=1.0, lag_records=100, overrun_memory=10.0)
+
+
+def reader(**facts: Any) -> ReaderFacts:
+    given: dict[str, Any] = {
+        "index": 0, "name": "risk", "pid": 7, "process": "alive", "entry": "active", "policy": "lossy",
+        "follow": "published", "consumed": 0, "lag_count": 0, "overrun_count": 0, "lost_count": 0, "refilled_count": 0,
+        "heartbeat_age_s": 0.0, "attached_age_s": 9.0,
+    }  # fmt: skip
+    return ReaderFacts(**{**given, **facts})
+
+
+def bus(
+    *readers: ReaderFacts, state: str = "alive", beat: float | None = 0.1, published: int = 0, **topic: Any
+) -> BusFacts:
+    topics = (TopicFacts(topic="orders", published=published, slot_count=1000, readers=readers, **topic),)
+    return BusFacts(bus="b", writer=WriterFacts(state=state, pid=5, epoch=1, heartbeat_age_s=beat), topics=topics)
+
+
+def of_writer(judge: Judge, facts: BusFacts, now: float = 0.0) -> Condition:
+    return judge.judge(facts, now)[Subject("writer", "b", "b", pid=5)]
+
+
+def of_reader(judge: Judge, facts: BusFacts, now: float = 0.0) -> Condition:
+    return next(condition for subject, condition in judge.judge(facts, now).items() if subject.kind == "subscriber")
+
+
+@pytest.mark.parametrize("state", ["dead", "stopped"])
+def test_a_process_that_is_dead_or_stopped_has_failed_at_once(state):
+    assert of_writer(Judge(LIMITS), bus(state=state)) == Condition("failed", state)
+    assert of_reader(Judge(LIMITS), bus(reader(process=state, lag_count=3), published=3)) == Condition(
+        "failed", state, 3
+    )
+
+
+def test_a_writer_whose_log_stopped_or_whose_segments_cannot_be_read_has_failed():
+    assert of_writer(Judge(LIMITS), bus(log_error="No space left")) == Condition("failed", "log failed")
+    assert of_writer(Judge(LIMITS), bus(status=("log failed",))) == Condition("failed", "log failed")
+    broken = BusFacts(bus="b", problem="bad magic", writer=WriterFacts(state="alive", pid=5), topics=())
+    assert of_writer(Judge(LIMITS), broken) == Condition("failed", "unreadable")
+
+
+def test_a_writer_without_heartbeats_is_silent_but_a_wall_clock_that_jumps_is_not_believed_at_once():
+    judge = Judge(LIMITS)
+    assert of_writer(judge, bus(beat=3600.0), 0.0) == Condition()  # a clock set forward looks so, until the next beat
+    assert of_writer(judge, bus(beat=0.1), 0.2) == Condition()
+    assert of_writer(judge, bus(beat=0.9), 5.0) == Condition()
+    assert of_writer(judge, bus(beat=1.3), 5.4) == Condition("failed", "silent")
+    assert of_writer(judge, bus(beat=0.1), 5.6) == Condition()
+
+
+def test_one_that_starts_is_degraded_and_one_that_closed_is_well():
+    assert of_writer(Judge(LIMITS), bus(state="starting")).health == "degraded"
+    assert of_writer(Judge(LIMITS), bus(state="closed")) == Condition("healthy", "closed")
+
+
+def test_a_subscriber_too_many_records_behind_lags():
+    judge = Judge(LIMITS)
+    assert of_reader(judge, bus(reader(consumed=0, lag_count=100), published=100)) == Condition()
+    assert of_reader(judge, bus(reader(consumed=0, lag_count=101), published=101)) == Condition(
+        "degraded", "lagging", 101
+    )
+
+
+def test_half_of_the_ring_is_too_far_behind_where_nothing_else_is_said():
+    judge = Judge(Thresholds())
+    assert of_reader(judge, bus(reader(lag_count=500), published=500)) == Condition()
+    assert of_reader(judge, bus(reader(lag_count=501), published=501)).reason == "lagging"
+
+
+def test_a_subscriber_few_records_but_long_behind_lags():
+    judge = Judge(LIMITS)
+    facts = bus(reader(consumed=7, lag_count=1), published=8)
+    assert [of_reader(judge, facts, now).reason for now in (0.0, 0.9, 1.1, 5.0)] == ["", "", "lagging", "lagging"]
+    assert of_reader(judge, bus(reader(consumed=8), published=8), 5.1) == Condition()
+
+
+def test_one_that_keeps_up_with_a_stream_does_not_lag_however_long_that_flows():
+    judge = Judge(LIMITS)
+    for step in range(100):
+        published = 10 * step
+        facts = bus(reader(consumed=max(0, published - 20), lag_count=min(20, published)), published=published)
+        assert of_reader(judge, facts, step * 0.2) == Condition(), step
+
+
+def test_one_that_hangs_while_there_is_something_to_read_is_silent():
+    judge = Judge(Thresholds(lag_seconds=100.0, lag_records=100))
+    facts = bus(reader(consumed=7, lag_count=1, heartbeat_age_s=6.0), published=8)
+    assert [of_reader(judge, facts, now).reason for now in (0.0, 5.5)] == ["", "silent"]
+    idle = bus(reader(consumed=8, lag_count=0, heartbeat_age_s=60.0), published=8)
+    assert of_reader(judge, idle, 6.0) == Condition()
+
+
+def test_having_been_lapped_or_having_lost_records_is_remembered_for_a_while():
+    judge = Judge(LIMITS)
+    assert of_reader(judge, bus(reader(overrun_count=5)), 0.0) == Condition()  # before it was watched
+    assert of_reader(judge, bus(reader(overrun_count=7)), 1.0) == Condition("degraded", "overrun", 2)
+    assert of_reader(judge, bus(reader(overrun_count=7)), 10.9) == Condition("degraded", "overrun", 2)
+    assert of_reader(judge, bus(reader(overrun_count=7)), 11.1) == Condition()
+    assert of_reader(judge, bus(reader(overrun_count=7, lost_count=30)), 12.0) == Condition("degraded", "lost", 30)
+    assert of_reader(judge, bus(reader(overrun_count=7, lost_count=30, lag_count=200)), 12.1).reason == "lost"
+    assert of_reader(judge, bus(reader(overrun_count=8, lost_count=30, lag_count=200)), 30.0).reason == "lagging"
+
+
+def test_one_that_was_dropped_has_failed_and_one_that_is_joining_is_not_there_yet():
+    assert of_reader(Judge(LIMITS), bus(reader(entry="dropped"))) == Condition("failed", "dropped")
+    assert [subject.kind for subject in Judge(LIMITS).judge(bus(reader(entry="joining")), 0.0)] == ["writer"]
+
+
+def test_the_worst_is_what_counts():
+    assert worst([]) == "healthy"
+    assert worst([Condition(), Condition("failed"), Condition("degraded")]) == "failed"
+
+
+def test_a_threshold_is_above_0():
+    with pytest.raises(ValueError, match=r"lag_seconds: above 0 is expected, got 0"):
+        Thresholds(lag_seconds=0)
