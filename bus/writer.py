@@ -386,6 +386,11 @@ class Writer:
         return self._parts.publishers[topic]
 
     @property
+    def keeps_by_key(self) -> bool:
+        """Whether there is a `store`."""
+        return self._parts.engine is not None
+
+    @property
     def store(self) -> Engine:
         """The topics that are kept by key: `writer.store["trades"]` reads as a Store's does. Raises ValueError where none is."""
         if self._parts.engine is None:

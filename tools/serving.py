@@ -145,8 +145,10 @@ def _told(writer: Writer) -> Callable[[Change], None]:
 def _run(writers: list[Writer], stop: threading.Event, notifier: Notifier) -> bool:
     """Wait to be stopped; returns whether a log failed, which ends it."""
     fed_at = 0.0
+    told: set[object] = set()
     while not stop.wait(LOOK_S):
         for writer in writers:
+            _tell_store_failures(writer, told)
             failure = writer.failure
             if failure is not None:
                 event(f"the log failed: {failure}", level=logging.CRITICAL, bus=writer.bus)
@@ -155,6 +157,22 @@ def _run(writers: list[Writer], stop: threading.Event, notifier: Notifier) -> bo
             fed_at = time.monotonic()
             notifier.alive()
     return False
+
+
+def _tell_store_failures(writer: Writer, told: set[object]) -> None:
+    """A table that cannot be written stops no publisher; the log has the rows. told: the failures that were logged."""
+    for topic, stats in writer.store.stats().items() if writer.keeps_by_key else ():
+        failure = stats.failure
+        if failure is not None and (writer.bus, topic, failure.time_ns) not in told:
+            told.add((writer.bus, topic, failure.time_ns))
+            event(
+                "store failed",
+                level=logging.ERROR,
+                bus=writer.bus,
+                topic=topic,
+                operation=failure.operation,
+                reason=failure.message,
+            )
 
 
 def _print_plan(configuration: Configuration) -> None:

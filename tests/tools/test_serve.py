@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -94,6 +96,7 @@ def test_it_is_ready_then_stops_in_good_order_when_told_to(config, bus_name):
         assert (ring.header["pid"], ring.header["slot_count"]) == (service.process.pid, 1024)
         assert ring.header["indexes"]
         assert ring.header["data_dir"] == str(config.parent / "data")
+        service.wait_for("health", kind="writer", state="healthy")
         assert service.stop() == OK
         assert [line["event"] for line in service.lines][-3:] == ["stopping", "closed", "stopped"]
         assert service.rest == []
@@ -195,3 +198,20 @@ def test_a_bad_configuration_ends_it_before_anything_is_opened(config, bus_name)
     assert f"{config}, line 3: bus.{bus_name}.slots: a power of two" in done.stderr.decode()
     assert not (config.parent / "data").exists()
     assert ringmain("serve", config.with_name("nowhere.toml")).returncode == MISSING
+
+
+def test_the_example_of_a_configuration_is_sound_and_so_is_the_unit(tmp_path):
+    examples = Path(__file__).parents[2] / "examples"
+    shown = succeed("serve", examples / "ringmain.toml", "--check")
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == [
+        f"exchange/{name}" for name in ("trades", "orders", "limits")
+    ]
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: the unit is not checked")
+    unit = tmp_path / "ringmain.service"
+    text = (examples / "ringmain.service").read_text()
+    unit.write_text(text.replace("/usr/local/bin/ringmain", sys.executable))
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert unit.name not in checked.stderr, checked.stderr
