@@ -1,4 +1,4 @@
-"""What every subscriber is made of: one topic's records in order, from the ring where they are there, else from the log.
+"""What reads for every subscriber: one topic's records in order, from the ring where they are there, else from the log.
 
 1. The cursor is the last sequence handed out. The next batch begins right behind it, or says in `lost` how many records
    it had to pass over. There is never a repeat.
@@ -11,54 +11,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
 from ..bus._read import RingCursor, log_batch
 from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch
 from ..storage import HistoryGone, LogReader, Schema
+from .subscriber import SLICE_S, Stats, Subscriber
 
-__all__ = ["Follow", "Start", "Stats", "TopicReader", "Wait"]
+__all__ = ["Follow", "Start", "TopicReader", "Wait"]
 
 Follow: TypeAlias = Literal["published", "logged", "durable", "indexed"]
 Start: TypeAlias = Literal["latest", "earliest"] | int
 Wait: TypeAlias = Literal["futex", "spin", "yield"]
 
+FINISHED = STATUS_FENCED | STATUS_CLOSED  # nothing is added to a ring with one of these
 STRATEGIES = ("futex", "spin", "yield")  # by their numbers in wait.hpp
-SLICE_S = 0.5  # how often a waiting reader looks whether its ring is still the topic's
 REOPEN_POLL_S = 0.02
 LAPPED_TRIES = 8  # of finding a place in a ring that is written faster than it is read
 BATCH_ROWS_MAX = 65_536
+ROWS_MAX = 1 << 62  # no limit but the reader's own
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """How a reader has fared. Counts are of records unless named otherwise."""
-
-    position: int  # the last sequence handed out
-    lag: int  # published (or, without a ring, written) minus position
-    read_count: int
-    overrun_count: int  # times the writer lapped this reader
-    refilled_count: int  # of those read: from the log, since the ring no longer held them
-    lost_count: int  # missed for good: no log, no longer kept, or given up by a repair
-    reopen_count: int  # times it moved to a newer writer's ring
-    epoch: int  # of the writer whose ring it reads; 0 without one
-
-
-class TopicReader:
-    """Reads one topic. Iterate over it (`for` or `async for`), `poll`, `take`, or `run` a callback. One thread at a time.
-
-    Use the subclasses: RealTime and Historical.
-    """
+class TopicReader(Subscriber):
+    """Reads one topic. Use the subclasses: RealTime and Historical."""
 
     def __init__(
         self,
@@ -101,7 +82,7 @@ class TopicReader:
         self._begin = 0
         self._lost = self._refilled = self._overruns = self._reopened = 0
         self._lost_before = 0  # to be told with the next batch
-        self._executor: ThreadPoolExecutor | None = None
+        self._refilled_last = 0  # the last sequence that was counted as refilled
 
     # --- positions --------------------------------------------------------------------------------------------------
 
@@ -142,6 +123,26 @@ class TopicReader:
         return self._cursor.cursor if self._cursor is not None else self._position
 
     @property
+    def newest(self) -> int:
+        """The last sequence that it could hand out now, as far as a ring tells; without one, where it stands."""
+        return self._cursor.watermark if self._cursor is not None else self._position
+
+    @property
+    def next_timestamp_ns(self) -> int:
+        """When the record that comes next was published; 0 where that is not known before it is read."""
+        return self._cursor.next_timestamp_ns if self._cursor is not None and self.in_living_ring else 0
+
+    @property
+    def in_living_ring(self) -> bool:
+        """Whether it reads from a ring to which records may still be added."""
+        return self._cursor is not None and not self._from_log and not self._cursor.status & FINISHED
+
+    @property
+    def batch_rows_max(self) -> int:
+        """Most rows a batch from the ring."""
+        return self._rows_max
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come: the writer closed in good order and all was read, or the last wanted row was."""
         return self._ended
@@ -163,8 +164,8 @@ class TopicReader:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def poll(self) -> Batch | None:
-        """The next batch, or None when there is nothing new now. Never waits.
+    def poll(self, rows_max: int = ROWS_MAX) -> Batch | None:
+        """The next batch, of at most `rows_max` rows, or None when there is nothing new now. Never waits.
 
         Asking for the next batch says that everything handed out before is done with. Raises HistoryGone where the log no
         longer keeps what is wanted next; the reader then stands before the oldest record that it does keep.
@@ -173,12 +174,12 @@ class TopicReader:
             return None
         cursor = self._cursor
         if cursor is None or self._from_log:
-            batch = self._poll_log()
+            batch = self._poll_log(rows_max)
             if batch is not None or cursor is None or self._from_log:
                 return batch
         if not self._holds:
             self._holds = cursor.hold_writer()
-        rows_max = self._rows_max
+        rows_max = min(rows_max, self._rows_max)
         if self._last is not None:
             rows_max = min(rows_max, self._last - cursor.cursor)
             if rows_max <= 0:
@@ -187,7 +188,7 @@ class TopicReader:
         try:
             batch = cursor.poll(rows_max)
         except Overrun as overrun:
-            return self._lapped(cursor, overrun)
+            return self._lapped(cursor, overrun, rows_max)
         if batch is None:
             if cursor.status:
                 self._look_at_status(cursor)
@@ -195,28 +196,27 @@ class TopicReader:
             batch.lost, self._lost_before = self._lost_before, 0
         return batch
 
-    def take(self, timeout: float | None = None) -> Batch | None:
-        """The next batch, waited for up to `timeout` seconds (None: for ever); None when the time is over or all has ended."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._ended:
-            batch = self.poll()
-            if batch is not None or self._ended:
-                return batch
-            left = SLICE_S if deadline is None else min(SLICE_S, deadline - time.monotonic())
-            if left <= 0:
-                return None
-            self._wait(left)
-        return None
-
     def _wait(self, seconds: float) -> None:
-        """Wait for something to happen. Takes nothing, and so may be run in another thread."""
         cursor = self._cursor
         if cursor is None or self._from_log:
             time.sleep(min(seconds, REOPEN_POLL_S))
-        elif cursor.status & (STATUS_FENCED | STATUS_CLOSED) and cursor.watermark <= cursor.cursor:
+        elif cursor.status & FINISHED and cursor.watermark <= cursor.cursor:
             time.sleep(min(seconds, REOPEN_POLL_S))  # the next ring is not there yet
         else:
             cursor.wait(seconds)
+
+    def wait_for_rows(self, count: int, seconds: float) -> None:
+        """Wait up to `seconds` until `count` rows can be read, where they are still to come into the ring. Takes nothing."""
+        if self._cursor is not None and self.in_living_ring:
+            self._cursor.wait(seconds, count)
+        else:
+            self._wait(seconds)
+
+    def step_back(self, sequence: int) -> None:
+        """Hand out again what begins with `sequence`, which was in the batch handed out last."""
+        self._refilled -= max(0, self._refilled_last + 1 - sequence)
+        self._refilled_last = min(self._refilled_last, sequence - 1)
+        self._move_to(sequence - 1)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches, for as long as there will be any; waits between them."""
@@ -226,7 +226,7 @@ class TopicReader:
                 try:  # the straight way, most of the time
                     batch = cursor.take(SLICE_S, self._rows_max)
                 except Overrun as overrun:
-                    batch = self._lapped(cursor, overrun)
+                    batch = self._lapped(cursor, overrun, ROWS_MAX)
                 if batch is not None:
                     if self._lost_before:
                         batch.lost, self._lost_before = self._lost_before, 0
@@ -238,27 +238,9 @@ class TopicReader:
             if batch is not None:
                 yield batch
 
-    async def __aiter__(self) -> AsyncIterator[Batch]:
-        """The same for asyncio: the event loop runs on while this waits, in a thread of its own."""
-        loop = asyncio.get_running_loop()
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="ringmain-wait")
-        while not self._ended:
-            batch = self.poll()
-            if batch is not None:
-                yield batch
-                await asyncio.sleep(0)
-            elif not self._ended:
-                await loop.run_in_executor(self._executor, self._wait, 0.1)
-
-    def run(self, callback: Callable[[Batch], object]) -> None:
-        """Call back with every batch until there will be no more, or the callback raises."""
-        for batch in self:
-            callback(batch)
-
     # --- the log ----------------------------------------------------------------------------------------------------
 
-    def _poll_log(self) -> Batch | None:
+    def _poll_log(self, rows_max: int) -> Batch | None:
         """Rows from the log. Back to the ring, with None, once that is as far."""
         assert self._log is not None
         cursor = self._cursor
@@ -268,7 +250,7 @@ class TopicReader:
             last = followed if last is None else min(last, followed)
         passed_over = self._log.lost_count
         try:
-            rows = self._log.read(wanted, last, self._batch_rows or BATCH_ROWS_MAX)
+            rows = self._log.read(wanted, last, min(rows_max, self._batch_rows or BATCH_ROWS_MAX))
         except HistoryGone as gone:
             self._count_lost(gone.oldest - wanted)
             self._move_to(gone.oldest - 1)
@@ -285,6 +267,7 @@ class TopicReader:
         self._move_to(batch.last)
         if cursor is not None:
             self._refilled += len(batch)
+            self._refilled_last = batch.last
             cursor.count_overrun(0, len(batch), False)
             margin = (cursor.published - cursor.oldest) // 4
             self._from_log = batch.last + 1 < cursor.oldest + margin
@@ -305,7 +288,7 @@ class TopicReader:
         if self._cursor is not None:
             self._cursor.count_overrun(count, 0, False)
 
-    def _lapped(self, cursor: RingCursor, overrun: Overrun) -> Batch | None:
+    def _lapped(self, cursor: RingCursor, overrun: Overrun, rows_max: int) -> Batch | None:
         """The writer came round. Read on in the log, or else at the oldest record that is not about to be overwritten too."""
         self._overruns += 1
         cursor.count_overrun(0, 0, True)
@@ -313,14 +296,14 @@ class TopicReader:
             self._log = LogReader(self._ring.log_directory, self._ring.topic)
         if self._log is not None:
             self._from_log = True
-            return self._poll_log()
+            return self._poll_log(rows_max)
         for _ in range(LAPPED_TRIES):
             oldest, published = cursor.oldest, cursor.published
             resume_at = oldest + (published + 1 - oldest) // 4
             self._count_lost(resume_at - overrun.wanted)
             cursor.cursor = resume_at - 1
             try:
-                batch = cursor.poll(self._rows_max)
+                batch = cursor.poll(min(rows_max, self._rows_max))
             except Overrun as again:
                 overrun = again
                 continue
@@ -335,9 +318,9 @@ class TopicReader:
         if cursor.watermark > cursor.cursor:
             return
         status = cursor.status
-        if status & (STATUS_CLOSED | STATUS_FENCED) == STATUS_CLOSED and not self._reopen:
+        if status & FINISHED == STATUS_CLOSED and not self._reopen:
             self._ended = True
-        elif status & (STATUS_FENCED | STATUS_CLOSED) or not self._still_current():
+        elif status & FINISHED or not self._still_current():
             self._reattach(cursor)
 
     def _still_current(self) -> bool:
@@ -398,17 +381,7 @@ class TopicReader:
         if self._cursor is not None:
             self._position = self._cursor.cursor
             self._cursor.release()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
-            self._executor = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 def wait_for_topic(address: str, timeout: float) -> Attached:
