@@ -35,6 +35,7 @@ setup(
             extension("bus._publish", [*BUS_HEADERS, "storage/row_packer.pxi"]),
             extension("bus._read", BUS_HEADERS),
             extension("bus._journal", BUS_HEADERS),
+            extension("bus._lanes", BUS_HEADERS),
             extension("tools.bench._skip_list", ["tools/bench/skip_list.hpp"]),
         ],
         include_path=["bus", "storage"],  # where core.pxd and row_packer.pxi lie
