@@ -36,6 +36,7 @@ setup(
             extension("bus._read", BUS_HEADERS),
             extension("bus._journal", BUS_HEADERS),
             extension("subscribers._grouping", ["subscribers/grouping.hpp", "storage/key.hpp"]),
+            extension("bus._lanes", BUS_HEADERS),
             extension("tools.bench._skip_list", ["tools/bench/skip_list.hpp"]),
         ],
         include_path=["bus", "storage"],  # where core.pxd and row_packer.pxi lie

@@ -3,6 +3,7 @@
 from ._read import Batch
 from .attach import Attached, Watermarks, attach
 from .errors import AttachError, BusError, Fenced, NotFound, Overrun, RingFull, WriterAlive, WriterFailed
+from .lane_publisher import LanePublisher, open_lane
 from .publisher import Claim, Publisher
 from .writer import Carried, Writer
 
@@ -14,6 +15,7 @@ __all__ = [
     "Carried",
     "Claim",
     "Fenced",
+    "LanePublisher",
     "NotFound",
     "Overrun",
     "Publisher",
@@ -23,4 +25,5 @@ __all__ = [
     "WriterAlive",
     "WriterFailed",
     "attach",
+    "open_lane",
 ]

@@ -94,6 +94,10 @@ cdef class Journal:
         """A capsule of the word that says whether a publisher must `kick`; valid while this object lives."""
         return PyCapsule_New(<void *>self.journal.asleep(), "ringmain.asleep", NULL)
 
+    def capsule(self):
+        """A capsule of the journal itself, for who publishes without the interpreter's lock; valid while this object lives."""
+        return PyCapsule_New(<void *>self.journal, "ringmain.Journal", NULL)
+
     def kick(self):
         """Wake the journal if it naps."""
         self.journal.kick()

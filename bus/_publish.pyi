@@ -7,6 +7,7 @@ from typing_extensions import Buffer
 
 from ..storage import Schema
 from ._journal import Journal
+from ._lanes import LaneDoor
 
 _Rows = np.ndarray[Any, np.dtype[np.void]]
 
@@ -14,15 +15,17 @@ class RingPublisher:
     topic: str
     dtype: np.dtype[np.void]
     payload_dtype: np.dtype[np.void]
+    segment: Buffer
+    begun: int
     def __init__(
         self,
         segment: Buffer,
-        control: Buffer,
+        control: Buffer | None,
         schema: Schema,
         *,
         full: str,
         full_timeout: float | None,
-        journal: Journal | None = None,
+        journal: Journal | LaneDoor | None = None,
         asleep: object = None,
     ) -> None: ...
     def publish(self, *values: object, **fields: object) -> int: ...
@@ -35,5 +38,7 @@ class RingPublisher:
     def close(self) -> None: ...
     @property
     def watermarks(self) -> tuple[int, int, int, int, int]: ...
+    @property
+    def published(self) -> int: ...
     @property
     def slot_count(self) -> int: ...

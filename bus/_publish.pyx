@@ -33,7 +33,7 @@ cdef str reader_name(const ReaderEntry &entry):
 
 
 cdef class RingPublisher:
-    """The writing end of one topic's ring. One thread at a time; the writer process is the only one.
+    """The writing end of one topic's ring, or of a lane. One thread at a time; the writer process is the only one.
 
     publish(*fields, **fields) -> sequence packs one record and makes it visible.
     """
@@ -42,7 +42,8 @@ cdef class RingPublisher:
     cdef RowPacker packer
     cdef bint busy, closed
     cdef HeldBuffer data, control_data
-    cdef object segment, control
+    cdef readonly object segment
+    cdef object control
     cdef readonly object publish
     cdef readonly str topic
     cdef readonly object dtype, payload_dtype
@@ -50,17 +51,22 @@ cdef class RingPublisher:
     cdef str full
     cdef int64_t full_timeout_ns
     cdef uint64_t chunk_rows
+    cdef readonly uint64_t begun  # what was published when the newest call began
 
     def __cinit__(self, segment, control, schema, *, str full, full_timeout, journal=None, asleep=None):
-        """segment, control: the two mapped segments, writable. full: what to do when reliable readers leave no room.
+        """segment, control: the two mapped segments, writable; a lane has no control segment: None. full: what to do when
+        reliable readers leave no room, or a lane has none.
 
-        journal: has `kick()` and `failure()`; asleep: its capsule. None for rings only.
+        journal: has `kick()` and `failure()`; asleep: its capsule. None for rings only. A lane's is whoever drains it.
         """
         self.data.hold(segment, True)
-        self.control_data.hold(control, True)
         self.segment, self.control = segment, control
         barrier_register()
-        self.ring.open(self.data.data(), <ControlHeader *>self.control_data.data(), journal is not None)
+        if control is None:
+            self.ring.open_lane(self.data.data())
+        else:
+            self.control_data.hold(control, True)
+            self.ring.open(self.data.data(), <ControlHeader *>self.control_data.data(), journal is not None)
         if asleep is not None:
             self.ring.journal_asleep = <const uint32_t *>PyCapsule_GetPointer(asleep, "ringmain.asleep")
         self.journal, self.topic = journal, schema.name
@@ -82,6 +88,11 @@ cdef class RingPublisher:
         return tuple([load_acquire_u64(self.ring.header.watermarks[which].sequence) for which in range(5)])
 
     @property
+    def published(self):
+        """The last sequence that this end has published, by its own count."""
+        return self.ring.published
+
+    @property
     def slot_count(self):
         return self.ring.slot_count
 
@@ -93,7 +104,7 @@ cdef class RingPublisher:
         """Raise what stands in the way of publishing, if anything does."""
         cdef uint32_t status = load_acquire_u32(self.ring.header.status)
         if self.closed:
-            raise ValueError(f"topic {self.topic!r}: the writer is closed")
+            raise ValueError(f"topic {self.topic!r}: the {'writer' if self.control is not None else 'lane'} is closed")
         if status & C_STATUS_FENCED:
             raise Fenced(f"topic {self.topic!r}: a newer writer has taken over this bus; close this one")
         if status & C_STATUS_LOG_FAILED:
@@ -103,8 +114,8 @@ cdef class RingPublisher:
     cdef str _holders(self, uint64_t last):
         names = [f"reader {reader_name(self.ring.control.readers[index])!r} (pid {owner_pid(self.ring.control.readers[index].owner)})"
                  for index in self.ring.reliable if self.ring.consumed(index) + self.ring.slot_count < last]
-        if self.ring.journal_allows() < last:
-            names.append("the log")
+        if self.ring.freed_allows() < last:
+            names.append("the log" if self.control is not None else "the bus's writer, which has not drained it")
         return " and ".join(names[:5]) or "nobody any more"
 
     cdef int _make_room(self, uint64_t count, uint64_t done) except -1:
@@ -122,7 +133,9 @@ cdef class RingPublisher:
         self.ring.update_limit()
         if last <= self.ring.limit:
             return 0
-        if self.full != "block" and self.ring.journal_allows() >= last:
+        if self.control is None and self.full == "raise":
+            raise RingFull(self.topic, self._holders(last), done)
+        if self.full != "block" and self.ring.freed_allows() >= last:
             free_dead_readers(self.ring.control[0])
             self.ring.rescan()
             if last > self.ring.limit and self.full == "raise":
@@ -140,10 +153,10 @@ cdef class RingPublisher:
                     return 0
                 PyErr_CheckSignals()
                 self._refuse()
-                if free_dead_readers(self.ring.control[0]):
+                if self.control is not None and free_dead_readers(self.ring.control[0]):
                     self.ring.rescan()
                     continue
-                if self.full == "drop" and self.ring.journal_allows() >= last:
+                if self.full == "drop" and self.ring.freed_allows() >= last:
                     self.ring.drop_slow_readers(last)
                 if monotonic_ns() >= deadline:
                     raise RingFull(self.topic, self._holders(last), done)
@@ -188,6 +201,7 @@ cdef class RingPublisher:
             source += 16
         count = cnp.PyArray_DIM(array, 0)
         stride = cnp.PyArray_STRIDE(array, 0)
+        self.begun = self.ring.published
         while done < count:
             take = min(count - done, self.chunk_rows)
             if self.busy or not self.ring.may_publish(take):
@@ -233,6 +247,7 @@ cdef class RingPublisher:
         cdef uint64_t first = self.ring.published + 1, i
         cdef int64_t stamp
         self.busy = False
+        self.begun = self.ring.published
         self._refuse()
         stamp = self.ring.stamp_ns()
         if cnp.PyArray_DATA(rows) != self.ring.slot(first) + 16:
@@ -283,6 +298,7 @@ cdef PyObject *_publish(PyObject *self, PyObject *const *args, Py_ssize_t positi
         values = packer.arrange(args, positional, kwnames)
     elif positional != packer.count:
         raise TypeError(f"topic {topic.topic!r} has {packer.count} fields ({', '.join(packer.names)}), got {positional} values")
+    topic.begun = topic.ring.published
     if topic.busy or not topic.ring.may_publish(1):
         topic._make_room(1, 0)
     sequence = topic.ring.published + 1

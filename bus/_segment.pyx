@@ -8,16 +8,17 @@ from libc.string cimport memcmp, memcpy, memset
 from core cimport *
 
 import os
-import time
 
 from .errors import AttachError
 
 WATERMARKS = ("claimed", "published", "logged", "durable", "indexed")
+DRAINED = <int>W_DRAINED  # a lane's watermark, by its number
 DATA_HEADER_BYTES = C_DATA_HEADER_BYTES
 BUS_BYTES = sizeof(BusHeader)
 CONTROL_BYTES = sizeof(ControlHeader)
 READERS_MAX = C_READERS_MAX
 STATUS_FENCED, STATUS_LOG_FAILED, STATUS_CLOSED = C_STATUS_FENCED, C_STATUS_LOG_FAILED, C_STATUS_CLOSED
+STATUS_SETTLED = C_STATUS_SETTLED
 
 
 def process_start(uint32_t pid):
@@ -53,7 +54,7 @@ def data_segment_bytes(schema_bytes, row_bytes, slot_count):
 
 
 def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t row_bytes, uint64_t slot_count, str bus,
-                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs, bint indexes):
+                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs, bint indexes, bint lanes=False):
     """Write a fresh data segment's header. It is not ready until `publish_ready`."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
@@ -67,7 +68,7 @@ def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t ro
     header.schema_hash, header.schema_bytes, header.row_bytes = schema_hash, <uint32_t>len(schema_json), row_bytes
     header.slot_count, header.slots_offset, header.segment_bytes = slot_count, slots_offset, segment_bytes
     header.log_id, header.epoch, header.pid, header.syncs = log_id, epoch, os.getpid(), syncs
-    header.indexes = indexes
+    header.indexes, header.lanes = indexes, lanes
     header.process_start, header.created_ns = c_process_start(header.pid), wall_ns()
     header.heartbeat_ns = header.created_ns
     _put_text(header.bus, bus, 64, "bus")
@@ -115,7 +116,8 @@ def read_data(segment, str name):
         "schema_hash": header.schema_hash, "row_bytes": header.row_bytes, "slot_count": slots, "log_id": header.log_id,
         "slots_offset": header.slots_offset, "segment_bytes": header.segment_bytes,
         "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "created_ns": header.created_ns,
-        "syncs": header.syncs != 0, "indexes": header.indexes != 0, "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
+        "syncs": header.syncs != 0, "indexes": header.indexes != 0, "lanes": header.lanes != 0,
+        "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
         "data_dir": _get_text(header.data_dir, 1024),
     }
 
@@ -127,6 +129,7 @@ def read_state(segment):
     cdef const DataHeader *header = <const DataHeader *>hold.data()
     state = {name: load_acquire_u64(header.watermarks[which].sequence) for which, name in enumerate(WATERMARKS)}
     state["status"] = load_relaxed_u32(header.status)
+    state["drained"] = load_acquire_u64(header.watermarks[<int>W_DRAINED].sequence)
     state["ended"] = load_acquire_u64(header.watermarks[<int>W_ENDED].sequence)
     state["log_errno"] = load_relaxed_u32(header.log_errno)
     state["heartbeat_ns"] = load_relaxed_i64(header.heartbeat_ns)
@@ -163,20 +166,19 @@ def add_status(segment, control, uint32_t bits):
                       header.doorbells[which].bell)
 
 
-def fence(segment, control):
+def fence(segment, control, uint32_t bits=0):
     """Stop whoever holds a ring from publishing into it, settle where it ends, and wake everybody who sleeps on the topic.
 
-    A writer that is in the middle of a call is told, whatever it still publishes; nobody reads behind the end (sync FENCE).
+    bits: more for its status. Returns where it ends. A writer that is in the middle of a call is told, whatever it still publishes;
+    nobody reads behind the end (sync FENCE).
     """
     cdef HeldBuffer hold
+    cdef uint64_t ended
     hold.hold(segment, True)
-    cdef DataHeader *header = <DataHeader *>hold.data()
-    or_release_u32(header.status, C_STATUS_FENCED)
-    if not barrier_heavy():
-        time.sleep(0.05)  # more than any store takes to be seen
-    if load_acquire_u64(header.watermarks[<int>W_ENDED].sequence) == 0:  # else an earlier one, who then died, has settled it
-        store_release_u64(header.watermarks[<int>W_ENDED].sequence, load_acquire_u64(header.watermarks[<int>W_PUBLISHED].sequence))
+    with nogil:
+        ended = fence_ring((<DataHeader *>hold.data())[0], C_STATUS_FENCED | bits)
     add_status(segment, control, C_STATUS_FENCED)
+    return ended
 
 
 def set_closed(control, uint32_t epoch):

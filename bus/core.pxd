@@ -20,34 +20,41 @@ cdef extern from "atomics.hpp" namespace "ringmain" nogil:
     void store_release_u32 "ringmain::store_release<uint32_t>"(uint32_t &, uint32_t)
     void store_release_u64 "ringmain::store_release<uint64_t>"(uint64_t &, uint64_t)
     uint32_t or_release_u32 "ringmain::or_release<uint32_t>"(uint32_t &, uint32_t)
+    cbool compare_exchange_u64 "ringmain::compare_exchange<uint64_t>"(uint64_t &, uint64_t &, uint64_t)
     cbool barrier_register()
     cbool barrier_heavy()
 
 cdef extern from "layout.hpp" namespace "ringmain" nogil:
     const uint32_t RING_VERSION, RING_BYTE_ORDER, C_READERS_MAX "ringmain::READERS_MAX", READY
+    const uint32_t C_LANES_MAX "ringmain::LANES_MAX"
+    const size_t C_LANE_CONTROL_OFFSET "ringmain::LANE_CONTROL_OFFSET", C_LANE_CONTROL_BYTES "ringmain::LANE_CONTROL_BYTES"
     const char *DATA_MAGIC
     const char *CONTROL_MAGIC
     const char *BUS_MAGIC
     const size_t C_DATA_HEADER_BYTES "ringmain::DATA_HEADER_BYTES"
     cdef enum Watermark "ringmain::Watermark":
         W_CLAIMED "ringmain::CLAIMED", W_PUBLISHED "ringmain::PUBLISHED", W_LOGGED "ringmain::LOGGED"
-        W_DURABLE "ringmain::DURABLE", W_INDEXED "ringmain::INDEXED", W_ENDED "ringmain::ENDED"
+        W_DURABLE "ringmain::DURABLE", W_INDEXED "ringmain::INDEXED", W_ENDED "ringmain::ENDED", W_DRAINED "ringmain::DRAINED"
     const uint32_t WATERMARK_COUNT
     cdef enum:
         C_STATUS_FENCED "ringmain::STATUS_FENCED", C_STATUS_LOG_FAILED "ringmain::STATUS_LOG_FAILED"
-        C_STATUS_CLOSED "ringmain::STATUS_CLOSED"
+        C_STATUS_CLOSED "ringmain::STATUS_CLOSED", C_STATUS_SETTLED "ringmain::STATUS_SETTLED"
         READER_FREE "ringmain::READER_FREE", READER_JOINING "ringmain::READER_JOINING"
         READER_ACTIVE "ringmain::READER_ACTIVE", READER_DROPPED "ringmain::READER_DROPPED"
         LOSSY "ringmain::LOSSY", RELIABLE "ringmain::RELIABLE"
+        LANE_FREE "ringmain::LANE_FREE", LANE_TAKEN "ringmain::LANE_TAKEN", LANE_ASKED "ringmain::LANE_ASKED"
+        LANE_OPEN "ringmain::LANE_OPEN", LANE_LEFT "ringmain::LANE_LEFT", LANE_REFUSED "ringmain::LANE_REFUSED"
     cdef struct WatermarkLine:
         uint64_t sequence
+    cdef struct LanePosition:
+        uint64_t lane, drained, topic_last, lane_last
     cdef struct DataHeader:
         char magic[8]
         uint32_t version, byte_order
         uint64_t schema_hash
         uint32_t schema_bytes, row_bytes
         uint64_t slot_count, slots_offset, segment_bytes, log_id
-        uint32_t epoch, pid, syncs, indexes
+        uint32_t epoch, pid, syncs, indexes, lanes
         uint64_t process_start
         int64_t created_ns
         char bus[64]
@@ -57,6 +64,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         WatermarkLine watermarks[8]
         uint32_t status, log_errno
         int64_t heartbeat_ns
+        LanePosition positions[64]
     cdef struct BusHeader:
         char magic[8]
         uint32_t version, byte_order, epoch, pid
@@ -78,12 +86,18 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         uint64_t consumed, acknowledged
         int64_t heartbeat_ns
         uint64_t overrun_count, lost_count, refilled_count
+    cdef struct LaneEntry:
+        uint64_t owner, process_start, lane, why
     cdef struct ControlHeader:
         char magic[8]
         uint32_t version, reader_count_max, ready, closed_epoch
         Attention attention
         Doorbell doorbells[8]
+        Doorbell drain
+        uint32_t lanes_changed
+        LaneEntry lanes[64]
         ReaderEntry readers[1024]
+    ControlHeader *lane_control(char *)
 
 cdef extern from "wait.hpp" namespace "ringmain" nogil:
     cdef enum WaitStrategy "ringmain::WaitStrategy":
@@ -96,6 +110,7 @@ cdef extern from "wait.hpp" namespace "ringmain" nogil:
     int64_t wall_ns()
     int64_t monotonic_ns()
     void ring_doorbell(uint32_t &, uint32_t &)
+    void wake_drain(ControlHeader &)
 
 cdef extern from "readers.hpp" namespace "ringmain" nogil:
     uint64_t owner_word(uint32_t, int)
@@ -114,11 +129,11 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         ControlHeader *control
         uint64_t mask, slot_count, published, claimed, limit
         uint32_t row_bytes
-        cbool logged
         int64_t last_timestamp_ns
         vector[uint32_t] reliable
         const uint32_t *journal_asleep
         void open(char *, ControlHeader *, cbool)
+        void open_lane(char *)
         char *slot(uint64_t)
         int64_t stamp_ns()
         cbool may_publish(uint64_t)
@@ -129,10 +144,11 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         void wake_readers()
         void rescan()
         void update_limit()
-        uint64_t journal_allows()
+        uint64_t freed_allows()
         uint64_t consumed(uint32_t)
         uint32_t drop_slow_readers(uint64_t)
         cbool wait_for_room(uint64_t, int64_t)
+    uint64_t fence_ring(DataHeader &, uint32_t)
     cdef enum:
         POLL_NOTHING "ringmain::POLL_NOTHING", POLL_ROWS "ringmain::POLL_ROWS", POLL_LAPPED "ringmain::POLL_LAPPED"
     cdef cppclass RingReader:

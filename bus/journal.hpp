@@ -155,6 +155,7 @@ class Journal {
             ring.logged = ring.gathered;
             raise_watermark(*ring.header, *ring.control, LOGGED, ring.logged);
             if (ring.feed != nullptr) raise_watermark(*ring.header, *ring.control, INDEXED, ring.indexed);
+            wake_drain(*ring.control);
         }
     }
 
@@ -163,6 +164,7 @@ class Journal {
             if (ring.durable == ring.logged) continue;
             ring.durable = ring.logged;
             raise_watermark(*ring.header, *ring.control, DURABLE, ring.durable);
+            wake_drain(*ring.control);
         }
     }
 

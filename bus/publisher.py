@@ -9,6 +9,7 @@ import numpy as np
 
 from ..storage import Schema
 from ._journal import Journal
+from ._lanes import LaneDoor
 from ._publish import RingPublisher
 from ._segment import WATERMARKS
 from .attach import Watermarks
@@ -31,24 +32,43 @@ class Publisher:
     def __init__(
         self,
         data: Segment,
-        control: Segment,
+        control: Segment | None,
         schema: Schema,
         *,
         full: Literal["block", "raise", "drop"],
         full_timeout: float | None,
-        journal: Journal | None,
+        journal: Journal | LaneDoor | None,
         syncs: bool = True,
         indexes: bool = False,
+    ) -> None:
+        self._attach(data, control, schema, full, full_timeout, journal, syncs, indexes)
+        # The compiled calls themselves, so that nothing stands between the caller and them.
+        self.publish = self._ring.publish
+        self.publish_batch = self._ring.publish_batch
+
+    def _attach(
+        self,
+        data: Segment,
+        control: Segment | None,
+        schema: Schema,
+        full: Literal["block", "raise", "drop"],
+        full_timeout: float | None,
+        journal: Journal | LaneDoor | None,
+        syncs: bool,
+        indexes: bool,
     ) -> None:
         self.schema = schema
         self._journal, self._syncs, self._indexes = journal, syncs, indexes
         asleep = journal.asleep() if journal is not None else None
         self._ring = RingPublisher(
-            data.memory, control.memory, schema, full=full, full_timeout=full_timeout, journal=journal, asleep=asleep
+            data.memory,
+            control.memory if control is not None else None,
+            schema,
+            full=full,
+            full_timeout=full_timeout,
+            journal=journal,
+            asleep=asleep,
         )
-        # The compiled calls themselves, so that nothing stands between the caller and them.
-        self.publish = self._ring.publish
-        self.publish_batch = self._ring.publish_batch
 
     def claim(self, count: int = 1) -> Claim:
         """Claim `count` slots to fill in place: `with topic.claim(64) as rows: rows["price"] = …`.

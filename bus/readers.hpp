@@ -22,7 +22,7 @@
 
 namespace ringmain {
 
-inline uint64_t owner_word(uint32_t pid, ReaderState state) { return uint64_t{pid} << 32 | state; }
+inline uint64_t owner_word(uint32_t pid, uint32_t state) { return uint64_t{pid} << 32 | state; }
 inline uint32_t owner_pid(uint64_t owner) { return static_cast<uint32_t>(owner >> 32); }
 inline ReaderState owner_state(uint64_t owner) { return static_cast<ReaderState>(owner & 0xffffffffu); }
 

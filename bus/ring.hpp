@@ -5,6 +5,7 @@
 //    does (sync PUBLISH). It claims a little ahead, so that the line of `claimed` moves between cores only now and then.
 // 3. A reader uses rows in place and asks afterwards whether `claimed` reached them meanwhile (sync LAP).
 // 4. The writer never passes `limit`: slot_count beyond what the journal has logged and every reliable reader has consumed.
+//    A lane's publisher never passes slot_count beyond what has been drained.
 // 5. A ring that was fenced ends at `ended`, whatever its writer, if it lives, still publishes (sync FENCE).
 // 6. Abandoning a claim leaves `claimed` ahead of `published`; the next claim takes the same sequences again.
 // tests/model/ring.pml is the model of 1-3 and 6, register.pml of 4.
@@ -26,13 +27,25 @@ struct RingWriter {
     char *slots = nullptr;
     uint64_t mask = 0, slot_count = 0, claim_ahead = 0;
     uint32_t row_bytes = 0;
-    bool logged = false;              // the journal reads this ring first
+    const uint64_t *freed = nullptr;  // up to here slots are free but for readers: logged, of a lane drained; null: everywhere
+    uint32_t reader_count = READERS_MAX;  // entries in the reader table; a lane has none
     uint64_t published = 0, claimed = 0, limit = 0;
     int64_t last_timestamp_ns = 0;
     std::vector<uint32_t> reliable;   // entries that hold the writer back
-    const uint32_t *journal_asleep = nullptr;  // in this process; null without a journal
+    const uint32_t *journal_asleep = nullptr;  // of whoever reads this ring first; null without a journal
 
     void open(char *data, ControlHeader *control_segment, bool has_log) {
+        freed = has_log ? &reinterpret_cast<DataHeader *>(data)->watermarks[LOGGED].sequence : nullptr;
+        map(data, control_segment);
+    }
+
+    void open_lane(char *data) {
+        freed = &reinterpret_cast<DataHeader *>(data)->watermarks[DRAINED].sequence;
+        reader_count = 0;
+        map(data, lane_control(data));
+    }
+
+    void map(char *data, ControlHeader *control_segment) {
         header = reinterpret_cast<DataHeader *>(data);
         control = control_segment;
         slots = data + header->slots_offset;
@@ -40,7 +53,6 @@ struct RingWriter {
         mask = slot_count - 1;
         row_bytes = header->row_bytes;
         claim_ahead = slot_count / 64 > 1024 ? 1024 : slot_count / 64;
-        logged = has_log;
         published = load_relaxed(header->watermarks[PUBLISHED].sequence);
         claimed = load_relaxed(header->watermarks[CLAIMED].sequence);
         rescan();
@@ -91,7 +103,7 @@ struct RingWriter {
         exchange(control->attention.wake[1], 0u);
         std::atomic_thread_fence(std::memory_order_seq_cst);  // sync REGISTER: clear first, then look
         reliable.clear();
-        for (uint32_t index = 0; index < READERS_MAX; ++index) {
+        for (uint32_t index = 0; index < reader_count; ++index) {
             const ReaderEntry &entry = control->readers[index];
             if (owner_state(load_acquire(entry.owner)) == READER_ACTIVE && load_relaxed(entry.policy) == RELIABLE)
                 reliable.push_back(index);
@@ -99,9 +111,7 @@ struct RingWriter {
         update_limit();
     }
 
-    uint64_t journal_allows() const {
-        return logged ? load_acquire(header->watermarks[LOGGED].sequence) + slot_count : UINT64_MAX;
-    }
+    uint64_t freed_allows() const { return freed != nullptr ? load_acquire(*freed) + slot_count : UINT64_MAX; }
 
     // What a reader claims to have consumed is taken for no more than what was published.
     uint64_t consumed(uint32_t index) const {
@@ -110,7 +120,7 @@ struct RingWriter {
     }
 
     void update_limit() {
-        uint64_t allowed = journal_allows();
+        uint64_t allowed = freed_allows();
         for (uint32_t index : reliable) {
             const uint64_t reader = consumed(index) + slot_count;
             if (reader < allowed) allowed = reader;
@@ -151,6 +161,18 @@ struct RingWriter {
         }
     }
 };
+
+// Ends a ring whose writer may be in the middle of a call: sets `bits`, FENCED among them, settles where it ends, and returns
+// that. What the call still publishes is either within, or its caller sees the fence (sync FENCE). Nobody is woken yet.
+inline uint64_t fence_ring(DataHeader &header, uint32_t bits) {
+    or_release(header.status, bits);
+    if (!barrier_heavy()) usleep(50'000);  // more than any store takes to be seen
+    if ((load_acquire(header.status) & STATUS_SETTLED) == 0) {  // else an earlier one, who then died, has settled it
+        store_release(header.watermarks[ENDED].sequence, load_acquire(header.watermarks[PUBLISHED].sequence));
+        or_release(header.status, uint32_t{STATUS_SETTLED});
+    }
+    return load_acquire(header.watermarks[ENDED].sequence);
+}
 
 enum PollResult : int { POLL_NOTHING = 0, POLL_ROWS = 1, POLL_LAPPED = 2 };
 

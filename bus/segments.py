@@ -3,6 +3,7 @@
 A bus `exchange` with a topic `trades` is three objects: `/ringmain.exchange` (who writes it; locked for life),
 `/ringmain.exchange.trades` (the ring) and `/ringmain.exchange.trades.ctl` (its reader table). A new ring is made as
 `/ringmain.exchange.trades.new` and put in the old one's place once it is whole: a writer may be killed at any instant.
+A process that publishes through a lane makes `/ringmain.exchange.trades.lane.` and the lane's number, 16 hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ __all__ = [
     "data_name",
     "draft_name",
     "is_locked",
+    "lane_name",
+    "list_lanes",
     "list_names",
     "open_control",
     "split_address",
@@ -38,6 +41,7 @@ PREFIX = "ringmain."
 DIRECTORY = Path("/dev/shm")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 TOPIC = re.compile(r"[a-z_][a-z0-9_]{0,31}")
+LANE = re.compile(r"[0-9a-f]{16}")
 MODES = {
     False: (0o600, 0o600),
     True: (0o640, 0o660),
@@ -77,13 +81,24 @@ def draft_name(bus: str, topic: str) -> str:
     return f"/{PREFIX}{bus}.{topic}.new"
 
 
+def lane_name(bus: str, topic: str, lane: int) -> str:
+    return f"/{PREFIX}{bus}.{topic}.lane.{lane:016x}"
+
+
+def list_lanes(bus: str, topic: str) -> list[int]:
+    """The numbers of the lanes that have segments, sorted: of the living, and those that a dead writer left."""
+    prefix = lane_name(bus, topic, 0)[1:-16]
+    names = (entry.name for entry in os.scandir(DIRECTORY) if entry.name.startswith(prefix))
+    return sorted(int(name[len(prefix) :], 16) for name in names if LANE.fullmatch(name[len(prefix) :]))
+
+
 def list_names() -> dict[str, list[str]]:
     """The buses that have segments on this machine, each with its topics, both sorted. Names only: nothing is opened."""
     found: dict[str, set[str]] = {}
     for entry in os.scandir(DIRECTORY):
         if entry.name.startswith(PREFIX):
             bus, _, topic = entry.name[len(PREFIX) :].partition(".")
-            topic = topic.removesuffix(".ctl").removesuffix(".new")
+            topic = topic.partition(".lane.")[0].removesuffix(".ctl").removesuffix(".new")
             if NAME.fullmatch(bus) and (not topic or TOPIC.fullmatch(topic)):
                 found.setdefault(bus, set()).update([topic] if topic else [])
     return {bus: sorted(topics) for bus, topics in sorted(found.items())}

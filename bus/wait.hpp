@@ -41,6 +41,12 @@ inline void raise_watermark(DataHeader &header, ControlHeader &control, Watermar
     if (load_relaxed(door.want) != 0) ring_doorbell(door.want, door.bell);
 }
 
+// Whoever drains the topic's lanes into its ring sleeps as readers do, on a bell of its own.
+inline void wake_drain(ControlHeader &control) {
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // sync WAKE
+    if (load_relaxed(control.drain.want) != 0) ring_doorbell(control.drain.want, control.drain.bell);
+}
+
 enum WaitStrategy : uint32_t { WAIT_FUTEX = 0, WAIT_SPIN = 1, WAIT_YIELD = 2 };
 enum WaitResult : int { WAIT_MOVED = 0, WAIT_TIMEOUT = 1, WAIT_STATUS = 2 };
 

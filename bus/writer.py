@@ -5,6 +5,7 @@
 2. Opening makes new data segments with a new epoch. What the earlier writer had published is carried over from its rings,
    and what of that the log does not hold yet is logged first: a killed writer loses nothing that was published.
 3. Control segments, and so the reader table, outlive a crashed writer; closing in good order removes everything.
+4. The ring of a topic with lanes is published in by the lanes' drain alone; `writer[topic]` is then a lane as well.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ import numpy as np
 from ..storage import Log, LogFailed, Recovered, Schema, StoreSettings
 from ..storage.engine import Engine
 from ..storage.log import LOG_FILE_BYTES
-from . import _segment
+from . import _lanes, _segment
 from ._journal import Journal
-from .errors import AttachError, NotFound, WriterAlive
+from .errors import AttachError, BusError, NotFound, WriterAlive
+from .lane_publisher import open_lane
+from .lanes import LeftLane, TopicLanes, find_left
 from .publisher import Publisher
 from .segments import (
     DIRECTORY,
@@ -41,6 +44,8 @@ from .segments import (
     data_name,
     draft_name,
     is_locked,
+    lane_name,
+    list_lanes,
     list_names,
 )
 
@@ -50,14 +55,16 @@ SLOTS = 65_536
 HEARTBEAT_S = 0.25
 TAKE_OVER_TRIES = 5
 TAKE_OVER_WAIT_S = 0.05
+DRAIN_S = 10.0  # how long closing waits for readers that leave no room for what is in the lanes
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What opening found of an earlier writer: the log's recovery, and records saved from its rings by topic."""
+    """What opening found of an earlier writer: the log's recovery, and records saved from its rings and lanes by topic."""
 
     log: Recovered | None
     from_rings: Mapping[str, int]
+    from_lanes: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(slots=True)
@@ -71,6 +78,9 @@ class _Parts:
     data: dict[str, Segment] = field(default_factory=dict[str, Segment])
     control: dict[str, Segment] = field(default_factory=dict[str, Segment])
     publishers: dict[str, Publisher] = field(default_factory=dict[str, Publisher])
+    lanes: dict[str, TopicLanes] = field(default_factory=dict[str, TopicLanes])
+    drains: list[threading.Thread] = field(default_factory=list[threading.Thread])
+    drain_s: float = DRAIN_S
     log: Log | None = None
     journal: Journal | None = None
     engine: Engine | None = None
@@ -103,6 +113,8 @@ class Writer:
     sync: "interval" (at most every sync_interval seconds), "always" (after every group written), "never".
     full: what to do when reliable readers leave no room: "block" (up to full_timeout seconds, None: for ever), "raise"
     RingFull, or "drop" those readers. The log always blocks: a slow disk is back-pressure, never loss.
+    lanes: the topics that other processes may publish to as well, see `open_lane`; True: all. `writer[topic]` is a LanePublisher
+    then: the sequences that it returns are its lane's, not the topic's.
     group_readable: let the user's group attach; otherwise only the user.
     retention_bytes, retention_age (seconds): how much of the log to keep at least; None keeps everything.
     store: keep topics by key as well, in memtables and sstables in data_dir, so that `get` finds their rows; None: only log them.
@@ -123,6 +135,7 @@ class Writer:
         sync_interval: float = 0.001,
         full: Literal["block", "raise", "drop"] = "block",
         full_timeout: float | None = None,
+        lanes: Iterable[str] | bool = False,
         group_readable: bool = False,
         retention_bytes: int | None = None,
         retention_age: float | None = None,
@@ -143,6 +156,7 @@ class Writer:
             raise ValueError(f"sync_interval: a positive number of seconds is expected, got {sync_interval}")
         if store is not None and data_dir is None:
             raise ValueError("store: needs a data_dir")
+        self._laned = _laned_topics(lanes, self.schemas)
         codecs = store.codecs(self.schemas) if store is not None else {}
         self._slots = check_slots(slots, self.schemas)
         self._full: Literal["block", "raise", "drop"] = full
@@ -151,6 +165,9 @@ class Writer:
         self._modes = MODES[group_readable]
         self.data_dir = None if data_dir is None else Path(data_dir).absolute()
         self._parts = parts = _Parts(self.bus)
+        self._opening_lane = threading.Lock()
+        if full_timeout is not None:
+            parts.drain_s = min(DRAIN_S, full_timeout)
         self._finalizer = weakref.finalize(self, _close, parts)
         try:
             epoch = self._lock_bus(take_over)
@@ -173,6 +190,7 @@ class Writer:
             self.epoch = epoch
             self._open_topics()
             self._start(parts)
+            self._finish_left_lanes()
             _OPEN.add(self)
         except BaseException:
             self._finalizer.detach()
@@ -254,6 +272,7 @@ class Writer:
     def _open_topics(self) -> None:
         parts = self._parts
         from_rings: dict[str, int] = {}
+        self._from_lanes: dict[str, int] = {}
         log_id = parts.log.log_id if parts.log is not None else 0
         topics = parts.log.topics if parts.log is not None else None
         names = [topic.schema.name for topic in topics] if topics is not None else list(self.schemas)
@@ -267,9 +286,12 @@ class Writer:
             if name not in names:  # an earlier writer's topic that is no more
                 for made in (data_name, draft_name, control_name):
                     Segment.unlink(made(self.bus, name))
+                for lane in list_lanes(self.bus, name):
+                    Segment.unlink(lane_name(self.bus, name, lane))
         self.carried = Carried(
             parts.log.recovered if parts.log is not None else None,
             {name: count for name, count in from_rings.items() if count},
+            {name: count for name, count in self._from_lanes.items() if count},
         )
         assert parts.bus_segment is not None
         _segment.format_bus(
@@ -288,6 +310,9 @@ class Writer:
         control = self._open_control(topic)
         schema_json = schema.to_json()
         name = data_name(self.bus, topic)
+        _lanes.clear_table(control.memory)
+        left = find_left(self.bus, topic, schema, _any_ring(name))
+        self._from_lanes[topic] = sum(lane.end - lane.drained for lane in left)
         old = _old_ring(name, schema, log_id)
         slot_count = self._slots.get(topic) or _slot_count(old)
         _, size_bytes = _segment.data_segment_bytes(len(schema_json), schema.row_bytes, slot_count)
@@ -313,7 +338,10 @@ class Writer:
                 epoch=self.epoch,
                 syncs=self._syncs,
                 indexes=indexes,
+                lanes=topic in self._laned,
             )
+            for index, lane in enumerate(left):
+                _lanes.begin_position(data.memory, index, lane.number, lane.drained)
             if old is not None and last >= first:
                 first = max(first, last - slot_count + 1)
                 _segment.copy_slots(old.memory, data.memory, first, last)
@@ -329,19 +357,10 @@ class Writer:
                 durable=known if logged is not None else 0,
                 indexed=known if indexes else 0,
             )
-            publisher = Publisher(
-                data,
-                control,
-                schema,
-                full=self._full,
-                full_timeout=self._full_timeout,
-                journal=parts.journal,
-                syncs=self._syncs,
-                indexes=indexes,
-            )
-            if parts.log is not None:
-                publisher.stamp_after(parts.log.topic(topic).last_timestamp_ns)
-            parts.publishers[topic] = publisher
+            if left or topic in self._laned:
+                parts.lanes[topic] = self._make_lanes(schema, data, control, indexes, left)
+            else:
+                parts.publishers[topic] = self._make_publisher(schema, data, control, indexes)
             if parts.journal is not None:
                 feeding = parts.engine.feeding(topic) if parts.engine is not None and indexes else (None, None)
                 parts.journal.add_ring(data.memory, control.memory, *feeding)
@@ -352,6 +371,40 @@ class Writer:
             raise
         parts.data[topic], parts.control[topic] = data, control
         return last - logged if logged is not None else 0
+
+    def _make_publisher(self, schema: Schema, data: Segment, control: Segment, indexes: bool) -> Publisher:
+        publisher = Publisher(
+            data,
+            control,
+            schema,
+            full=self._full,
+            full_timeout=self._full_timeout,
+            journal=self._parts.journal,
+            syncs=self._syncs,
+            indexes=indexes,
+        )
+        publisher.stamp_after(self._last_timestamp_ns(schema.name))
+        return publisher
+
+    def _make_lanes(
+        self, schema: Schema, data: Segment, control: Segment, indexes: bool, left: list[LeftLane]
+    ) -> TopicLanes:
+        return TopicLanes(
+            self.bus,
+            schema,
+            data,
+            control,
+            journal=self._parts.journal,
+            durable=self._syncs,
+            indexed=indexes,
+            full=self._full,
+            last_timestamp_ns=self._last_timestamp_ns(schema.name),
+            left=left,
+        )
+
+    def _last_timestamp_ns(self, topic: str) -> int:
+        """The newest stamp that the log has of a topic: none may be earlier."""
+        return self._parts.log.topic(topic).last_timestamp_ns if self._parts.log is not None else 0
 
     def _open_control(self, topic: str) -> Segment:
         """The topic's control segment: an earlier writer's, with the readers in it, or a new one."""
@@ -376,6 +429,28 @@ class Writer:
         parts.threads.append(threading.Thread(target=_keep, args=(parts,), name="ringmain-keeper", daemon=True))
         for thread in parts.threads:
             thread.start()
+        for topic in self._laned & parts.lanes.keys():
+            thread = threading.Thread(target=parts.lanes[topic].run, name=f"ringmain-lanes-{topic}", daemon=True)
+            parts.drains.append(thread)
+            thread.start()
+
+    def _finish_left_lanes(self) -> None:
+        """Topics that had lanes and have none now: drain what is left before anybody publishes in their rings."""
+        parts = self._parts
+        for topic in parts.lanes.keys() - self._laned:
+            lanes = parts.lanes[topic]
+            lanes.request_stop(parts.drain_s)
+            lanes.run()
+            if not lanes.finish():
+                raise BusError(
+                    f"topic {topic!r}: its readers leave no room for {self._from_lanes[topic]} records in lanes that an earlier "
+                    "writer has left; they stay there for the next try"
+                )
+            schema = self.schemas.get(topic)
+            del parts.lanes[topic]
+            if schema is not None:
+                indexes = parts.engine is not None and topic in parts.engine
+                parts.publishers[topic] = self._make_publisher(schema, parts.data[topic], parts.control[topic], indexes)
 
     # --- using ------------------------------------------------------------------------------------------------------
 
@@ -383,7 +458,17 @@ class Writer:
         """The topic's Publisher. KeyError names the topics there are."""
         if topic not in self.schemas:
             raise KeyError(f"bus {self.bus!r} has no topic {topic!r}; it has {', '.join(sorted(self.schemas))}")
-        return self._parts.publishers[topic]
+        publisher = self._parts.publishers.get(topic)
+        return self._open_own_lane(topic) if publisher is None else publisher
+
+    def _open_own_lane(self, topic: str) -> Publisher:
+        """This process's own lane of a topic that has lanes; made when it is asked for first."""
+        publishers = self._parts.publishers
+        with self._opening_lane:
+            if topic not in publishers:
+                full = "raise" if self._full == "raise" else "block"
+                publishers[topic] = open_lane(f"{self.bus}/{topic}", full=full, full_timeout=self._full_timeout)
+        return publishers[topic]
 
     @property
     def keeps_by_key(self) -> bool:
@@ -432,6 +517,17 @@ def check_slots(slots: int | Mapping[str, int], topics: Iterable[str]) -> dict[s
     return counts
 
 
+def _laned_topics(lanes: Iterable[str] | bool, schemas: Mapping[str, Schema]) -> frozenset[str]:
+    if isinstance(lanes, bool):
+        return frozenset(schemas) if lanes else frozenset()
+    if isinstance(lanes, str):
+        raise ValueError(f"lanes: a list of topics, or True, is expected, got {lanes!r}")
+    laned = frozenset(lanes)
+    if unknown := laned - schemas.keys():
+        raise ValueError(f"lanes: no topic {sorted(unknown)[0]!r}; there is {', '.join(sorted(schemas))}")
+    return laned
+
+
 def _is_unfinished(name: str) -> bool:
     """Whether a bus segment has no size yet, and no owner: whoever made it died right then. (One that lives makes another.)"""
     with contextlib.suppress(OSError):
@@ -439,13 +535,21 @@ def _is_unfinished(name: str) -> bool:
     return False
 
 
+def _any_ring(name: str) -> Segment | None:
+    """The ring under this name, whatever it holds."""
+    with contextlib.suppress(NotFound, AttachError):
+        ring = Segment.open(name, writable=False)
+        _segment.read_data(ring.memory, name)
+        return ring
+    return None
+
+
 def _old_ring(name: str, schema: Schema, log_id: int) -> Segment | None:
     """The ring that an earlier writer left under this name, if it holds records of this very topic and log."""
-    try:
-        old = Segment.open(name, writable=False)
-        header = _segment.read_data(old.memory, name)
-    except (NotFound, AttachError):
+    old = _any_ring(name)
+    if old is None:
         return None
+    header = _segment.read_data(old.memory, name)
     fits = (
         header["schema_hash"] == schema.hash and header["row_bytes"] == schema.row_bytes and header["log_id"] == log_id
     )
@@ -510,9 +614,13 @@ def _close(parts: _Parts) -> None:
         return
     for publisher in parts.publishers.values():
         publisher.close()
+    started = any(thread.ident is not None for thread in parts.threads)
+    for topic in parts.lanes if parts.drains else ():
+        parts.lanes[topic].request_stop(parts.drain_s)
+    for thread in parts.drains:
+        thread.join()
     failure: Exception | None = None
     fenced = False
-    started = any(thread.ident is not None for thread in parts.threads)
     if parts.journal is not None and started:
         parts.journal.request_stop()
         parts.threads[0].join()
@@ -530,11 +638,12 @@ def _close(parts: _Parts) -> None:
         # The newer writer may have removed what this one would tidy up.
         with contextlib.suppress(FileNotFoundError) if fenced else contextlib.nullcontext():
             parts.log.close(finish=not started)
+    undrained = [topic for topic, lanes in parts.lanes.items() if not lanes.finish()]
     clean = failure is None and (not parts.journal_result or parts.journal_result[0] == 0)
     for topic, segment in parts.data.items():
         # A ring may hold what no log does: after a failed log, or one that was carried over by an opening that then failed.
         # It stays then, and the next writer saves it.
-        if not clean or (not started and _holds_more_than_log(segment)):
+        if not clean or topic in undrained or (not started and _holds_more_than_log(segment)):
             continue
         if _segment.read_state(segment.memory)["status"] & _segment.STATUS_FENCED:
             continue  # a newer writer reads it, replaces it, and leads its readers on
@@ -551,3 +660,9 @@ def _close(parts: _Parts) -> None:
         parts.lock_fd = -1
     if failure is not None:
         raise failure
+    stuck = [topic for topic in undrained if parts.lanes[topic].event == _lanes.DRAIN_STUCK]
+    if stuck:
+        raise BusError(
+            f"bus {parts.bus!r}: the readers of {', '.join(stuck)} left no room for all that is in its lanes within "
+            f"{parts.drain_s} s; the rest is kept for the next writer"
+        )

@@ -95,6 +95,7 @@ class _Bus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     retention_bytes: Quantity | None = None
     retention_age: Quantity | None = None
     log_file_bytes: Quantity | None = None
+    lanes: bool | list[str] = True
     topics: dict[str, Any] = {}
     store: dict[str, Any] | None = None
 
@@ -142,6 +143,10 @@ class _BusChecker:
             for name in names:
                 if (value := getattr(bus, name)) is not None:
                     settings[name] = self._attempt(name, read, value)
+        settings["lanes"] = list(schemas) if bus.lanes is True else bus.lanes or []
+        for name in settings["lanes"]:
+            if name not in schemas:
+                raise self._error("lanes", f"one of the bus's topics ({', '.join(schemas)}), not {name!r}")
         if slots := self._slots(bus, topics, schemas):
             settings["slots"] = slots
         if bus.store is not None:

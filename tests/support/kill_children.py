@@ -31,7 +31,7 @@ Rows = np.ndarray[Any, np.dtype[np.void]]
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _mix(number: np.ndarray[Any, Any], writer: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
+def mix(number: np.ndarray[Any, Any], writer: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
     mixed = (number * np.uint64(0x9E3779B97F4A7C15)) ^ (writer.astype("u8") * np.uint64(0xC2B2AE3D27D4EB4F))
     return (mixed >> np.uint64(index + 1)) ^ (mixed * np.uint64(2 * index + 3))
 
@@ -42,7 +42,7 @@ def make_rows(first: int, count: int, writer: int) -> Rows:
     rows["number"] = np.arange(first, first + count, dtype="u8")
     rows["writer"] = writer
     for index, name in enumerate(MIXES):
-        rows[name] = _mix(rows["number"], rows["writer"], index)
+        rows[name] = mix(rows["number"], rows["writer"], index)
     return rows
 
 
@@ -51,7 +51,7 @@ def find_fault(rows: Rows) -> str:
     bad = rows["number"] != rows["sequence"]
     bad[1:] |= rows["sequence"][1:] != rows["sequence"][:-1] + 1
     for index, name in enumerate(MIXES):
-        bad |= rows[name] != _mix(rows["number"], rows["writer"], index)
+        bad |= rows[name] != mix(rows["number"], rows["writer"], index)
     return (
         "" if not bad.any() else f"row {int(np.argmax(bad))} of {len(rows)} is not whole: {rows[int(np.argmax(bad))]}"
     )

@@ -20,7 +20,7 @@ full_timeout = 1.5
 retention_bytes = "10 GB"
 retention_age = "30 d"
 group_readable = true
-
+lanes = ["ticks"]
 [bus.exchange.topics.ticks]
 slots = 4096
 key = ["instrument"]
@@ -71,11 +71,12 @@ def test_a_file_says_all_that_a_writer_is_given():
         "retention_bytes": 10_000_000_000,
         "retention_age": 30 * 86400.0,
         "group_readable": True,
+        "lanes": ["ticks"],
     }
     assert (store.topics, store.keep_versions, store.memtable_bytes) == (["ticks"], ["ticks"], 64 << 20)
     assert (store.snapshot_interval, store.compaction_bytes_per_s) == (None, None)
     assert store.shape == Shape(ratio=4, table_bytes=1 << 20)
-    assert (second.name, second.schemas, second.settings) == ("second", (SHIPPED["quotes"],), {})
+    assert (second.name, second.schemas, second.settings) == ("second", (SHIPPED["quotes"],), {"lanes": ["quotes"]})
 
 
 def test_schemas_come_from_a_file_beside_it_too_and_a_topic_there_may_have_slots_here(tmp_path):
@@ -83,7 +84,7 @@ def test_schemas_come_from_a_file_beside_it_too_and_a_topic_there_may_have_slots
     (tmp_path / "ringmain.toml").write_text('[bus.one]\nschemas = "schemas.toml"\ntopics.b.slots = 16\n')
     configuration = load_configuration(tmp_path / "ringmain.toml")
     assert [schema.name for schema in configuration.buses[0].schemas] == ["a", "b"]
-    assert configuration.buses[0].settings == {"slots": {"b": 16}}
+    assert configuration.buses[0].settings == {"slots": {"b": 16}, "lanes": ["a", "b"]}
 
 
 def test_without_topics_of_its_own_a_store_keeps_all_that_are_published():
@@ -118,6 +119,7 @@ def test_without_topics_of_its_own_a_store_keeps_all_that_are_published():
         ('topics = ["ticks"]', 'topics = ["tocks"]', 22, "bus.exchange.store", "not among the schemas: tocks"),
         ('data_dir = "data"\n', "", 21, "bus.exchange.store", "data_dir beside it"),
         ('compression = "none"', 'compression = "zip"', 26, "bus.exchange.store.compression", "Invalid enum value"),
+        ('lanes = ["ticks"]', 'lanes = ["tacks"]', 11, "bus.exchange.lanes", "one of the bus's topics (ticks, trades)"),
         ("[bus.second]", "[bus.Second]", 31, "bus.Second", "bus"),
         ("[bus.second]", "[buses.second]", 31, "buses", "unknown here; expected one of bus"),
         ("topics.quotes = {}", "", 31, "bus.second.topics", "at least one topic"),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import append, delayed, fanout, latency, logged, publish, recover, throughput, wake
+from . import append, delayed, fanout, lanes, latency, logged, publish, recover, throughput, wake
 from .measuring import Bench, Plan
 from .peer import Peer
 from .peer_iceoryx2 import Iceoryx2
@@ -30,6 +30,7 @@ BENCHES: tuple[Bench, ...] = (
     recover.BENCH,
     wake.BENCH,
     delayed.BENCH,
+    lanes.BENCH,
 )
 PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
 
