@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ringmain.bus import attach
+from ringmain.bus import attach, open_lane
 from ringmain.subscribers import RealTime
 from ringmain.tools.exit_codes import FAILED, MISSING, OK
 from support.command import COMMAND, TIMEOUT_S, environment, facts, ringmain, succeed
@@ -110,6 +110,27 @@ def test_ctrl_c_stops_it_as_well_and_sighup_says_that_a_restart_is_needed(config
         service.process.send_signal(signal.SIGHUP)
         service.wait_for("SIGHUP: a changed configuration needs a restart", level="warning")
         assert service.stop(signal.SIGINT) == OK
+
+
+def test_other_processes_publish_to_what_it_serves_also_after_it_was_killed(config, bus_name):
+    with serving(config) as first:
+        first.wait_for("ready")
+        with open_lane(f"{bus_name}/points", reopen=True) as lane, RealTime(f"{bus_name}/points", start=1) as reader:
+            lane.wait(lane.publish(10), "durable", TIMEOUT_S)
+            first.process.kill()
+            first.wait()
+            with serving(config) as second:
+                second.wait_for("ready")
+                lane.wait(lane.publish(20), "indexed", TIMEOUT_S)
+                found: list[int] = []
+                while len(found) < 2:
+                    batch = reader.take(TIMEOUT_S)
+                    assert batch is not None, found
+                    found += batch.copy()["value"].tolist()
+                assert found == [10, 20]
+                lane.close()
+                assert second.stop() == OK
+    assert "20" in succeed("get", config.parent / "data", "points", "20")
 
 
 def test_killed_and_started_again_it_has_what_it_had(config, bus_name):
