@@ -157,11 +157,17 @@ def decode_file_header(data, path):
         raise FormatMismatch(path, "byte order", "little-endian", "another")
     if header.version != LOG_VERSION:
         raise FormatMismatch(path, "log format version", LOG_VERSION, header.version)
+    try:
+        bus = (<bytes>header.bus[:64]).rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        return None
+    if header.bus[63] != 0 or "\0" in bus or header.header_bytes != C_LOG_HEADER_BYTES:
+        return None
     return {
         "log_id": header.log_id, "file_number": header.file_number, "start_position": header.start_position,
         "previous_end": header.previous_end, "epoch": header.epoch, "created_ns": header.created_ns,
         "file_bytes": header.file_bytes, "start_bytes": header.start_bytes,
-        "bus": (<bytes>header.bus[:64]).split(b"\0")[0].decode("utf-8", "replace"),
+        "bus": bus,
     }
 
 

@@ -20,7 +20,7 @@ import os
 import numpy as np
 
 from ._log import FRAME_DTYPE
-from .errors import Corruption, FormatMismatch, StorageError
+from .errors import Corruption, FormatMismatch, SchemaError, StorageError
 from .files import map_file
 
 cnp.import_array()
@@ -281,7 +281,7 @@ cdef class KeyCodec:
             self.fields.push_back(field)
             self.key_bytes += field.bytes
         if self.key_bytes > KEY_BYTES_MAX:
-            raise ValueError(f"topic {self.topic!r}: its key takes {self.key_bytes} bytes; a store takes at most {KEY_BYTES_MAX}")
+            raise SchemaError(f"the key takes {self.key_bytes} bytes; a store takes at most {KEY_BYTES_MAX}", topic=self.topic)
         self.layout = make_unique[KeyLayout](self.fields)
         self.key_words = self.layout.get().words()
         self.packer = RowPacker(self.topic, schema.dtype, self.names)
@@ -612,10 +612,7 @@ cdef class Table:
         if not self.reader.open(self.data, self.data_bytes, damage):
             self._raise(damage)
         header, footer = &self.reader.header(), &self.reader.footer()
-        if header.version != TABLE_VERSION:
-            raise FormatMismatch(path, "version", TABLE_VERSION, header.version)
-        if header.byte_order != TABLE_BYTE_ORDER:
-            raise FormatMismatch(path, "byte order", hex(TABLE_BYTE_ORDER), hex(header.byte_order))
+        _check_version(path, header)
         if header.schema_hash != schema_hash:
             raise FormatMismatch(path, "schema", hex(schema_hash), hex(header.schema_hash))
         if header.row_bytes != codec.row_bytes or header.key_bytes != codec.key_bytes:
@@ -784,6 +781,14 @@ cdef class Table:
         PyBuffer_FillInfo(view, self, self.data, self.data_bytes, 1, flags)
 
 
+cdef int _check_version(object path, const TableHeader *header) except -1:
+    if header.version != TABLE_VERSION:
+        raise FormatMismatch(path, "version", TABLE_VERSION, header.version)
+    if header.byte_order != TABLE_BYTE_ORDER:
+        raise FormatMismatch(path, "byte order", hex(TABLE_BYTE_ORDER), hex(header.byte_order))
+    return 0
+
+
 def table_schema_json(path):
     """The schema that an sstable holds, for who does not know it. Raises Corruption, FileNotFoundError."""
     cdef TableDamage damage
@@ -796,8 +801,8 @@ def table_schema_json(path):
         data = mapped
         start = &data[0]
     sound = reader.open(<const char *>start, len(mapped or b""), damage)
-    if sound and reader.header().version != TABLE_VERSION:
-        raise FormatMismatch(path, "version", TABLE_VERSION, reader.header().version)
+    if sound:  # of another version or byte order no more than that is looked at
+        _check_version(path, &reader.header())
     if not sound or not reader.prove_section(SECTION_SCHEMA, damage):
         raise Corruption(path, damage.offset, f"{damage.what.decode()} {damage.expected:#x}", f"{damage.found:#x}")
     return <bytes>reader.section(SECTION_SCHEMA)[:reader.section_bytes(SECTION_SCHEMA)]

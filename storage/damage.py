@@ -27,6 +27,8 @@ from .schema import Schema
 
 __all__ = ["plan"]
 
+FILE_BYTES_MAX = 1 << 32  # frames that tell of a longer file are not believed
+
 
 def plan(
     directory: Path, archive: Path | None = None, declared: Mapping[int, Schema] | None = None, log_id: int = 0
@@ -89,7 +91,8 @@ class _Following:
         draft.regions = regions
         own = {topic.number: (topic, topic.schema.to_json()) for topic in read_topics(file, frames)}
         self.catalog.update(own)
-        if draft.header_wrong or (regions and regions[0].start < draft.header.start_bytes):
+        used = set(row_frames(frames)["topic"].tolist())
+        if draft.header_wrong or used - own.keys() or (regions and regions[0].start < draft.header.start_bytes):
             self._declare_again(index, frames, own)
         for slot in (slot for region in regions for slot in region.slots):
             self.catalog[slot.topic.number] = slot.topic, slot.json
@@ -124,6 +127,13 @@ class _Following:
             if frames["kind"][-1] == _log.FRAME_CLOSE:
                 break
             at = end
+        known_bytes = durable - file.header.start_position
+        room = min(max(len(file.data), file.header.file_bytes), FILE_BYTES_MAX)
+        if known_bytes > room:
+            raise StorageError(
+                f"{file.path}: its frames say that {known_bytes} bytes of it were on the disk, and at most {room} can have been. "
+                "Restore the file from a copy"
+            )
         end = HEADER
         for start, stop in runs:
             if start != end and file.header.start_position + end >= durable:
@@ -414,5 +424,7 @@ def _is_bare(head: bytes) -> bool:
         int.from_bytes(head[60:64], "little"),
     )
     return (
-        sum(found == right for found, right in zip(sizes, (FRAME, 0, 0), strict=True)) >= 2 and head[:4] != b"\0\0\0\0"
+        len(head) == FRAME
+        and sum(found == right for found, right in zip(sizes, (FRAME, 0, 0), strict=True)) >= 2
+        and head[:4] != b"\0\0\0\0"
     )

@@ -16,13 +16,14 @@ from ._log import crc32c
 from .errors import Corruption
 from .manifest_format import (
     CRC,
+    DURABLE,
     DURABLE_OFFSET,
+    FILE,
     FIXED,
     HEADER_BYTES,
     Header,
     decode_header,
     encode_durable,
-    encode_header,
     mend_record,
     scan_past_damage,
 )
@@ -125,16 +126,17 @@ def _headers(data: bytes, path: Path, log_id: int) -> Iterator[tuple[Header, int
             known = header
             yield header, _durable(data, header), "one byte of the header was wrong"
     _, _, _, found_log_id, generation, _, _ = FIXED.unpack(fixed)
-    tried = {(known.log_id, known.generation)} if mended is not None else set[tuple[int, int]]()
-    for candidate in (found_log_id, log_id):
-        for number in (generation, *range(1, GENERATION_MAX)):
-            header = Header(candidate, number, 0)
-            if not candidate or (candidate, number) in tried:
-                continue
-            tried.add((candidate, number))
-            durable_bytes = _durable(data, header)
-            if durable_bytes is not None or number == generation:
-                yield header, durable_bytes, "the header was damaged"
+    slot, crc = data[DURABLE_OFFSET : DURABLE_OFFSET + DURABLE.size], data[DURABLE_OFFSET + DURABLE.size : HEADER_BYTES]
+    wanted = int.from_bytes(crc, "little")
+    for candidate in dict.fromkeys((found_log_id, log_id)):
+        if not candidate:
+            continue
+        header = Header(candidate, generation, 0)
+        if mended is None or (header.log_id, header.generation) != (known.log_id, known.generation):
+            yield header, _durable(data, header), "the header was damaged"
+        for number in range(1, GENERATION_MAX):
+            if crc32c(slot, crc32c(FILE.pack(candidate, number))) == wanted and number != generation:
+                yield Header(candidate, number, 0), DURABLE.unpack(slot)[0], "the header was damaged"
 
 
 def _decode_fixed(fixed: bytes, path: Path) -> Header | None:
@@ -149,11 +151,9 @@ def _decode_fixed(fixed: bytes, path: Path) -> Header | None:
 
 def _durable(data: bytes, header: Header) -> int | None:
     """durable_bytes, where its checksum is right for this header."""
-    page = encode_header(header, 0)[:DURABLE_OFFSET] + data[DURABLE_OFFSET:HEADER_BYTES]
-    try:
-        return decode_header(page, Path())[1]
-    except Corruption:
-        return None
+    slot = data[DURABLE_OFFSET : DURABLE_OFFSET + DURABLE.size]
+    is_right = crc32c(slot, header.seed) == int.from_bytes(data[DURABLE_OFFSET + DURABLE.size : HEADER_BYTES], "little")
+    return DURABLE.unpack(slot)[0] if is_right else None
 
 
 def _decode(payload: bytes | None) -> Edit | None:

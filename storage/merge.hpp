@@ -130,7 +130,7 @@ class TableSource final : public MergeSource {
         if (!table_.compressed()) {
             rows_ = table_.stored_block(block);
         } else {
-            buffer_.resize(table_.block_rows() * table_.header().row_bytes);
+            buffer_.resize(table_.rows_in(block) * table_.header().row_bytes);
             if (load_ == nullptr || load_(context_, &table_, block, buffer_.data()) != 0) {
                 damage = {"a block that decompresses", table_.block_entries()[block].offset, 0, 0};
                 damaged = true;

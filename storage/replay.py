@@ -111,14 +111,26 @@ def replay(
             memtable = active
         else:
             memtable = Memtable(codec, 0, memory, rows_elsewhere=end - first)
-        for source in _holding(files, topic.schema.name, first, end):
+        later = [topic.next_sequence, *(begin for begin in begins if begin >= end)]
+        for source in _holding(files, begins, first, end):
             file, frames = source.open()
             mine = frames[frames["topic"] == topic.number]
             memtable.replay(file.data, mine, first, end)
+            later += mine["first_sequence"][mine["first_sequence"] >= end][:1].tolist()
+        if not len(memtable):
+            hole_ends.append(min(later))
         return memtable
 
-    starts = range(checkpoint + 1, topic.next_sequence, active.capacity)
-    jobs = ((first, min(first + active.capacity, topic.next_sequence)) for first in starts)
+    def ranges() -> Iterator[tuple[int, int]]:
+        first = checkpoint + 1
+        while first < topic.next_sequence:
+            end = min(first + active.capacity, topic.next_sequence)
+            yield first, end
+            first = max(end, hole_ends[-1])
+
+    begins = [file.begins.get(topic.schema.name, 0) for file in files]
+    hole_ends = [0]  # of the holes that a repair left in the sequences: they may be wide
+    jobs = ranges()
     filling = deque(pool.submit(fill, *job) for job in itertools.islice(jobs, AHEAD))
 
     def in_turn() -> Iterator[Memtable]:
@@ -130,7 +142,6 @@ def replay(
     return in_turn()
 
 
-def _holding(files: Sequence[Unflushed], topic: str, first: int, end: int) -> Sequence[Unflushed]:
-    """Those of the files that may hold a topic's rows from `first` to before `end`."""
-    begins = [file.begins.get(topic, 0) for file in files]
+def _holding(files: Sequence[Unflushed], begins: Sequence[int], first: int, end: int) -> Sequence[Unflushed]:
+    """Those of the files that may hold a topic's rows from `first` to before `end`. begins: the topic's next row in each."""
     return files[max(0, bisect_right(begins, first) - 1) : bisect_left(begins, end)]

@@ -51,7 +51,7 @@ class TableReader {
         if (header_.version != TABLE_VERSION || header_.byte_order != TABLE_BYTE_ORDER) return true;  // the caller refuses it
         const uint64_t rows = footer_.row_count, words = (header_.key_bytes + 7) / 8;
         if (header_.block_rows == 0 || header_.row_bytes < 24 || words == 0 || words > KEY_WORDS_MAX || rows == 0 ||
-            rows > bytes || footer_.block_count != (rows + header_.block_rows - 1) / header_.block_rows)
+            rows > bytes || footer_.bloom_lines > bytes || footer_.block_count != (rows + header_.block_rows - 1) / header_.block_rows)
             return fail(damage, "counts that agree", end + 24, header_.block_rows, footer_.block_count);
         const uint64_t sizes[] = {footer_.block_count * words * 8, footer_.block_count * sizeof(BlockEntry), rows,
                                   footer_.bloom_lines * 64, footer_.tombstone_count != 0 ? (rows + 63) / 64 * 8 : 0};
@@ -64,7 +64,7 @@ class TableReader {
         }
         data_end_ = footer_.sections[SECTION_KEYS].offset;
         const uint64_t data_bytes = rows * header_.row_bytes;
-        if (!compressed() && data_bytes > data_end_ - TABLE_PAGE_BYTES)
+        if (!compressed() && rows > (data_end_ - TABLE_PAGE_BYTES) / header_.row_bytes)
             return fail(damage, "room for all rows", end + 24, data_bytes, data_end_ - TABLE_PAGE_BYTES);
         block_proven_ = std::make_unique<uint8_t[]>(footer_.block_count);
         return true;

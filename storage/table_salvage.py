@@ -1,7 +1,7 @@
 """What is provably good in a damaged sstable: the rows of blocks that their index, and what proves the index, vouch for.
 
-1. A block's rows count where its bytes have the checksum that the index names, and the index is proven: by the footer, or,
-   where either is damaged, by first keys and tags that fit every row. Nothing is taken on looks.
+1. A block's rows count where its bytes have the checksum that the index names, and the index is proven: by the footer and what
+   tells the schema, or, where one of these is damaged, by first keys and tags that fit every row. Nothing is taken on looks.
 2. Whether a row is a tombstone must be proven as well. A tombstone has nothing but stamp and key; so without the bits a row
    that has more is none, and the others are given up unless all of them must be.
 3. One wrong byte in header, footer, index or tombstones is put right where what it proves then fits (see mend.py).
@@ -96,6 +96,14 @@ class TableFile:
         except SchemaError:
             return None
 
+    @property
+    def schema_hash(self) -> int | None:
+        """Of the schema that its rows have, where that is proven."""
+        if self.header is not None:
+            return self.header.schema_hash
+        schema = self.schema()
+        return None if schema is None else schema.hash
+
     def section(self, which: int) -> bytes | None:
         """A section's bytes where the footer vouches for them, with one wrong byte put right; None where they are damaged."""
         if self.footer is None:
@@ -157,7 +165,10 @@ def read_table_file(path: Path, file_bytes: int | None = None) -> TableFile:
 
 
 def salvage(file: TableFile, schema: Schema, info: TableInfo | None) -> Salvaged:
-    """What is good in a table. schema: of its topic. info: what the manifest says of it, where it says something."""
+    """What is good in a table. schema: of its topic, and the file's where `schema_hash` is known.
+
+    info: what the manifest says of it, where it says something.
+    """
     return _Salvage(file, schema, info).run()
 
 
@@ -229,13 +240,14 @@ class _Salvage:
             nothing.lost.append(LostBlocks(bounds, row_count or 0))
             return nothing
         index, proven = entries
+        proven = proven and self.file.schema_hash is not None  # else these may be another topic's rows
         shape = self._shape(index, row_count)
         if shape is None:
             self.wrong.append("nothing tells how many rows a block has")
             nothing.lost.append(LostBlocks(bounds, row_count or 0))
             return nothing
         compression, block_rows, counts = shape
-        keys, tags = self._index_keys(index, counts, proven)
+        keys, tags = self._index_keys(index, counts)
         blocks: list[Array | None] = []
         for number, entry in enumerate(index):
             rows = self._block(entry, compression, counts[number])
@@ -278,13 +290,15 @@ class _Salvage:
         for at in (np.flatnonzero(begin == PAGE_BYTES) * 64)[::-1].tolist():
             if at < PAGE_BYTES or at + ENTRY.itemsize > len(data):
                 continue
+            head = np.frombuffer(data, ENTRY, min(2, (len(data) - at) // ENTRY.itemsize), at)
+            is_followed = len(head) == 2 and int(head[1]["offset"]) == PAGE_BYTES + int(head[0]["bytes"])
+            if not is_followed and self._stored(head[0]) is None:
+                continue  # a value that is the same by chance, as one of every row may be
             rest = np.frombuffer(data, ENTRY, (len(data) - at) // ENTRY.itemsize, at)
             ends = rest["offset"] + rest["bytes"]
             follows = (rest["offset"][1:] == ends[:-1]) & (ends[1:] <= at) & (rest["bytes"][1:] > 0)
             count = 1 + (len(follows) if follows.all() else int(np.argmin(follows)))
-            first = rest[0]
-            stored = data[PAGE_BYTES : PAGE_BYTES + int(first["bytes"])]
-            if count > 1 or (len(stored) == first["bytes"] > 0 and crc32c(stored) == first["crc"]):
+            if count > 1 or self._stored(rest[0]) is not None:
                 self.entries_at = at
                 return rest[:count], False
         return None
@@ -349,7 +363,7 @@ class _Salvage:
 
     # --- what vouches for a block -----------------------------------------------------------------------------------
 
-    def _index_keys(self, index: Array, counts: list[int], proven: bool) -> tuple[Array | None, Array | None]:
+    def _index_keys(self, index: Array, counts: list[int]) -> tuple[Array | None, Array | None]:
         """First keys and tags: from proven sections, or, where the footer is gone, from where they must lie."""
         count, row_count = len(index), sum(counts)
         if self.file.footer is not None:

@@ -109,7 +109,9 @@ class TopicRepair:
 
     def _is_ours(self, file: TableFile) -> bool:
         header = file.header
-        return header is None or (header.log_id, header.topic) == (self.files.log_id, self.schema.name)
+        if header is not None and (header.log_id, header.topic) != (self.files.log_id, self.schema.name):
+            return False
+        return file.schema_hash in (None, self.schema.hash)
 
     def _nothing(self, info: TableInfo | None, wrong: str) -> Salvaged:
         found = Salvaged(np.empty(0, self.schema.dtype), np.empty(0, "u1"), wrong=[wrong])

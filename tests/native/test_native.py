@@ -181,6 +181,14 @@ def test_a_changed_log_file_is_never_read_out_of_bounds_nor_believed(sanitizer: 
     assert counts["forged"] > 0, counts
 
 
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_a_changed_sstable_is_never_read_out_of_bounds_nor_believed(sanitizer: str, need) -> None:
+    need(sanitizer)
+    counts = counts_of(run(compiled("table_fuzz", sanitizer), SECONDS, 1))
+    assert counts["rounds"] > counts["opened"] > counts["sound"] > 0, counts
+    assert counts["found"] > 0, counts
+
+
 # --- broken on purpose --------------------------------------------------------------------------------------------------
 
 BROKEN = {
@@ -254,6 +262,21 @@ BROKEN = {
         "if (offset >= end) return log.limit;", "if (offset >= end) return offset - 8;",
         "before the place where the search began",
     ),
+    "a section may reach beyond the table": (
+        "table_fuzz", "address", "", "storage/sstable_reader.hpp",
+        "section.bytes > end - section.offset ||", "",
+        "AddressSanitizer",
+    ),
+    "a filter may have more lines than the file": (
+        "table_fuzz", "address", "", "storage/sstable_reader.hpp",
+        "footer_.bloom_lines > bytes ||", "",
+        "sstable_format.hpp",
+    ),
+    "a block's checksum is not looked at": (
+        "table_fuzz", "plain", "", "storage/sstable_reader.hpp",
+        'if (crc != entry.crc) return fail(damage, "a block\'s checksum", entry.offset, crc, entry.crc);', "",
+        "a row was found that was never written",
+    ),
     "the checksum is not looked at": (
         "scan_fuzz", "plain", "", "storage/log_scan.hpp",
         "return proven || crc32c(", "return true || crc32c(",
@@ -279,7 +302,7 @@ def test_a_broken_core_is_found_out(what: str, need, tmp_path: Path) -> None:
     for seed in range(SEEDS):
         shutil.rmtree(log, ignore_errors=True)
         log.mkdir()
-        before = {"ring_stress": [mode], "journal_stress": [log, mode], "scan_fuzz": []}[program]
+        before = {"ring_stress": [mode], "journal_stress": [log, mode], "scan_fuzz": [], "table_fuzz": []}[program]
         done = run(binary, *before, SECONDS, seed)
         if done.returncode != 0:
             assert found in done.stderr, done.stderr

@@ -179,7 +179,7 @@ def test_a_key_of_as_many_bytes_as_allowed_works_to_its_last_byte(kinds):
 @pytest.mark.parametrize("kinds", [("S257",), ("u8",) * 32 + ("?",), ("S4000",)])
 def test_a_longer_key_is_refused_with_its_length(kinds):
     bytes_ = sum(np.dtype(kind).itemsize for kind in kinds)
-    with pytest.raises(ValueError, match=rf"keyed.* key takes {bytes_} bytes; a store takes at most 256"):
+    with pytest.raises(SchemaError, match=rf"keyed.* key takes {bytes_} bytes; a store takes at most 256"):
         KeyCodec(keyed(*kinds))
 
 

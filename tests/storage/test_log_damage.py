@@ -441,6 +441,23 @@ def test_a_newer_version_is_refused_and_not_called_damage(pristine):
         examine(directory)
 
 
+@pytest.mark.parametrize(
+    ("at", "wrong"),
+    [(72, b"caf\xe9"), (72, b"a\0b"), (72, b"x" * 64), (52, b"\0\0"), (52, b"\xff\xff")],
+    ids=["not UTF-8", "a zero within", "no zero behind", "a header of no bytes", "a header of 65535 bytes"],
+)
+def test_a_header_that_no_writer_writes_is_damaged_though_its_checksum_is_right(pristine, at, wrong):
+    directory, _, _ = pristine
+    path = file_path(directory, 3)
+    data = bytearray(path.read_bytes())
+    data[at : at + len(wrong)] = wrong
+    data[4092:4096] = _log.crc32c(bytes(data[:4092])).to_bytes(4, "little")
+    path.write_bytes(data)
+    problem = examine(directory).problems[0]
+    assert isinstance(problem, Corruption)
+    assert (problem.path, problem.offset) == (str(path), 0)
+
+
 # --- sound frames that do not belong together --------------------------------------------------------------------------------
 
 

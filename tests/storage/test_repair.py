@@ -165,6 +165,31 @@ def test_at_the_end_of_a_log_no_sequence_is_used_twice_even_where_nothing_tells_
     assert_repaired(tmp_path, report, {"points": 3, "pairs": 5})
 
 
+def test_no_sequence_is_used_twice_where_the_disk_held_more_than_is_left_of_the_file(tmp_path):
+    builder = Builder(tmp_path)
+    path = builder.begin()
+    builder.rows(PAIRS, 3)
+    builder.durable = builder.position + FRAME + FRAME + 120  # behind the mark a frame was, of which nothing is left
+    builder._add(_log.FRAME_MARK, b"")
+    path.write_bytes(builder.data)
+    report = repair(tmp_path)
+    assert lost_of(report) == [("pairs", 4, 5), ("points", 1, 3)]
+    assert_repaired(tmp_path, report, {"points": 0, "pairs": 3})
+
+
+def test_frames_that_tell_of_more_than_the_file_had_room_for_are_not_believed(tmp_path):
+    builder = Builder(tmp_path)
+    path = builder.begin()
+    builder.rows(POINTS, 3)
+    for durable in (FILE_BYTES + 8, 1 << 63):
+        builder.durable = durable
+        builder.rows(POINTS, 1)
+        before = path.read_bytes()
+        with pytest.raises(StorageError, match=f"at most {FILE_BYTES} can have been"):
+            repair(tmp_path)
+        assert path.read_bytes() == before
+
+
 def test_damage_in_several_frames_and_files_is_repaired_at_once(tmp_path):
     _, frames = build(tmp_path)
     expected = []
@@ -262,7 +287,8 @@ def test_destroyed_declarations_come_back_from_a_neighbour(tmp_path, number, sto
     assert_repaired(tmp_path, report, LAST)
 
 
-def test_without_any_declaration_nothing_is_touched(tmp_path):
+@pytest.mark.parametrize("told", [True, False], ids=["the header tells of them", "the header tells of none"])
+def test_without_any_declaration_nothing_is_touched(tmp_path, told):
     builder = Builder(tmp_path)
     path = builder.begin()
     builder.rows(POINTS, 3)
@@ -272,6 +298,10 @@ def test_without_any_declaration_nothing_is_touched(tmp_path):
         file.seek(4100)
         file.write(os.urandom(150))
     damaged = path.read_bytes()
+    if not told:
+        damaged = damaged[:136] + bytes(8) + damaged[144:]  # start_bytes
+        damaged = damaged[:4092] + _log.crc32c(damaged[:4092]).to_bytes(4, "little") + damaged[4096:]
+        path.write_bytes(damaged)
     with pytest.raises(
         StorageError, match="the declaration of topic number 0 is damaged, and no other file of this log has it"
     ):

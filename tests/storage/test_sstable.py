@@ -697,6 +697,17 @@ def test_a_file_whose_checksums_are_right_and_whose_counts_are_not_is_damaged(tm
             assert 0 <= caught.value.offset <= len(data), name
 
 
+def test_a_block_takes_no_more_memory_than_the_rows_that_are_there(tmp_path, compression):
+    rows = rows_of(POINTS, [(key,) for key in range(10)])
+    path = write_table(tmp_path / "t.sst", POINTS, rows, block_bytes=1 << 20, compression=compression)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, 56, 0xFFFF_FFFF)  # block_rows
+    path.write_bytes(sealed(data))
+    table = opened(path, POINTS)
+    assert scan(table) == [row.tobytes() for row in rows]
+    assert table.rows().tobytes() == rows.tobytes()
+
+
 def test_a_table_of_another_number_topic_store_or_size_is_not_the_one_that_the_manifest_means(tmp_path):
     files, codec = TableFiles(tmp_path, LOG_ID, 4096), KeyCodec(POINTS)
     rows = rows_of(POINTS, [(key,) for key in range(400)])

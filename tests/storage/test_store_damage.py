@@ -5,17 +5,24 @@ RINGMAIN_SEED chooses another sample (it is printed); RINGMAIN_NIGHTLY flips eve
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ringmain.storage import Corruption, LogLocked, Schema, StorageError
 from ringmain.storage.log_files import list_files
+from ringmain.storage.manifest import read_manifest
 from ringmain.storage.store_repair import Repaired, repair_store
 from ringmain.storage.store_verify import verify_store
+from ringmain.storage.table_salvage import read_table_file, salvage
 from support.damaged_store import (
+    PAGE_BYTES,
     TOPICS,
     Part,
     Whole,
@@ -24,10 +31,11 @@ from support.damaged_store import (
     edges_of,
     flipped,
     make_whole,
+    open_store,
     parts_of,
     replace,
 )
-from support.sstables import needs
+from support.sstables import needs, write_table
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230601"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
@@ -161,6 +169,25 @@ def test_repair_of_a_flipped_byte_without_history_loses_at_most_the_block_or_fra
         shutil.rmtree(copy)
 
 
+@pytest.mark.skipif(not NIGHTLY, reason="RINGMAIN_NIGHTLY flips every byte")
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_every_byte_of_every_kind_of_file_is_proven(name, tmp_path, request):
+    whole = request.getfixturevalue(name)
+    for file in kinds_of_files(whole):
+        data = (whole.directory / file).read_bytes()
+        copy = damaged(whole, tmp_path / "copy", file, data)
+        for part in parts_of(whole.directory / file):
+            for offset in range(part.offset, part.end):
+                (copy / file).write_bytes(flipped(data, offset, 1 << offset % 8))
+                expect_found(whole, copy, file, part)
+                if offset % 23 == 0:
+                    again = whole.copy(tmp_path / "again")
+                    replace(again, file, flipped(data, offset, 1 << offset % 8))
+                    repaired(whole, again)
+                    shutil.rmtree(again)
+        shutil.rmtree(copy)
+
+
 # --- more than one ------------------------------------------------------------------------------------------------------
 
 
@@ -204,3 +231,201 @@ def test_whatever_becomes_of_a_file_is_found_and_repaired_and_what_is_lost_is_li
                 check_reads(whole, copy, to_its_end=in_last_log(whole, file))
                 repaired(whole, copy)
             shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("name", ["bare", "packed"])
+def test_each_record_of_the_manifest_may_be_lost_and_the_tables_are_found_all_the_same(name, tmp_path, request):
+    whole, manifest = request.getfixturevalue(name), Path("store", "MANIFEST")
+    data = (whole.directory / manifest).read_bytes()
+    records = [part for part in parts_of(whole.directory / manifest) if part.kind == "manifest record"]
+    assert len(records) > 4
+    for part in records if NIGHTLY else [records[0], records[1], records[len(records) // 2], records[-1]]:
+        copy = damaged(whole, tmp_path / "copy", manifest, data[: part.offset] + bytes(60) + data[part.offset + 60 :])
+        assert expect_found(whole, copy, manifest, part)
+        report, changed = repaired(whole, copy)
+        assert changed == 0
+        if part is records[1]:
+            assert (copy / "store" / "lost+found" / "MANIFEST").exists()
+            assert any("records of it are damaged" in change.what for change in report.changes)
+        shutil.rmtree(copy)
+
+
+def test_all_files_damaged_at_once_are_repaired_at_once(packed, tmp_path):
+    chosen = random.Random(SEED)
+    copy = packed.copy(tmp_path / "copy")
+    for file in packed.files():
+        data = (copy / file).read_bytes()
+        replace(copy, file, flipped(flipped(data, chosen.randrange(len(data))), chosen.randrange(len(data))))
+    print(repaired(packed, copy)[0])
+
+
+def test_tables_that_changed_their_names_get_them_back(bare, tmp_path):
+    copy = bare.copy(tmp_path / "copy")
+    one, other, third = (copy / file for file in bare.tables("tape")[:3])
+    one.rename(copy / "x")
+    other.rename(one)
+    third.rename(other)
+    (copy / "x").rename(third)
+    report, changed = repaired(bare, copy)
+    assert (changed, report.lost) == (0, ())
+    assert [change.what for change in report.changes] == ["got its right name back"] * 3
+
+
+# --- what repair promises -----------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_another_store_is_not_taken_for_a_damaged_one_of_this(bare, tmp_path):
+    """It has the same number, and its header, which would tell, is damaged."""
+    copy = bare.copy(tmp_path / "copy")
+    state = read_manifest(copy / "store")
+    table = next(iter(state.versions["book"].tables()))
+    schema = Schema("other", {"a": "u8", "b": "u8"}, key=("a",))
+    rows = np.zeros(40, schema.dtype)
+    rows["sequence"] = rows["a"] = np.arange(1, 41)
+    path = copy / "store" / f"{table.number:010d}.sst"
+    path.unlink()
+    write_table(path, schema, rows, number=table.number)
+    data = path.read_bytes()
+    path.write_bytes(bytes(PAGE_BYTES) + data[PAGE_BYTES:])
+    report, _ = repaired(bare, copy)
+    assert "it is another table" in str(report)
+
+
+def test_values_that_look_like_the_beginning_of_an_index_do_not_keep_a_repair(tmp_path):
+    schema = Schema("points", {"key": "u8", "value": "u8", "other": "u8"}, key=("key",))
+    rows = np.zeros(400_000, schema.dtype)
+    rows["sequence"] = rows["key"] = np.arange(1, len(rows) + 1)
+    rows["value"] = PAGE_BYTES  # where the first block lies
+    path = write_table(tmp_path / "0000000001.sst", schema, rows, block_bytes=4096)
+    data = bytearray(path.read_bytes())
+    data[-PAGE_BYTES:] = bytes(PAGE_BYTES)
+    path.write_bytes(data)
+    assert salvage(read_table_file(path), schema, None).rows.tobytes() == rows.tobytes()
+    at = data.index(struct.pack("<QQ", PAGE_BYTES, 1))  # the index: the first block's place and sequence
+    data[at : at + 24 * 100] = bytes(24 * 100)
+    path.write_bytes(data)
+    found = salvage(read_table_file(path), schema, None)
+    assert len(found.rows) == 0
+    assert "the index of the blocks is damaged" in found.wrong
+
+
+def listing(directory: Path) -> list[tuple[str, int]]:
+    """Every file with what tells whether it was replaced."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != "LOCK")
+    return sorted((str(path.relative_to(directory)), path.stat().st_ino) for path in paths)
+
+
+def damaged_in_three_places(whole: Whole, copy: Path) -> Path:
+    """A table's block, a record of the manifest, and a frame of the log."""
+    whole.copy(copy)
+    log = next(name for name in reversed(whole.files()) if name.parent.name == "log")
+    frames = [part for part in parts_of(whole.directory / log) if part.kind == "frame rows"]
+    record = [part for part in parts_of(whole.directory / "store" / "MANIFEST") if part.kind == "manifest record"][1]
+    for file, offset in (
+        (whole.tables("book")[-1], PAGE_BYTES + 5),
+        (log, frames[1].offset + 70),
+        (Path("store", "MANIFEST"), record.offset + 20),
+        (Path("store", "MANIFEST"), record.offset + 30),
+    ):
+        replace(copy, file, flipped((copy / file).read_bytes(), offset))
+    return copy
+
+
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(packed, tmp_path):
+    copy = damaged_in_three_places(packed, tmp_path / "copy")
+    before = listing(copy)
+    planned = repair_store(copy, dry_run=True)
+    assert listing(copy) == before
+    report, _ = repaired(packed, copy)
+    assert [change.path for change in planned.changes] == [change.path for change in report.changes]
+    assert (planned.lost, planned.taken_again_count) == (report.lost, report.taken_again_count)
+    assert "would be repaired" in str(planned)
+
+
+def test_nothing_is_deleted(packed, tmp_path):
+    copy = damaged_in_three_places(packed, tmp_path / "copy")
+    before = {path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != "LOCK"}
+    repair_store(copy)
+    assert before <= {path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_a_repair_that_is_killed_at_any_instant_can_be_run_again(packed, tmp_path):
+    count = 0
+    while True:
+        copy = damaged_in_three_places(packed, tmp_path / "copy")
+        if killed_at(count, copy):
+            repaired(packed, copy)
+            shutil.rmtree(copy)
+            count += 1 if NIGHTLY else 8
+            continue
+        assert count > 40
+        return
+
+
+def killed_at(count: int, directory: Path) -> bool:
+    """Repair in a child that dies before its call number `count` that changes something. False: it came through."""
+    child = os.fork()
+    if child == 0:
+        left = count
+
+        def dying(call):
+            def instead(*arguments, **more):
+                nonlocal left
+                if not left:
+                    os._exit(9)
+                left -= 1
+                return call(*arguments, **more)
+
+            return instead
+
+        for name in ("rename", "link", "unlink", "mkdir", "open", "pwrite", "ftruncate", "fsync", "fdatasync"):
+            setattr(os, name, dying(getattr(os, name)))
+        try:
+            repair_store(directory)
+            os._exit(0)
+        except BaseException as error:
+            print(error, flush=True)
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), f"ended with {status}"
+    return status == 9
+
+
+def test_a_store_that_is_written_is_not_repaired(plain, tmp_path):
+    copy = plain.copy(tmp_path / "copy")
+    with open_store(copy), pytest.raises(LogLocked):
+        repair_store(copy)
+    with pytest.raises(FileNotFoundError, match="holds no store"):
+        repair_store(tmp_path)
+
+
+# --- opening a damaged store ----------------------------------------------------------------------------------------------
+
+
+def test_a_writer_that_opens_a_damaged_store_makes_nothing_worse(bare, tmp_path):
+    chosen = random.Random(SEED)
+    for file in kinds_of_files(bare):
+        contents = [(what, data) for what, data in other_content(bare, file, chosen) if what != "grown"]
+        for what, data in contents if NIGHTLY else chosen.sample(contents, 3):
+            print(file, what)
+            copy = damaged(bare, tmp_path / "copy", file, data)
+            with contextlib.suppress(StorageError, FileNotFoundError), open_store(copy):
+                pass
+            if not in_last_log(bare, file):  # of which a torn end may go
+                repaired(bare, copy)
+            shutil.rmtree(copy)
+
+
+def test_a_log_that_ends_before_the_tables_is_not_written_to(plain, tmp_path):
+    log = next(name for name in reversed(plain.files()) if name.parent.name == "log")
+    frames = [part for part in parts_of(plain.directory / log) if part.kind != "log header"]
+    rows = next(part for part in frames if part.kind == "frame rows")
+    data = (plain.directory / log).read_bytes()
+    copy = damaged(plain, tmp_path / "copy", log, data[: rows.offset])
+    tables = [path for path in listing(copy / "store") if path[0] != "MANIFEST"]
+    with pytest.raises(Corruption, match="which tables have"):
+        open_store(copy)
+    assert [path for path in listing(copy / "store") if path[0] != "MANIFEST"] == tables
+    repair_store(copy)
+    with open_store(copy) as store:
+        assert store["book"].put(1, b"B", 1, b"new") > 1 << 32  # no sequence is used twice

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from ringmain.storage import Corruption, Schema
+from ringmain.storage._log import crc32c
 from ringmain.storage._tree import KeyCodec
 from ringmain.storage.errors import StorageError
 from ringmain.storage.log_files import list_files
 from ringmain.storage.manifest import Edit, Manifest, read_manifest
+from ringmain.storage.manifest_reader import MANIFEST_NAME
 from ringmain.storage.store import Store
 from ringmain.storage.store_verify import Finding, verify_store
 from ringmain.storage.table_files import open_table
 from support.followed_store import BOOK, SMALL, TAPE, key_of
 from support.logs import flip, wait_until
-from support.sstables import PAGE_BYTES, sealed, sections, write_table
+from support.sstables import PAGE_BYTES, SECTIONS, sealed, sections, write_table
 
 FILE_BYTES = 4 << 20
 
@@ -207,8 +209,6 @@ def table_of(tmp_path: Path, flags: bool = True) -> Path:
 
 def with_section(data: bytes, name: str, at: int, new: bytes) -> bytes:
     """The file with other bytes in a section and all its checksums right."""
-    from ringmain.storage._log import crc32c
-
     changed = bytearray(data)
     offset, size = sections(data)[name]
     changed[offset + at : offset + at + len(new)] = new
@@ -255,8 +255,6 @@ def test_a_footer_that_does_not_say_what_the_rows_do_is_damage_though_its_checks
 
 
 def test_rows_out_of_order_are_damage_though_their_checksums_are_right(tmp_path):
-    from ringmain.storage._log import crc32c
-
     path = table_of(tmp_path)
     data = bytearray(path.read_bytes())
     size = POINTS.row_bytes
@@ -282,6 +280,21 @@ def test_a_table_in_the_place_of_another_is_named(directory):
     one.write_bytes(data)
     shutil.copy(tables(directory, "book")[0], one)
     assert only_finding(directory).path == one
+
+
+def test_a_lone_table_whose_schema_has_a_key_that_no_store_can_have_is_a_finding(directory):
+    path = tables(directory, "tape")[0]
+    path.with_name(MANIFEST_NAME).unlink()
+    data = bytearray(path.read_bytes())
+    json = Schema("tape", {"key": "S300"}, key=("key",)).to_json()
+    offset, _ = sections(bytes(data))["schema"]
+    data[offset : offset + len(json)] = json
+    struct.pack_into(
+        "<QI", data, len(data) - PAGE_BYTES + 96 + 24 * SECTIONS.index("schema") + 8, len(json), crc32c(json)
+    )
+    path.write_bytes(sealed(data))
+    (found,) = [finding for finding in verify_store(directory).findings if finding.path == path]
+    assert found.found == "topic 'tape': the key takes 300 bytes; a store takes at most 256"
 
 
 def test_files_that_nothing_refers_to_are_told_and_are_no_damage(directory):
