@@ -2,7 +2,7 @@
 
 from ..bus import Batch, Overrun
 from .historical import Historical
-from .reader import Stats
 from .real_time import RealTime
+from .subscriber import Stats, Subscriber
 
-__all__ = ["Batch", "Historical", "Overrun", "RealTime", "Stats"]
+__all__ = ["Batch", "Historical", "Overrun", "RealTime", "Stats", "Subscriber"]

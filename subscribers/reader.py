@@ -1,4 +1,4 @@
-"""What every subscriber is made of: one topic's records in order, from the ring where they are there, else from the log.
+"""What reads for every subscriber: one topic's records in order, from the ring where they are there, else from the log.
 
 1. The cursor is the last sequence handed out. The next batch begins right behind it, or says in `lost` how many records
    it had to pass over. There is never a repeat.
@@ -11,54 +11,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
 from ..bus._read import RingCursor, log_batch
 from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch
 from ..storage import HistoryGone, LogReader, Schema
+from .subscriber import SLICE_S, Stats, Subscriber
 
-__all__ = ["Follow", "Start", "Stats", "TopicReader", "Wait"]
+__all__ = ["Follow", "Start", "TopicReader", "Wait"]
 
 Follow: TypeAlias = Literal["published", "logged", "durable", "indexed"]
 Start: TypeAlias = Literal["latest", "earliest"] | int
 Wait: TypeAlias = Literal["futex", "spin", "yield"]
 
 STRATEGIES = ("futex", "spin", "yield")  # by their numbers in wait.hpp
-SLICE_S = 0.5  # how often a waiting reader looks whether its ring is still the topic's
 REOPEN_POLL_S = 0.02
 LAPPED_TRIES = 8  # of finding a place in a ring that is written faster than it is read
 BATCH_ROWS_MAX = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """How a reader has fared. Counts are of records unless named otherwise."""
-
-    position: int  # the last sequence handed out
-    lag: int  # published (or, without a ring, written) minus position
-    read_count: int
-    overrun_count: int  # times the writer lapped this reader
-    refilled_count: int  # of those read: from the log, since the ring no longer held them
-    lost_count: int  # missed for good: no log, no longer kept, or given up by a repair
-    reopen_count: int  # times it moved to a newer writer's ring
-    epoch: int  # of the writer whose ring it reads; 0 without one
-
-
-class TopicReader:
-    """Reads one topic. Iterate over it (`for` or `async for`), `poll`, `take`, or `run` a callback. One thread at a time.
-
-    Use the subclasses: RealTime and Historical.
-    """
+class TopicReader(Subscriber):
+    """Reads one topic. Use the subclasses: RealTime and Historical."""
 
     def __init__(
         self,
@@ -101,7 +80,6 @@ class TopicReader:
         self._begin = 0
         self._lost = self._refilled = self._overruns = self._reopened = 0
         self._lost_before = 0  # to be told with the next batch
-        self._executor: ThreadPoolExecutor | None = None
 
     # --- positions --------------------------------------------------------------------------------------------------
 
@@ -195,21 +173,7 @@ class TopicReader:
             batch.lost, self._lost_before = self._lost_before, 0
         return batch
 
-    def take(self, timeout: float | None = None) -> Batch | None:
-        """The next batch, waited for up to `timeout` seconds (None: for ever); None when the time is over or all has ended."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._ended:
-            batch = self.poll()
-            if batch is not None or self._ended:
-                return batch
-            left = SLICE_S if deadline is None else min(SLICE_S, deadline - time.monotonic())
-            if left <= 0:
-                return None
-            self._wait(left)
-        return None
-
     def _wait(self, seconds: float) -> None:
-        """Wait for something to happen. Takes nothing, and so may be run in another thread."""
         cursor = self._cursor
         if cursor is None or self._from_log:
             time.sleep(min(seconds, REOPEN_POLL_S))
@@ -237,24 +201,6 @@ class TopicReader:
             batch = self.take(SLICE_S)
             if batch is not None:
                 yield batch
-
-    async def __aiter__(self) -> AsyncIterator[Batch]:
-        """The same for asyncio: the event loop runs on while this waits, in a thread of its own."""
-        loop = asyncio.get_running_loop()
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="ringmain-wait")
-        while not self._ended:
-            batch = self.poll()
-            if batch is not None:
-                yield batch
-                await asyncio.sleep(0)
-            elif not self._ended:
-                await loop.run_in_executor(self._executor, self._wait, 0.1)
-
-    def run(self, callback: Callable[[Batch], object]) -> None:
-        """Call back with every batch until there will be no more, or the callback raises."""
-        for batch in self:
-            callback(batch)
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
@@ -398,17 +344,7 @@ class TopicReader:
         if self._cursor is not None:
             self._position = self._cursor.cursor
             self._cursor.release()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
-            self._executor = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 def wait_for_topic(address: str, timeout: float) -> Attached:
