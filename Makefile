@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard bus/*.pyx bus/*.pxd bus/*.hpp storage/*.pyx storage/*.pxi storage/*.hpp tools/bench/*.pyx tools/bench/*.hpp)
+SOURCES := pyproject.toml setup.py $(wildcard bus/*.pyx bus/*.pxd bus/*.hpp storage/*.pyx storage/*.pxi storage/*.hpp subscribers/*.pyx subscribers/*.hpp tools/bench/*.pyx tools/bench/*.hpp)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
 .PHONY: demo test lint bench format clean system
@@ -18,7 +18,7 @@ test: build/installed system
 lint: build/installed build/face
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" cython-lint --max-line-length 140 bus/*.pyx storage/*.pyx tools/bench/*.pyx
+	PATH="$(BIN):$$PATH" cython-lint --max-line-length 140 bus/*.pyx storage/*.pyx subscribers/*.pyx tools/bench/*.pyx
 	$(BIN)/pyright
 
 bench: build/bench
@@ -30,7 +30,7 @@ format: build/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf build *.egg-info bus/*.cpp storage/*.cpp bus/*.so storage/*.so tools/bench/*.cpp tools/bench/*.so
+	rm -rf build *.egg-info bus/*.cpp storage/*.cpp subscribers/*.cpp bus/*.so storage/*.so subscribers/*.so tools/bench/*.cpp tools/bench/*.so
 
 # What the suite needs beyond Python: spin checks the models in tests/model. Tests skip, and say so, where it cannot be had.
 system:

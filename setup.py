@@ -18,7 +18,7 @@ def extension(name: str, headers: list[str]) -> Extension:
         f"ringmain.{name}",
         [f"{name.replace('.', '/')}.pyx"],
         depends=headers,
-        include_dirs=["bus", "storage", "tools/bench", numpy.get_include()],
+        include_dirs=["bus", "storage", "subscribers", "tools/bench", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=["-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", *EXTRA],
         extra_link_args=EXTRA,
@@ -35,6 +35,7 @@ setup(
             extension("bus._publish", [*BUS_HEADERS, "storage/row_packer.pxi"]),
             extension("bus._read", BUS_HEADERS),
             extension("bus._journal", BUS_HEADERS),
+            extension("subscribers._grouping", ["subscribers/grouping.hpp", "storage/key.hpp"]),
             extension("tools.bench._skip_list", ["tools/bench/skip_list.hpp"]),
         ],
         include_path=["bus", "storage"],  # where core.pxd and row_packer.pxi lie

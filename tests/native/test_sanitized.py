@@ -68,7 +68,10 @@ def copy_sources(to: Path) -> None:
 def built(tmp_path: Path) -> Path:
     """The folder to import from: compiled parts from the build, everything else as it is now."""
     sources = sorted(
-        path for room in ("bus", "storage") for kind in ("pyx", "pxd", "hpp") for path in ROOT.glob(f"{room}/*.{kind}")
+        path
+        for room in ("bus", "storage", "subscribers")
+        for kind in ("pyx", "pxd", "hpp")
+        for path in ROOT.glob(f"{room}/*.{kind}")
     )
     compiler = subprocess.run([*CXX, "--version"], check=True, capture_output=True).stdout
     parts = [
