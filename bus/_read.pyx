@@ -20,6 +20,11 @@ from .errors import AttachError, Overrun
 
 cnp.import_array()
 
+cdef enum:
+    LOOK_ROWS_PER_S = 20_000_000
+    NAP_NS_MIN = 200_000
+    NAP_NS_MAX = 5_000_000
+
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         pass
@@ -32,11 +37,12 @@ cdef extern from "numpy/arrayobject.h":
 
 
 cdef class Batch:
-    """Some consecutive records of a topic.
+    """Some consecutive records of a topic, or what a subscriber makes of them: newest rows by key, those that pass a filter.
 
+    first, last: the part of the stream that it covers.
     rows: a read-only numpy array of the schema's dtype. In a ring it is the writer's own memory: valid until the writer comes
     round again, which `validate` tells; from the log it stays valid for as long as you keep it.
-    schema: the topic's. lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
+    schema: the rows'. lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
     """
 
     cdef readonly object rows, schema
@@ -45,7 +51,16 @@ cdef class Batch:
     cdef RingCursor cursor
 
     def __len__(self):
-        return self.last - self.first + 1
+        return len(self.rows)
+
+    def head(self, Py_ssize_t count):
+        """Its first `count` rows, 1 to all of them, as a batch of their own. The rows must be the records `first` to `last`."""
+        cdef Batch head = Batch.__new__(Batch)
+        if not 0 < count <= len(self.rows):
+            raise ValueError(f"count: 1 to {len(self.rows)} is expected, got {count}")
+        head.rows, head.schema, head.cursor = self.rows[:count], self.schema, self.cursor
+        head.first, head.last, head.lost = self.first, self.first + count - 1, self.lost
+        return head
 
     def validate(self):
         """Raise Overrun if the writer has overwritten any of these rows meanwhile; what was computed from them is then void.
@@ -93,10 +108,16 @@ cdef class Batch:
 
 
 def log_batch(rows, schema):
-    """A Batch over rows that nobody overwrites, such as those of the mapped log."""
+    """A Batch over records that nobody overwrites, such as those of the mapped log."""
+    return owned_batch(rows, schema, rows["sequence"][0], rows["sequence"][-1], 0)
+
+
+def owned_batch(rows, schema, uint64_t first, uint64_t last, uint64_t lost):
+    """A Batch over rows of any kind that nobody overwrites, made from the records `first` to `last`."""
     cdef Batch batch = Batch.__new__(Batch)
+    rows.setflags(write=False)
     batch.rows, batch.schema = rows, schema
-    batch.first, batch.last = rows["sequence"][0], rows["sequence"][-1]
+    batch.first, batch.last, batch.lost = first, last, lost
     return batch
 
 
@@ -216,6 +237,15 @@ cdef class RingCursor:
         return self.ring.readable()
 
     @property
+    def next_timestamp_ns(self):
+        """When the record behind the cursor was published; 0 where there is none, or it was overwritten."""
+        cdef int64_t timestamp_ns
+        if self.ring.readable() <= self.ring.cursor:
+            return 0
+        memcpy(&timestamp_ns, self.ring.slot(self.ring.cursor + 1) + 8, 8)
+        return timestamp_ns if self.ring.intact(self.ring.cursor + 1) else 0
+
+    @property
     def published(self):
         return load_acquire_u64(self.ring.header.watermarks[<int>W_PUBLISHED].sequence)
 
@@ -263,17 +293,23 @@ cdef class RingCursor:
         self.ring.cursor = first + count - 1
         return batch
 
-    def wait(self, double timeout):
-        """Wait up to `timeout` seconds for rows behind the cursor, or for `status` to change; True when there are rows.
+    def wait(self, double timeout, uint64_t count=1):
+        """Wait up to `timeout` seconds for `count` rows behind the cursor, or for `status` to change; True when they are there.
 
         Nothing is taken: another thread may wait while this reader's own thread does something else. Signals are served.
+        For one row it sleeps on the doorbell, for more it looks now and then: so often that even at LOOK_ROWS_PER_S a quarter
+        of the ring does not pass in between, as long as the machine lets it run.
         """
         cdef int64_t deadline = monotonic_ns() + <int64_t>(min(timeout, 1e9) * 1e9), left
+        cdef int64_t nap = min(max(self.ring.slot_count * <uint64_t>250_000_000 // LOOK_ROWS_PER_S, NAP_NS_MIN), NAP_NS_MAX)
         cdef int result
         while True:
             left = min(SLICE_NS, deadline - monotonic_ns())
             with nogil:
-                result = wait_for(self.ring.header[0], self.ring.control[0], self.which, self.ring.cursor, left, self.strategy)
+                if count == 1:
+                    result = wait_for(self.ring.header[0], self.ring.control[0], self.which, self.ring.cursor, left, self.strategy)
+                else:
+                    result = wait_for_many(self.ring.header[0], self.which, self.ring.cursor + count, left, nap)
             if result == WAIT_MOVED:
                 return True
             self.beat()

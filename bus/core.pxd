@@ -92,6 +92,7 @@ cdef extern from "wait.hpp" namespace "ringmain" nogil:
         WAIT_MOVED "ringmain::WAIT_MOVED", WAIT_TIMEOUT "ringmain::WAIT_TIMEOUT", WAIT_STATUS "ringmain::WAIT_STATUS"
     const int64_t SLICE_NS
     int wait_for(const DataHeader &, ControlHeader &, Watermark, uint64_t, int64_t, WaitStrategy)
+    int wait_for_many(const DataHeader &, Watermark, uint64_t, int64_t, int64_t)
     int64_t wall_ns()
     int64_t monotonic_ns()
     void ring_doorbell(uint32_t &, uint32_t &)

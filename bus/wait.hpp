@@ -82,4 +82,18 @@ inline WaitResult wait_for(const DataHeader &header, ControlHeader &control, Wat
     return load_acquire(watermark) > cursor ? WAIT_MOVED : WAIT_TIMEOUT;
 }
 
+// Wait until watermark `which` has reached `last`, looking every `nap_ns`: for who wants many records at once, and would be
+// woken again and again for a few of them. At most one slice, and less where a signal comes.
+inline WaitResult wait_for_many(const DataHeader &header, Watermark which, uint64_t last, int64_t timeout_ns, int64_t nap_ns) {
+    const int64_t deadline = monotonic_ns() + timeout_ns;
+    for (;;) {
+        if (load_acquire(header.watermarks[which].sequence) >= last) return WAIT_MOVED;
+        if (load_acquire(header.status) & (STATUS_CLOSED | STATUS_FENCED)) return WAIT_STATUS;
+        const int64_t left = deadline - monotonic_ns();
+        if (left <= 0) return WAIT_TIMEOUT;
+        const timespec nap{0, left < nap_ns ? left : nap_ns};
+        if (nanosleep(&nap, nullptr) != 0) return WAIT_TIMEOUT;
+    }
+}
+
 }  // namespace ringmain

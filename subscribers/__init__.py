@@ -1,8 +1,23 @@
 """What a consumer of records runs."""
 
 from ..bus import Batch, Overrun
+from .delayed import Delayed, DelayedStats
+from .filtered import Filtered
 from .historical import Historical
 from .real_time import RealTime
+from .reducing import Reduction, ohlcv
 from .subscriber import Stats, Subscriber
 
-__all__ = ["Batch", "Historical", "Overrun", "RealTime", "Stats", "Subscriber"]
+__all__ = [
+    "Batch",
+    "Delayed",
+    "DelayedStats",
+    "Filtered",
+    "Historical",
+    "Overrun",
+    "RealTime",
+    "Reduction",
+    "Stats",
+    "Subscriber",
+    "ohlcv",
+]

@@ -30,10 +30,12 @@ Follow: TypeAlias = Literal["published", "logged", "durable", "indexed"]
 Start: TypeAlias = Literal["latest", "earliest"] | int
 Wait: TypeAlias = Literal["futex", "spin", "yield"]
 
+FINISHED = STATUS_FENCED | STATUS_CLOSED  # nothing is added to a ring with one of these
 STRATEGIES = ("futex", "spin", "yield")  # by their numbers in wait.hpp
 REOPEN_POLL_S = 0.02
 LAPPED_TRIES = 8  # of finding a place in a ring that is written faster than it is read
 BATCH_ROWS_MAX = 65_536
+ROWS_MAX = 1 << 62  # no limit but the reader's own
 
 
 class TopicReader(Subscriber):
@@ -80,6 +82,7 @@ class TopicReader(Subscriber):
         self._begin = 0
         self._lost = self._refilled = self._overruns = self._reopened = 0
         self._lost_before = 0  # to be told with the next batch
+        self._refilled_last = 0  # the last sequence that was counted as refilled
 
     # --- positions --------------------------------------------------------------------------------------------------
 
@@ -120,6 +123,26 @@ class TopicReader(Subscriber):
         return self._cursor.cursor if self._cursor is not None else self._position
 
     @property
+    def newest(self) -> int:
+        """The last sequence that it could hand out now, as far as a ring tells; without one, where it stands."""
+        return self._cursor.watermark if self._cursor is not None else self._position
+
+    @property
+    def next_timestamp_ns(self) -> int:
+        """When the record that comes next was published; 0 where that is not known before it is read."""
+        return self._cursor.next_timestamp_ns if self._cursor is not None and self.in_living_ring else 0
+
+    @property
+    def in_living_ring(self) -> bool:
+        """Whether it reads from a ring to which records may still be added."""
+        return self._cursor is not None and not self._from_log and not self._cursor.status & FINISHED
+
+    @property
+    def batch_rows_max(self) -> int:
+        """Most rows a batch from the ring."""
+        return self._rows_max
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come: the writer closed in good order and all was read, or the last wanted row was."""
         return self._ended
@@ -141,8 +164,8 @@ class TopicReader(Subscriber):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def poll(self) -> Batch | None:
-        """The next batch, or None when there is nothing new now. Never waits.
+    def poll(self, rows_max: int = ROWS_MAX) -> Batch | None:
+        """The next batch, of at most `rows_max` rows, or None when there is nothing new now. Never waits.
 
         Asking for the next batch says that everything handed out before is done with. Raises HistoryGone where the log no
         longer keeps what is wanted next; the reader then stands before the oldest record that it does keep.
@@ -151,12 +174,12 @@ class TopicReader(Subscriber):
             return None
         cursor = self._cursor
         if cursor is None or self._from_log:
-            batch = self._poll_log()
+            batch = self._poll_log(rows_max)
             if batch is not None or cursor is None or self._from_log:
                 return batch
         if not self._holds:
             self._holds = cursor.hold_writer()
-        rows_max = self._rows_max
+        rows_max = min(rows_max, self._rows_max)
         if self._last is not None:
             rows_max = min(rows_max, self._last - cursor.cursor)
             if rows_max <= 0:
@@ -165,7 +188,7 @@ class TopicReader(Subscriber):
         try:
             batch = cursor.poll(rows_max)
         except Overrun as overrun:
-            return self._lapped(cursor, overrun)
+            return self._lapped(cursor, overrun, rows_max)
         if batch is None:
             if cursor.status:
                 self._look_at_status(cursor)
@@ -177,10 +200,23 @@ class TopicReader(Subscriber):
         cursor = self._cursor
         if cursor is None or self._from_log:
             time.sleep(min(seconds, REOPEN_POLL_S))
-        elif cursor.status & (STATUS_FENCED | STATUS_CLOSED) and cursor.watermark <= cursor.cursor:
+        elif cursor.status & FINISHED and cursor.watermark <= cursor.cursor:
             time.sleep(min(seconds, REOPEN_POLL_S))  # the next ring is not there yet
         else:
             cursor.wait(seconds)
+
+    def wait_for_rows(self, count: int, seconds: float) -> None:
+        """Wait up to `seconds` until `count` rows can be read, where they are still to come into the ring. Takes nothing."""
+        if self._cursor is not None and self.in_living_ring:
+            self._cursor.wait(seconds, count)
+        else:
+            self._wait(seconds)
+
+    def step_back(self, sequence: int) -> None:
+        """Hand out again what begins with `sequence`, which was in the batch handed out last."""
+        self._refilled -= max(0, self._refilled_last + 1 - sequence)
+        self._refilled_last = min(self._refilled_last, sequence - 1)
+        self._move_to(sequence - 1)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches, for as long as there will be any; waits between them."""
@@ -190,7 +226,7 @@ class TopicReader(Subscriber):
                 try:  # the straight way, most of the time
                     batch = cursor.take(SLICE_S, self._rows_max)
                 except Overrun as overrun:
-                    batch = self._lapped(cursor, overrun)
+                    batch = self._lapped(cursor, overrun, ROWS_MAX)
                 if batch is not None:
                     if self._lost_before:
                         batch.lost, self._lost_before = self._lost_before, 0
@@ -204,7 +240,7 @@ class TopicReader(Subscriber):
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
-    def _poll_log(self) -> Batch | None:
+    def _poll_log(self, rows_max: int) -> Batch | None:
         """Rows from the log. Back to the ring, with None, once that is as far."""
         assert self._log is not None
         cursor = self._cursor
@@ -214,7 +250,7 @@ class TopicReader(Subscriber):
             last = followed if last is None else min(last, followed)
         passed_over = self._log.lost_count
         try:
-            rows = self._log.read(wanted, last, self._batch_rows or BATCH_ROWS_MAX)
+            rows = self._log.read(wanted, last, min(rows_max, self._batch_rows or BATCH_ROWS_MAX))
         except HistoryGone as gone:
             self._count_lost(gone.oldest - wanted)
             self._move_to(gone.oldest - 1)
@@ -231,6 +267,7 @@ class TopicReader(Subscriber):
         self._move_to(batch.last)
         if cursor is not None:
             self._refilled += len(batch)
+            self._refilled_last = batch.last
             cursor.count_overrun(0, len(batch), False)
             margin = (cursor.published - cursor.oldest) // 4
             self._from_log = batch.last + 1 < cursor.oldest + margin
@@ -251,7 +288,7 @@ class TopicReader(Subscriber):
         if self._cursor is not None:
             self._cursor.count_overrun(count, 0, False)
 
-    def _lapped(self, cursor: RingCursor, overrun: Overrun) -> Batch | None:
+    def _lapped(self, cursor: RingCursor, overrun: Overrun, rows_max: int) -> Batch | None:
         """The writer came round. Read on in the log, or else at the oldest record that is not about to be overwritten too."""
         self._overruns += 1
         cursor.count_overrun(0, 0, True)
@@ -259,14 +296,14 @@ class TopicReader(Subscriber):
             self._log = LogReader(self._ring.log_directory, self._ring.topic)
         if self._log is not None:
             self._from_log = True
-            return self._poll_log()
+            return self._poll_log(rows_max)
         for _ in range(LAPPED_TRIES):
             oldest, published = cursor.oldest, cursor.published
             resume_at = oldest + (published + 1 - oldest) // 4
             self._count_lost(resume_at - overrun.wanted)
             cursor.cursor = resume_at - 1
             try:
-                batch = cursor.poll(self._rows_max)
+                batch = cursor.poll(min(rows_max, self._rows_max))
             except Overrun as again:
                 overrun = again
                 continue
@@ -281,9 +318,9 @@ class TopicReader(Subscriber):
         if cursor.watermark > cursor.cursor:
             return
         status = cursor.status
-        if status & (STATUS_CLOSED | STATUS_FENCED) == STATUS_CLOSED and not self._reopen:
+        if status & FINISHED == STATUS_CLOSED and not self._reopen:
             self._ended = True
-        elif status & (STATUS_FENCED | STATUS_CLOSED) or not self._still_current():
+        elif status & FINISHED or not self._still_current():
             self._reattach(cursor)
 
     def _still_current(self) -> bool:
