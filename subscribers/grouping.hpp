@@ -38,9 +38,37 @@ struct NumberKey {  // one field that is a number
     }
 };
 
-template <bool OneWord>
-struct AnyKey {
-    static constexpr bool one_word = OneWord;
+struct ShortKey {  // fields of 8 bytes together, or less
+    static constexpr bool one_word = true;
+    const KeyLayout &layout;
+    uint32_t words;
+
+    static uint64_t load(const char *at, uint32_t bytes) {
+        uint64_t value = 0;
+        switch (bytes) {  // copies of a known size are single instructions
+            case 1: std::memcpy(&value, at, 1); break;
+            case 2: std::memcpy(&value, at, 2); break;
+            case 4: std::memcpy(&value, at, 4); break;
+            case 8: std::memcpy(&value, at, 8); break;
+            default: std::memcpy(&value, at, bytes);
+        }
+        return value;
+    }
+
+    void operator()(const char *row, uint64_t *key) const {
+        uint64_t together = 0;
+        for (const KeyField &field : layout.fields()) {
+            uint64_t value = load(row + field.offset, field.bytes);
+            if (field.kind == KEY_BYTES) value = swap_bytes(value) >> (64 - 8 * field.bytes);
+            if (field.kind == KEY_SIGNED) value ^= 1ull << (8 * field.bytes - 1);
+            together = field.bytes == 8 ? value : together << (8 * field.bytes) | value;
+        }
+        *key = together << (64 - 8 * layout.bytes());
+    }
+};
+
+struct LongKey {
+    static constexpr bool one_word = false;
     const KeyLayout &layout;
     uint32_t words;
 
@@ -60,8 +88,8 @@ void with_keys(const KeyLayout &layout, Work work) {
             default: return work(NumberKey<uint64_t>{field.offset, 1, flip});
         }
     }
-    if (layout.words() == 1) return work(AnyKey<true>{layout, 1});
-    return work(AnyKey<false>{layout, layout.words()});
+    if (layout.words() == 1) return work(ShortKey{layout, 1});
+    return work(LongKey{layout, layout.words()});
 }
 
 // Whether each row's key hash leaves `remainder` when divided by `divisor`.

@@ -90,6 +90,15 @@ def _sum_type(kind: np.dtype[Any]) -> str:
     return {"i": "i8", "u": "u8", "b": "u8", "f": "f8"}[kind.kind]
 
 
+def _plain(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """The same type as numpy itself writes it: its fast ways do not know the "<" of a schema's fields, 30 times slower ones do."""
+    return np.dtype(kind.type)
+
+
+def _numbers(rows: Rows, name: str) -> npt.NDArray[Any]:
+    return rows[name].view(_plain(rows.dtype[name]))
+
+
 class Reduced:
     """The fold of a reduction: one row a key, in the order of the keys' newest rows."""
 
@@ -117,8 +126,8 @@ class Reduced:
         touched = np.flatnonzero(newest >= 0)
         first_rows, last_rows = pick(rows, oldest[touched]), pick(rows, newest[touched])
         with np.errstate(invalid="ignore", over="ignore"):
-            compared = {name: rows[name].copy() for name in self._compared}
-            added = {name: rows[name].astype(self.schema.dtype[to]) for name, to in self._sums}
+            compared = {name: rows[name].astype(_plain(rows.dtype[name])) for name in self._compared}
+            added = {name: rows[name].astype(_plain(self.schema.dtype[to])) for name, to in self._sums}
             batch.validate()
             self._keep(groups, touched, first_rows, last_rows, compared, added)
 
@@ -140,12 +149,12 @@ class Reduced:
             held[to][touched] = last_rows[name]
         for name, to in self._mins:
             held[to][new] = first_rows[name]
-            np.minimum.at(held[to], groups, compared[name])
+            np.minimum.at(_numbers(held, to), groups, compared[name])
         for name, to in self._maxs:
             held[to][new] = first_rows[name]
-            np.maximum.at(held[to], groups, compared[name])
+            np.maximum.at(_numbers(held, to), groups, compared[name])
         for name, to in self._sums:
-            np.add.at(held[to], groups, added[name])
+            np.add.at(_numbers(held, to), groups, added[name])
         held["row_count"][touched] += np.bincount(groups)[touched].astype("u8")
 
     def __len__(self) -> int:

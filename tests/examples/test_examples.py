@@ -64,6 +64,15 @@ def test_an_async_subscriber_waits_while_the_event_loop_works():
     assert int(turns[1]) >= 3
 
 
+def test_bars_hold_the_first_highest_lowest_and_last_price_and_the_volume_of_each_instrument():
+    assert lines_of(run_example("ohlcv_bars.py")) == [
+        "600519: open 1824.95, high 1825.61, low 1824.59, close 1824.98",
+        "600519: 508,800 in 1,012 trades; more than one bar: True",
+        "601318: open 1825.02, high 1825.61, low 1824.62, close 1824.94",
+        "601318: 487,200 in 988 trades; more than one bar: True",
+    ]
+
+
 def test_claimed_rows_are_seen_once_committed_and_never_when_aborted():
     assert lines_of(run_example("claim_in_place.py")) == [
         "before the commit a reader sees None",

@@ -24,11 +24,11 @@ from ringmain.storage import Log, LogReader, Schema, StorageError, _log
 from ringmain.storage.log_files import list_files, open_file
 from ringmain.storage.recovery import examine
 from ringmain.storage.repair import repair
-from ringmain.subscribers import Historical, RealTime
+from ringmain.subscribers import Delayed, Filtered, Historical, RealTime, Reduction, Subscriber, _grouping
 
 BUS, FOLDER, LIBRARY = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 
-for module in (_journal, _publish, _read, _segment, _log):
+for module in (_journal, _publish, _read, _segment, _log, _grouping):
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(LIBRARY), f"{module.__file__} is not the build with sanitizers"
 
@@ -352,8 +352,56 @@ def read_from_another_process() -> None:
         assert int(done.stdout) >= 1000
 
 
+def group_and_filter() -> None:
+    rows = np.frombuffer(CHANCE.randbytes(3000 * WIDE.row_bytes), WIDE.dtype)  # any bytes are a key
+    names = [
+        name
+        for name in WIDE.payload_dtype.names or ()
+        if WIDE.dtype[name].kind in "iubS" and not WIDE.dtype[name].shape
+    ]
+    for fields in [(name,) for name in names] + [
+        tuple(CHANCE.sample(names, count)) for count in (2, 3, 9) for _ in range(5)
+    ]:
+        keys = _grouping.Keys(WIDE.dtype, fields)
+        for part in (rows, rows[::-1], rows[::7], rows[:0]):
+            assert len(keys.number(part)) == len(part)
+            assert keys.known(part).all()
+            assert sum(int(keys.partition(part, index, 3).sum()) for index in range(3)) == len(part)
+        keys.clear()
+        assert not keys.known(rows).any()
+    keys = _grouping.Keys(WIDE.dtype, ("i1",))
+    with refused(TypeError):
+        keys.number(np.zeros(3, SMALL.dtype))
+    with refused(ValueError):
+        keys.partition(rows, 3, 3)
+    for fields in ((), ("f4",), ("levels",), ("nothing",)):
+        with refused(ValueError):
+            _grouping.Keys(WIDE.dtype, fields)
+    with open_writer() as writer:
+        address = f"{BUS}/wide"
+        readers: list[Subscriber] = [
+            Delayed(address, 1e-6),
+            Delayed(address, 3600, rows=20),
+            Delayed(address, 1e-6, last=("u1", "text")),
+            Delayed(address, 1e-6, reduce=Reduction("truth", i1="sum", f4=("min", "max", "sum"), grid="last")),
+            Filtered(RealTime(address), key={"u4": [3], "text": [b"seven"]}, partition=(0, 2), by="i8"),
+            Filtered(RealTime(address), where=lambda rows: rows["u8"] % 2 == 1),
+        ]
+        rows = np.zeros(40, WIDE.payload_dtype)
+        rows["u8"] = np.arange(40)
+        for _ in range(20):  # the ring goes round, and some are lapped
+            writer["wide"].publish_batch(rows)
+            for reader in CHANCE.sample(readers, 4):
+                batch = reader.take(0.001)
+                if batch is not None and batch.valid:
+                    batch.rows["sequence"].sum()
+        for reader in readers:
+            reader.close()
+
+
 for part in (
     publish_in_every_way,
+    group_and_filter,
     read_in_every_way,
     hold_the_writer_back,
     die_and_take_over,

@@ -30,6 +30,15 @@ FIGURES = {
     "append": {"append_p50_us", "append_p99_us", "append_p999_us", "append_flat_out_p50_us", "append_flat_out_p99_us"},
     "recover": {"recover_gb_per_s", "recover_seconds"},
     "wake": {"wake_p50_us", "wake_p99_us", "idle_cpu_percent", "idle_with_log_cpu_percent"},
+    "delayed": {
+        "conflate_rows_per_s",
+        "ohlcv_rows_per_s",
+        "gather_rows_per_s",
+        "late_p50_us",
+        "late_p99_us",
+        "waiting_cpu_percent",
+        "idle_cpu_percent",
+    },
 }
 
 

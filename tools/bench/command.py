@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import append, fanout, latency, logged, publish, recover, throughput, wake
+from . import append, delayed, fanout, latency, logged, publish, recover, throughput, wake
 from .measuring import Bench, Plan
 from .peer import Peer
 from .peer_iceoryx2 import Iceoryx2
@@ -29,6 +29,7 @@ BENCHES: tuple[Bench, ...] = (
     append.BENCH,
     recover.BENCH,
     wake.BENCH,
+    delayed.BENCH,
 )
 PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
 
