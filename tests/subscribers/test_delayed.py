@@ -358,7 +358,7 @@ def test_a_slow_one_misses_nothing_that_its_policy_promises_and_counts_the_rest(
         for number, batch in enumerate(reader):
             position, lost = position + batch.lost, lost + batch.lost
             if number == 0 and policy != "reliable":  # however slow the machine is, it is lapped once
-                wait_until(lambda: reader.stats.lag > 2 * 1024, TIMEOUT_S)
+                wait_until(lambda: reader.stats.lag > 2 * 1024 or not thread.is_alive(), TIMEOUT_S)
             if number < 100 or NIGHTLY:
                 time.sleep(0.002)  # in which the ring goes round several times
             try:
