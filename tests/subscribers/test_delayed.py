@@ -88,6 +88,14 @@ def test_nothing_comes_before_the_interval_is_over(bus_name):
         assert (reader.position, reader.stats.lag) == (0, 10)
 
 
+def test_rows_that_are_seen_late_are_not_kept_any_longer(bus_name):
+    with open_writer(bus_name) as writer, delayed(bus_name) as reader:
+        publish(writer["points"], 3)
+        published_ns = time.time_ns()
+        wait_until(lambda: time.time_ns() > published_ns + int(SHORT * 1e9), TIMEOUT_S)
+        assert reader.poll() is not None  # the interval was over before it was looked at
+
+
 def test_a_small_interval_in_one_piece_is_handed_out_in_place(bus_name):
     with open_writer(bus_name, slots=SLOTS) as writer, delayed(bus_name) as reader:
         publish(writer["points"], 10)
