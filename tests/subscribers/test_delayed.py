@@ -503,6 +503,36 @@ def test_rows_that_are_overwritten_while_they_are_taken_in_leave_no_trace(bus_na
             }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_row_that_is_overwritten_as_its_time_is_read_makes_no_empty_batch(bus_name, monkeypatch, kind):
+    with (
+        open_writer(bus_name, slots=SLOTS) as writer,
+        delayed(bus_name, 1e-6, "ticks", start="earliest", **KINDS[kind][0]) as reader,
+    ):
+        begin, laps = reader._begin, iter([2 * SLOTS])
+
+        def begin_late(began_ns: int) -> None:
+            begin(began_ns)
+            for count in laps:  # once
+                writer["ticks"].publish_batch(ticks(count))
+
+        writer["ticks"].publish_batch(ticks(10))
+        assert reader._is_due()  # begun: the next to begin it is who reads the rows
+        monkeypatch.setattr(reader, "_begin", begin_late)
+        position = 0
+        while position < 10 + 2 * SLOTS:
+            batch = taken(reader)
+            assert len(batch) > 0
+            position += batch.lost
+            try:
+                batch.copy()
+            except Overrun:
+                continue
+            assert batch.last > position
+            position = batch.last
+        assert reader.stats.lost_count > 0
+
+
 def test_the_head_of_a_batch_is_as_valid_as_the_whole(bus_name):
     with open_writer(bus_name, slots=SLOTS) as writer, RealTime(f"{bus_name}/points") as reader:
         publish(writer["points"], 10)
