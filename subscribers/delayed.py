@@ -208,7 +208,7 @@ class Delayed(Subscriber):
         end_ns = self._began_ns + self._interval_ns
         over = bool(stamps[-1] >= end_ns)
         if over:
-            count = bisect_left(stamps, end_ns)
+            count = bisect_left(stamps, end_ns, 0 if self._taken else 1)  # the first row's may be another by now
             self._reader.step_back(piece.first + count)
             if count == 0:
                 return self._hand_out()

@@ -88,6 +88,14 @@ def test_nothing_comes_before_the_interval_is_over(bus_name):
         assert (reader.position, reader.stats.lag) == (0, 10)
 
 
+def test_rows_that_are_seen_late_are_not_kept_any_longer(bus_name):
+    with open_writer(bus_name) as writer, delayed(bus_name) as reader:
+        publish(writer["points"], 3)
+        published_ns = time.time_ns()
+        wait_until(lambda: time.time_ns() > published_ns + int(SHORT * 1e9), TIMEOUT_S)
+        assert reader.poll() is not None  # the interval was over before it was looked at
+
+
 def test_a_small_interval_in_one_piece_is_handed_out_in_place(bus_name):
     with open_writer(bus_name, slots=SLOTS) as writer, delayed(bus_name) as reader:
         publish(writer["points"], 10)
@@ -358,7 +366,7 @@ def test_a_slow_one_misses_nothing_that_its_policy_promises_and_counts_the_rest(
         for number, batch in enumerate(reader):
             position, lost = position + batch.lost, lost + batch.lost
             if number == 0 and policy != "reliable":  # however slow the machine is, it is lapped once
-                wait_until(lambda: reader.stats.lag > 2 * 1024, TIMEOUT_S)
+                wait_until(lambda: reader.stats.lag > 2 * 1024 or not thread.is_alive(), TIMEOUT_S)
             if number < 100 or NIGHTLY:
                 time.sleep(0.002)  # in which the ring goes round several times
             try:
@@ -493,6 +501,36 @@ def test_rows_that_are_overwritten_while_they_are_taken_in_leave_no_trace(bus_na
             assert {int(row["instrument"]): int(row["quantity_sum"]) for row in batch.rows} == {
                 key: int(part["quantity"].sum()) for key, part in by_key(rows).items()
             }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_row_that_is_overwritten_as_its_time_is_read_makes_no_empty_batch(bus_name, monkeypatch, kind):
+    with (
+        open_writer(bus_name, slots=SLOTS) as writer,
+        delayed(bus_name, 1e-6, "ticks", start="earliest", **KINDS[kind][0]) as reader,
+    ):
+        begin, laps = reader._begin, iter([2 * SLOTS])
+
+        def begin_late(began_ns: int) -> None:
+            begin(began_ns)
+            for count in laps:  # once
+                writer["ticks"].publish_batch(ticks(count))
+
+        writer["ticks"].publish_batch(ticks(10))
+        assert reader._is_due()  # begun: the next to begin it is who reads the rows
+        monkeypatch.setattr(reader, "_begin", begin_late)
+        position = 0
+        while position < 10 + 2 * SLOTS:
+            batch = taken(reader)
+            assert len(batch) > 0
+            position += batch.lost
+            try:
+                batch.copy()
+            except Overrun:
+                continue
+            assert batch.last > position
+            position = batch.last
+        assert reader.stats.lost_count > 0
 
 
 def test_the_head_of_a_batch_is_as_valid_as_the_whole(bus_name):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ringmain.bus import Batch
+from ringmain.bus import Batch, Overrun
 from ringmain.bus._read import owned_batch
 from ringmain.storage import Schema
 from ringmain.subscribers import Reduction, ohlcv
-from ringmain.subscribers.folding import Fold, Newest
+from ringmain.subscribers.folding import All, Fold, Newest
 from ringmain.subscribers.reducing import Reduced
 from support.keyed import taken
 from support.streams import Rows
@@ -120,6 +120,40 @@ def test_the_newest_rows_are_the_last_of_each_key_whole_and_in_order(stretches):
         newest = fold_in_pieces(fold, rows, [min(cut, count) for cut in cuts])
         assert len(fold) == 0
         assert newest.tobytes() == b"".join(part[-1:].tobytes() for part in groups_of(rows))
+
+
+class Overwritten:
+    """A batch over which the writer has come."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def validate(self) -> None:
+        raise Overrun(1, 2)
+
+
+@pytest.mark.parametrize(
+    "fold", [All(MIXED), Newest(MIXED, ("one", "two")), Reduced(MIXED, EVERYTHING)], ids=["all", "newest", "reduced"]
+)
+def test_overwritten_rows_are_not_kept_nor_their_keys_nor_the_rows_of_an_earlier_interval(fold: Fold):
+    good, torn = mixed_rows(20, 1), mixed_rows(50, 2)
+    torn["one"][::2] += 100
+    overwritten: Any = Overwritten(torn)
+    for _ in range(3):
+        with pytest.raises(Overrun):
+            fold.take_in(overwritten)
+        fold.take_in(batch_of(good))
+        with pytest.raises(Overrun):
+            fold.take_in(overwritten)
+        found = fold.hand_out()
+        assert set(found["sequence"].tolist()) <= set(good["sequence"].tolist())
+        assert len(found) == (20 if isinstance(fold, All) else len(groups_of(good)))
+        with pytest.raises(Overrun):
+            fold.take_in(overwritten)
+        assert len(fold.hand_out()) == 0
 
 
 def test_many_keys_make_room_for_themselves():
