@@ -15,6 +15,7 @@ from ringmain.bus import (
     Writer,
     WriterFailed,
     attach,
+    lane_publisher,
     open_lane,
 )
 from ringmain.bus.segments import Segment, lane_name, list_lanes
@@ -173,15 +174,12 @@ def test_a_call_that_is_under_way_while_its_writer_is_taken_over_publishes_with_
     old = start_writer(children, bus_name, data_dir)
     opened: list[Writer] = []
 
-    class TakeOver:
-        def __index__(self) -> int:
-            """Packed behind the last look at whether the lane may be published in."""
-            opened.append(Writer(bus_name, [PAIRS], data_dir=data_dir, lanes=True, take_over=True))
-            return 3
-
     class Three:
         def __index__(self) -> int:
-            return TakeOver().__index__() if not opened else 3
+            """Called when the record is packed, behind the last look at whether the lane may be published in."""
+            if not opened:
+                opened.append(Writer(bus_name, [PAIRS], data_dir=data_dir, lanes=True, take_over=True))
+            return 3
 
     with open_lane(f"{bus_name}/pairs", full_timeout=TIMEOUT_S) as lane:
         assert lane.publish_batch(numbers(1, 2)) == 2
@@ -207,6 +205,32 @@ def test_a_claim_is_filled_in_one_lane_and_committed_in_the_next(bus_name, data_
             old.resume()
             assert lane.publish(14) == 14
             assert all_of(bus_name, 14) == one_to(14)
+
+
+@pytest.mark.process
+def test_a_lane_that_follows_is_as_full_as_any(bus_name, children):
+    old = start_writer(children, bus_name, None, slots=64)
+    with RealTime(f"{bus_name}/pairs", reliable=True) as reader:
+        assert reader.poll() is None
+        lane = open_lane(f"{bus_name}/pairs", slots=64, full_timeout=2)
+        lane.wait(lane.publish_batch(numbers(1, 64)), "drained", TIMEOUT_S)
+        old.pause()
+        claim = lane.claim(32)
+        claim.rows["left"] = np.arange(65, 97)
+        with Writer(bus_name, [PAIRS], slots=64, lanes=True, take_over=True, full_timeout=0.05) as following:
+            assert claim.commit() == 96  # nothing of it was within the end of the old lane
+            with pytest.raises(RingFull) as full:
+                lane.publish_batch(numbers(97, 100))
+            assert full.value.published_count == 32
+            lane.close()
+            found: list[int] = []
+            while len(found) < 128:
+                batch = reader.take(TIMEOUT_S)
+                assert batch is not None
+                found += batch.copy()["left"].tolist()
+            assert found == one_to(128)
+            assert following.epoch == 2
+        old.kill()
 
 
 @pytest.mark.process
@@ -316,8 +340,6 @@ def test_a_lane_that_contradicts_itself_is_ended_and_the_others_go_on(bus_name, 
 
 @pytest.mark.parametrize("damage", ["cut off", "magic", "slots", "schema", "pid"])
 def test_a_lane_whose_segment_is_not_as_it_should_be_is_refused(bus_name, damage, monkeypatch):
-    from ringmain.bus import _segment, lane_publisher
-
     make = lane_publisher._make_segment
 
     def make_damaged(name: str, *rest):
@@ -329,7 +351,6 @@ def test_a_lane_whose_segment_is_not_as_it_should_be_is_refused(bus_name, damage
         segment.memory[at : at + 4] = value.to_bytes(4, "little")
         return segment
 
-    assert _segment.DATA_HEADER_BYTES == 8192
     monkeypatch.setattr(lane_publisher, "_make_segment", make_damaged)
     with Writer(bus_name, [PAIRS], lanes=True):
         with pytest.raises(BusError, match="no lane: the lane"):
