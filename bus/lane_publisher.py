@@ -26,7 +26,7 @@ from ..storage import Schema
 from . import _lanes, _segment
 from ._publish import RingPublisher
 from .attach import Attached, attach
-from .errors import AttachError, Fenced, NotFound, WriterFailed
+from .errors import AttachError, Fenced, NotFound, RingFull, WriterFailed
 from .lanes import REFUSALS
 from .publisher import Claim, Publisher
 from .segments import MODES, Segment, lane_name, split_address
@@ -150,34 +150,37 @@ class LanePublisher(Publisher):
 
     def publish_batch(self, rows: _Rows) -> int:
         """Publisher.publish_batch: returns the last row's sequence in the lane."""
+        ring = self._ring
+        try:
+            return ring.publish_batch(rows)
+        except Fenced:
+            return self._publish_rest(ring, rows)
+
+    def _publish_rest(self, ring: RingPublisher, rows: _Rows) -> int:
+        """Rows of a call whose lane was fenced: what is not within the lane's end goes into the next one."""
+        count = 0
         while True:
+            sequence = self._settle(ring)
+            count += sequence - ring.begun
+            if count == len(rows):
+                return sequence
+            self._move(ring)
             ring = self._ring
             try:
-                return ring.publish_batch(rows)
+                return ring.publish_batch(rows[count:])
             except Fenced:
-                sequence = self._settle(ring)
-                rows = rows[sequence - ring.begun :]
-                if not len(rows):
-                    return sequence
-                self._move(ring)
+                continue
+            except RingFull as full:
+                raise RingFull(full.topic, full.held_by, full.published_count + count) from None
 
     def claim(self, count: int = 1) -> Claim:
         """Claim `count` slots of the lane to fill in place, as Publisher.claim does."""
         while True:
             ring = self._ring
             try:
-                return _LaneClaim(ring, count, self._put_claim)
+                return _LaneClaim(ring, count, self._publish_rest)
             except Fenced:
                 self._move(ring)
-
-    def _put_claim(self, ring: RingPublisher, rows: _Rows) -> int:
-        """Rows of a claim in a lane that was fenced: what is not within its end goes into the next lane."""
-        sequence = self._settle(ring)
-        rows = rows[sequence - ring.begun :]
-        if not len(rows):
-            return sequence
-        self._move(ring)
-        return self.publish_batch(rows)
 
     def _settle(self, ring: RingPublisher) -> int:
         """How far the newest call has come in a lane that was fenced: its last row that is within the lane's end, or what was
@@ -207,7 +210,7 @@ class LanePublisher(Publisher):
                 raise ValueError(f"{self.address}: this lane is closed")
             end = self._await_end(ring)
             if _segment.read_state(ring.segment)["status"] & _segment.STATUS_CLOSED and not self._reopen:
-                raise NotFound(f"{self.address}: the bus's writer has closed; all that was published is in the topic")
+                raise NotFound(f"{self.address}: the bus's writer has closed, with all that was published")
             lane = _ask(self.address, self.schema, self._slots, end, self._deadline() if deadline is None else deadline)
             self._finalizer.detach()
             self._use(lane)

@@ -43,6 +43,7 @@ class LeftLane:
 
 def find_left(bus: str, topic: str, schema: Schema, old: Segment | None) -> list[LeftLane]:
     """Fence the lanes of a topic that are there, and say what of them is to be drained. Those without such rows are removed.
+    Another user's are left alone: they were never drained, and are no lanes of ours.
 
     old: the ring that they were drained into, fenced; None where it is gone.
     """

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..storage import Schema, SchemaError
-from . import _segment
+from . import _lanes, _segment
 from .errors import AttachError, NotFound
 from .processes import flock_holder, process_state
-from .segments import DIRECTORY, Segment, bus_name, control_name, data_name, list_names
-from .snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, WriterFacts
+from .segments import DIRECTORY, Segment, bus_name, control_name, data_name, lane_name, list_lanes, list_names
+from .snapshot import BusFacts, LaneFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, WriterFacts
 
 __all__ = ["Observer", "schema_facts"]
+
+
+LANE_STATES = {
+    _lanes.TAKEN: "taken",
+    _lanes.ASKED: "asked",
+    _lanes.OPEN: "open",
+    _lanes.LEFT: "left",
+    _lanes.REFUSED: "refused",
+}
 
 
 class Observer:
@@ -38,6 +48,7 @@ class Observer:
         kept = {bus_name(name) for name in names}
         for name, topics in names.items():
             kept.update(make(name, entry) for entry in topics for make in (data_name, control_name))
+            kept.update(lane_name(name, entry, number) for entry in topics for number in list_lanes(name, entry))
         self._segments = {name: segment for name, segment in self._segments.items() if name in kept}
         return Snapshot(taken_ns=time.time_ns(), buses=tuple(buses))
 
@@ -69,6 +80,7 @@ class Observer:
             return TopicFacts(topic=topic, problem=str(error))
         problem, schema = "", None
         readers: tuple[ReaderFacts, ...] = ()
+        lanes: tuple[LaneFacts, ...] = ()
         now_ns = time.time_ns()
         try:
             schema = self._schema(header["schema_json"])
@@ -79,6 +91,7 @@ class Observer:
             _segment.check_control(control.memory, control.name)
             entries = _segment.list_readers(control.memory)
             readers = tuple(_reader(entry, state["published"], now_ns) for entry in entries)
+            lanes = tuple(self._lanes(bus, topic, _lanes.list_entries(control.memory)))
         except (NotFound, AttachError) as error:
             problem = problem or str(error)
         return TopicFacts(
@@ -101,7 +114,28 @@ class Observer:
             durable=state["durable"] if header["data_dir"] else None,
             indexed=state["indexed"] if header["indexes"] else None,
             readers=readers,
+            lanes=lanes,
         )
+
+    def _lanes(self, bus: str, topic: str, entries: list[dict[str, int]]) -> Iterator[LaneFacts]:
+        states = {entry["lane"]: LANE_STATES.get(entry["state"], "unknown") for entry in entries}
+        for number in list_lanes(bus, topic):
+            try:
+                segment = self._open(lane_name(bus, topic, number))
+                header = _segment.read_data(segment.memory, segment.name)
+            except (NotFound, AttachError):  # going, or coming
+                continue
+            state = _segment.read_state(segment.memory)
+            yield LaneFacts(
+                lane=f"{number:016x}",
+                pid=header["pid"],
+                process=process_state(header["pid"], header["process_start"]),
+                entry=states.get(number, ""),
+                slot_count=header["slot_count"],
+                published=state["published"],
+                drained=state["drained"],
+                waiting_count=min(max(0, state["published"] - state["drained"]), header["slot_count"]),
+            )
 
     def _schema(self, encoded: bytes) -> Schema:
         schema = self._schemas.get(encoded)

@@ -10,7 +10,7 @@ import msgspec
 
 from ..storage import Field
 
-__all__ = ["BusFacts", "ReaderFacts", "SchemaFacts", "Snapshot", "TopicFacts", "WriterFacts", "with_rates"]
+__all__ = ["BusFacts", "LaneFacts", "ReaderFacts", "SchemaFacts", "Snapshot", "TopicFacts", "WriterFacts", "with_rates"]
 
 
 class ReaderFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +31,19 @@ class ReaderFacts(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_age_s: float
     attached_age_s: float
     consumed_per_s: float | None = None
+
+
+class LaneFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One lane of a topic: through which another process publishes. Sequences are the lane's own."""
+
+    lane: str  # its number, hexadecimal, as in the name of its segment
+    pid: int  # the publisher's
+    process: str  # alive, stopped, dead
+    entry: str  # taken, asked, open, left, refused; "" where it is not in the lane table: of a writer that is no more
+    slot_count: int
+    published: int
+    drained: int  # in the topic
+    waiting_count: int  # published and not drained
 
 
 class SchemaFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,13 +81,19 @@ class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
     logged_per_s: float | None = None
     durable_per_s: float | None = None
     readers: tuple[ReaderFacts, ...] = ()
+    lanes: tuple[LaneFacts, ...] = ()
+
+    @property
+    def waiting_count(self) -> int:
+        """Records that are in lanes, and not in the topic yet."""
+        return sum(lane.waiting_count for lane in self.lanes)
 
     @property
     def unlogged_count(self) -> int:
         """Published records that a log should hold and does not yet; 0 without a log."""
         if self.log_directory is None or self.published is None or self.logged is None:
             return 0
-        return max(0, self.published - self.logged)
+        return max(0, self.published - self.logged) + self.waiting_count
 
 
 class WriterFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,18 @@ import typer
 
 from ..bus import AttachError
 from ..bus.observing import Observer
-from ..bus.segments import DIRECTORY, Segment, bus_name, check_bus_name, control_name, data_name, draft_name, list_names
+from ..bus.segments import (
+    DIRECTORY,
+    Segment,
+    bus_name,
+    check_bus_name,
+    control_name,
+    data_name,
+    draft_name,
+    lane_name,
+    list_lanes,
+    list_names,
+)
 from ..bus.snapshot import BusFacts, TopicFacts
 from .exit_codes import FAILED
 from .inspecting import no_such_bus
@@ -34,7 +45,7 @@ class Cleaned(msgspec.Struct, kw_only=True):
     reason: str
     segments: list[str] = []
     freed_bytes: int = 0
-    lost_count: int = 0  # records that were only in its rings
+    lost_count: int = 0  # records that were only in its rings and lanes
 
 
 def clean(
@@ -77,7 +88,7 @@ def _clean_bus(bus: str, dry_run: bool, force: bool) -> Cleaned:
             return Cleaned(
                 bus=bus,
                 action="refused",
-                reason=f"{unlogged:,} records are published in its rings and not in its log {facts.data_dir}/log: open its writer "
+                reason=f"{unlogged:,} records are published and not in its log {facts.data_dir}/log: open its writer "
                 "again to save them, or lose them with --force",
                 lost_count=unlogged,
             )
@@ -90,7 +101,10 @@ def _remove(facts: BusFacts, dry_run: bool, unlogged: int) -> Cleaned:
         bus=facts.bus, action="would remove" if dry_run else "removed", reason="its writer is dead", lost_count=lost
     )
     names = [make(facts.bus, topic.topic) for topic in facts.topics for make in (data_name, draft_name, control_name)]
-    for name in [*names, bus_name(facts.bus)]:  # its lock goes last
+    lanes = [
+        lane_name(facts.bus, topic.topic, lane) for topic in facts.topics for lane in list_lanes(facts.bus, topic.topic)
+    ]
+    for name in [*lanes, *names, bus_name(facts.bus)]:  # its lock goes last
         try:
             size_bytes = os.stat(DIRECTORY / name[1:]).st_size
             if not dry_run:
@@ -106,10 +120,10 @@ def _remove(facts: BusFacts, dry_run: bool, unlogged: int) -> Cleaned:
 
 
 def _only_in_ring(topic: TopicFacts) -> int:
-    """Records of a topic without a log that its ring still holds."""
+    """Records of a topic without a log that its ring still holds, and its lanes."""
     if topic.log_directory is not None or topic.published is None or topic.slot_count is None:
         return 0
-    return min(topic.published, topic.slot_count)
+    return min(topic.published, topic.slot_count) + topic.waiting_count
 
 
 def _lives(facts: BusFacts) -> bool:

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..bus import NotFound
 from ..bus.observing import Observer
 from ..bus.segments import check_bus_name, split_address
-from ..bus.snapshot import BusFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
+from ..bus.snapshot import BusFacts, LaneFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
 from .printing import age, count, memory, new_table, pairs, plain, print_json, rate, state_text, stdout
 
 __all__ = ["inspect", "no_such_bus", "reader_state"]
@@ -100,6 +100,8 @@ def print_bus(console: Console, bus: BusFacts) -> None:
             console.print(pairs((f"{topic.topic} {name}", text)))
         if topic.readers:
             _print_readers(console, topic.readers, f"readers of {topic.topic}")
+        if topic.lanes:
+            _print_lanes(console, topic.lanes, f"lanes of {topic.topic}")
     if bus.topics:
         console.print()
         console.print(
@@ -128,6 +130,8 @@ def print_topic(console: Console, bus: BusFacts, topic: TopicFacts) -> None:
     elif topic.published is not None:
         console.print()
         console.print(Text("no readers", style="dim"))
+    if topic.lanes:
+        _print_lanes(console, topic.lanes, f"lanes ({len(topic.lanes)})")
 
 
 def _watermarks(topic: TopicFacts) -> Table:
@@ -214,6 +218,22 @@ def _print_readers(console: Console, readers: tuple[ReaderFacts, ...], title: st
             f"{rate(reader.consumed_per_s)}\n{age(reader.heartbeat_age_s)} ago",
             count(reader.overrun_count),
             f"{reader.lost_count:,}\n{reader.refilled_count:,}",
+        )
+    _print_title(console, title)
+    console.print(table)
+
+
+def _print_lanes(console: Console, lanes: tuple[LaneFacts, ...], title: str) -> None:
+    table = new_table("~lane", ">pid", "state", ">published", ">waiting", ">slots")
+    for lane in lanes:
+        state = state_text(lane.process) if lane.entry in ("open", "") else Text(lane.entry, style="yellow")
+        table.add_row(
+            plain(lane.lane),
+            str(lane.pid),
+            state,
+            count(lane.published),
+            count(lane.waiting_count),
+            count(lane.slot_count),
         )
     _print_title(console, title)
     console.print(table)

@@ -30,7 +30,7 @@ def ls(
     if not snapshot.buses:
         note("no buses are open on this machine")
         return
-    table = new_table("~BUS/TOPIC", "WRITER", ">PID", ">EPOCH", ">RECORDS", ">MEMORY", ">READERS")
+    table = new_table("~BUS/TOPIC", "WRITER", ">PID", ">EPOCH", ">RECORDS", ">MEMORY", ">READERS", ">LANES")
     problems: list[str] = []
     for bus in snapshot.buses:
         _add(table, bus)
@@ -44,7 +44,7 @@ def _add(table: Table, bus: BusFacts) -> None:
     pid = "-" if bus.writer.pid is None else str(bus.writer.pid)
     epoch = "-" if bus.writer.epoch is None else str(bus.writer.epoch)
     if not bus.topics:
-        table.add_row(bus.bus, state_text(bus.writer.state), pid, epoch, "-", "-", "-")
+        table.add_row(bus.bus, state_text(bus.writer.state), pid, epoch, "-", "-", "-", "-")
     for topic in bus.topics:
         table.add_row(
             plain(f"{bus.bus}/{topic.topic}"),
@@ -54,4 +54,5 @@ def _add(table: Table, bus: BusFacts) -> None:
             count(topic.published),
             memory(topic.segment_bytes),
             "-" if topic.published is None else str(len(topic.readers)),
+            "-" if topic.published is None else str(len(topic.lanes)),
         )

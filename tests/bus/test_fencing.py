@@ -133,8 +133,11 @@ def test_what_a_writer_paused_in_the_middle_of_publishing_publishes_then_is_seen
 
 
 @pytest.mark.process
-def test_what_is_published_too_late_is_not_taken_for_published_by_the_next_writer_but_one(bus_name, tmp_path, children):
-    old = start_writer(children, bus_name, tmp_path)
+@pytest.mark.parametrize("count", [100, 0])
+def test_what_is_published_too_late_is_not_taken_for_published_by_the_next_writer_but_one(
+    bus_name, tmp_path, children, count
+):
+    old = start_writer(children, bus_name, tmp_path, count=count)
     pause_in_the_middle_of_publishing(old)
     changed = Schema("pairs", {"left": "u8"})
     with pytest.raises(FormatMismatch):  # it fences, and then cannot open the log
@@ -143,9 +146,9 @@ def test_what_is_published_too_late_is_not_taken_for_published_by_the_next_write
     with pytest.raises(Fenced):
         old.settle()
     with Writer(bus_name, [PAIRS], data_dir=tmp_path, take_over=True) as writer:
-        assert writer["pairs"].watermarks.published == 100
-        assert publish(writer, 1) == 101
-    assert log_content(tmp_path) == sequences(1, 101)
+        assert writer["pairs"].watermarks.published == count
+        assert publish(writer, 1) == count + 1
+    assert log_content(tmp_path) == sequences(1, count + 1)
 
 
 @pytest.mark.process

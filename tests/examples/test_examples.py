@@ -56,6 +56,18 @@ def test_after_a_crash_the_next_publisher_goes_on_and_nothing_is_lost():
     assert summary == f"read 1 to {behind + 1_000:,}: 1,000 of the second, 0 wrong, 0 lost"
 
 
+def test_three_processes_publish_in_one_order_and_one_that_is_killed_loses_nothing():
+    killed, summary = lines_of(run_example("three_publishers.py"))
+    assert re.fullmatch(r"desk 0 is killed, [\d,]+ of its orders seen so far", killed)
+    found = re.fullmatch(
+        r"read ([\d,]+) orders: ([\d,]+) of desk 0, ([\d,]+) of desk 1, ([\d,]+) of desk 2; 0 wrong", summary
+    )
+    assert found is not None, summary
+    total, *by_desk = (int(number.replace(",", "")) for number in found.groups())
+    assert total == sum(by_desk)
+    assert min(by_desk) >= 30_000
+
+
 def test_an_async_subscriber_waits_while_the_event_loop_works():
     *ticks, work = lines_of(run_example("async_subscriber.py"))
     assert ticks == [f"tick {number}: {1825 + (number - 1) / 100:.2f}" for number in range(1, 21)]

@@ -35,12 +35,15 @@ SOUND = [
     ("register", "SLOTS=1 AHEAD=0 ABORTS=0"),
     ("register", "RESTARTED RECORDS=7"),
     ("register", "READERS=2 SLOTS=2 AHEAD=1 RECORDS=4 ABORTS=0"),
+    ("lane", ""),
+    ("lane", "ROWS=4 OTHERS=0"),
 ]
 
 TORN = "assertion violated  !(wrong)"
 LAPPED = "assertion violated  !(1)"
 LAPPED_AFTER_REGISTERING = "assertion violated (memory[0]<=(cursor+4))"
 ASLEEP = "invalid end state"
+NOT_ONCE = "assertion violated ((position+1)==expected)"
 
 BROKEN = [
     ("ring", "PUBLISH_FIRST", TORN),
@@ -77,6 +80,16 @@ BROKEN = [
     ("register", "CLEAR_AFTER_SCAN RECORDS=7", LAPPED_AFTER_REGISTERING),
     ("register", "PLAIN_CLEAR RECORDS=7", LAPPED_AFTER_REGISTERING),
     ("register", "LEAVE_SILENTLY", ASLEEP),
+    ("lane", "NO_POSITION", NOT_ONCE),
+    ("lane", "PUBLISH_FIRST", NOT_ONCE),
+    ("lane", "DRAINED_EARLY", NOT_ONCE),
+    ("lane", "LANE_FIRST", NOT_ONCE),
+    ("lane", "READ_TOPIC_FIRST", NOT_ONCE),
+    ("lane", "POSITION_RELAXED", NOT_ONCE),
+    ("lane", "PUBLISH_RELAXED", NOT_ONCE),
+    ("lane", "NO_LOOK", NOT_ONCE),
+    ("lane", "NO_BARRIER", NOT_ONCE),
+    ("lane", "IN_LANE", NOT_ONCE),
 ]
 
 
@@ -152,6 +165,11 @@ def test_the_lossy_reader_of_the_model_does_get_lapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reached", ["REACH_HELD", "REACH_REFUSED"])
 def test_a_reader_of_the_model_comes_to_hold_the_writer_and_is_refused_before(reached: str, tmp_path: Path) -> None:
     assert "assertion violated" in verify(tmp_path, "register", reached).report
+
+
+@pytest.mark.parametrize("reached", ["REACH_COUNTED", "REACH_VOID"])
+def test_a_turn_of_the_model_is_known_as_published_or_not_from_its_position_alone(reached: str, tmp_path: Path) -> None:
+    assert "assertion violated" in verify(tmp_path, "lane", reached).report
 
 
 @pytest.mark.parametrize("missing", ["NO_CLAIM_FENCE", "NO_PUBLISH_RELEASE"])

@@ -18,8 +18,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from ringmain.bus import AttachError, Fenced, Overrun, RingFull, Writer, _journal, _publish, _read, _segment, attach
-from ringmain.bus.segments import Segment, bus_name, control_name, data_name
+from ringmain.bus import (
+    AttachError,
+    Fenced,
+    NotFound,
+    Overrun,
+    RingFull,
+    Writer,
+    _journal,
+    _lanes,
+    _publish,
+    _read,
+    _segment,
+    attach,
+    open_lane,
+)
+from ringmain.bus.segments import Segment, bus_name, control_name, data_name, lane_name, list_lanes
 from ringmain.storage import Log, LogReader, Schema, StorageError, _log
 from ringmain.storage.log_files import list_files, open_file
 from ringmain.storage.recovery import examine
@@ -28,7 +42,7 @@ from ringmain.subscribers import Delayed, Filtered, Historical, RealTime, Reduct
 
 BUS, FOLDER, LIBRARY = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 
-for module in (_journal, _publish, _read, _segment, _log, _grouping):
+for module in (_journal, _lanes, _publish, _read, _segment, _log, _grouping):
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(LIBRARY), f"{module.__file__} is not the build with sanitizers"
 
@@ -339,6 +353,61 @@ def write_beside_hostile_readers() -> None:
             control.memory[128:] = bytes(len(control.memory) - 128)
 
 
+def publish_through_lanes() -> None:
+    for data_dir in (FOLDER / "data", None):
+        with (
+            open_writer(data_dir=data_dir, lanes=True) as writer,
+            RealTime(f"{BUS}/small", reliable=True) as reader,
+            open_lane(f"{BUS}/wide", slots=16) as wide,
+        ):
+            reader.poll()
+            lanes = [open_lane(f"{BUS}/small", slots=2**power) for power in (0, 4, 8)]
+            wide.publish(*WIDE_ROW)
+            for count in (1, 3, 16, 200):
+                for lane in lanes:
+                    for at in range(0, count, 8):
+                        lane.publish_batch(small_rows(min(8, count - at)))
+                        while reader.poll() is not None:
+                            pass
+            with lanes[1].claim(5) as rows:
+                rows["value"] = 3
+            lanes[2].claim(5).abort()
+            while reader.stats.lag or (
+                lanes[1].watermarks.published > lanes[1].watermarks.logged and data_dir is not None
+            ):
+                reader.poll()
+            writer["wide"].publish(*WIDE_ROW)
+            lanes.pop().close()
+            second = open_writer(data_dir=data_dir, lanes=["small"], take_over=True)
+            lanes[0].publish(5)
+            wide.close()
+            lanes[1].wait(lanes[1].publish(6), "drained", 30)
+            second.close()
+            with refused(NotFound):
+                lanes[0].publish(7)
+
+
+def drain_beside_a_hostile_table() -> None:
+    with open_writer(data_dir=None, lanes=True) as writer:
+        sound = open_lane(f"{BUS}/small", slots=64)
+        control = Segment.open(control_name(BUS, "small"), writable=True)
+        for turn in range(60):
+            at = 1536 + 32 * CHANCE.randrange(64)
+            control.memory[at : at + 32] = CHANCE.randbytes(32)
+            control.memory[at : at + 4] = CHANCE.choice([0, 1, 2, 3, 4, 5, 77]).to_bytes(4, "little")
+            for number in list_lanes(BUS, "small")[:1] if turn % 10 == 0 else ():
+                lane = Segment.open(lane_name(BUS, "small", number), writable=True)
+                lane.memory[1280:2304] = CHANCE.randbytes(1024)
+            _lanes.announce(control.memory)
+            with (
+                contextlib.suppress(AttachError, Fenced, NotFound, RingFull),
+                open_lane(f"{BUS}/small", slots=8) as lane,
+            ):
+                lane.publish(turn)
+        sound.close()
+        writer["wide"].publish(*WIDE_ROW)
+
+
 def read_from_another_process() -> None:
     with open_writer() as writer:
         writer["small"].publish_batch(small_rows(1000))
@@ -405,6 +474,8 @@ for part in (
     read_in_every_way,
     hold_the_writer_back,
     die_and_take_over,
+    publish_through_lanes,
+    drain_beside_a_hostile_table,
     read_from_another_process,
     damage_a_log,
     call_the_log_by_hand,

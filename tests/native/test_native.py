@@ -25,6 +25,7 @@ BINARIES = ROOT / "build" / "native"
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 PYTHON_H = Path(sysconfig.get_paths()["include"]) / "Python.h"
 SECONDS = "1"
+NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 SEEDS = 20  # a busy machine may need more than one run to come to the point
 FLAGS = ["-std=c++20", "-O2", "-g1", "-pthread", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = {
@@ -172,6 +173,57 @@ def test_what_is_said_to_be_logged_is_in_the_files_and_in_the_end_everything_is(
     assert counts["looks"] > 0, counts
 
 
+@pytest.mark.parametrize(
+    ("sanitizer", "mode"),
+    [("plain", "processes"), ("plain", "threads"), ("address", "processes"), ("thread", "threads")],
+)
+def test_rows_of_lanes_are_there_once_and_in_order_whatever_becomes_of_their_writers(
+    sanitizer: str, mode: str, need
+) -> None:
+    need(sanitizer)
+    counts = counts_of(run(compiled("lane_stress", sanitizer), mode, SECONDS, 1))
+    assert counts["writers"] > 10, counts
+    assert counts["rows"] > 0
+    assert counts["carried"] > 0, counts  # writers did end while there was something in lanes
+
+
+STEPS_OF_A_TURN = (
+    "copy(lane, count);",
+    "store_release(position.topic_last, topic_last);",
+    "store_release(position.lane_last, lane_last);",
+    "ring_.publish(topic_last);",
+    "store_release(position.drained, lane_last);",
+)
+
+
+def copy_headers(to: Path) -> None:
+    for room in ("bus", "storage"):
+        (to / room).mkdir()
+        for source in ROOT.glob(f"{room}/*.hpp"):
+            shutil.copy(source, to / room)
+
+
+def slow_down(headers: Path) -> None:
+    """Let the drain rest between the steps of a turn, so that its end falls there."""
+    header = headers / "bus" / "lanes.hpp"
+    text = header.read_text()
+    for step in STEPS_OF_A_TURN:
+        assert text.count(step) == 1, f"lanes.hpp has changed: {step!r} is no longer there"
+        text = text.replace(step, f"{step} usleep(10);")
+    header.write_text(text)
+
+
+@pytest.mark.parametrize("mode", ["processes", "threads"] if NIGHTLY else ["processes"])
+def test_a_writer_may_end_between_any_two_steps_of_a_turn(mode: str, need, tmp_path: Path) -> None:
+    need("plain")
+    copy_headers(tmp_path)
+    slow_down(tmp_path)
+    binary = tmp_path / "lane_stress"
+    build(compile_command("lane_stress", "plain", tmp_path), binary)
+    counts = counts_of(run(binary, mode, SECONDS, 1))
+    assert counts["turns"] > 10, counts  # published, and known from the position alone
+
+
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_a_changed_log_file_is_never_read_out_of_bounds_nor_believed(sanitizer: str, need) -> None:
     need(sanitizer)
@@ -190,6 +242,8 @@ def test_a_changed_sstable_is_never_read_out_of_bounds_nor_believed(sanitizer: s
 
 
 # --- broken on purpose --------------------------------------------------------------------------------------------------
+
+FIRST = STEPS_OF_A_TURN[1]
 
 BROKEN = {
     "the writer does not announce what it overwrites": (
@@ -282,17 +336,55 @@ BROKEN = {
         "return proven || crc32c(", "return true || crc32c(",
         "a frame with a wrong checksum was found",
     ),
+    "a turn that was published and not finished is forgotten": (
+        "lane_stress", "plain", "processes", "bus/lanes.hpp",
+        "&& lane_last > drained ? lane_last : drained;", "&& false ? lane_last : drained;",
+        "FAILED: ",
+    ),
+    "lane_last is written before topic_last": (
+        "lane_stress", "plain", "processes", "bus/lanes.hpp",
+        FIRST, f"store_release(position.lane_last, lane_last); usleep(10); {FIRST}",
+        "FAILED: ",
+    ),
+    "DRAIN is not a release": (
+        "lane_stress", "thread", "threads", "bus/wait.hpp",
+        "store_release(header.watermarks[which].sequence", "store_relaxed(header.watermarks[which].sequence",
+        "data race",
+    ),
 }  # fmt: skip
+BROKEN_AT_NIGHT = {
+    "a turn that was not published counts": (
+        "lane_stress", "plain", "processes", "bus/lanes.hpp",
+        "return topic_last <= load_acquire(ring.watermarks[ENDED].sequence) &&", "return",
+        "FAILED: ",
+    ),
+    "the position is written behind the rows": (
+        "lane_stress", "plain", "processes", "bus/lanes.hpp",
+        FIRST, f"ring_.publish(topic_last); usleep(10); {FIRST}",
+        "FAILED: ",
+    ),
+    "the lane is told before the topic": (
+        "lane_stress", "plain", "processes", "bus/lanes.hpp",
+        FIRST, f"store_release(position.drained, lane_last); usleep(10); {FIRST}",
+        "FAILED: ",
+    ),
+    "a fenced writer finishes its turn": (
+        "lane_stress", "plain", "threads", "bus/lanes.hpp",
+        "if (ring_.fenced()) {", "if (false) {",
+        "FAILED: ",
+    ),
+}  # fmt: skip
+if NIGHTLY:
+    BROKEN |= BROKEN_AT_NIGHT
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_core_is_found_out(what: str, need, tmp_path: Path) -> None:
     program, sanitizer, mode, header, right, wrong, found = BROKEN[what]
     need(sanitizer)
-    for room in ("bus", "storage"):
-        (tmp_path / room).mkdir()
-        for source in ROOT.glob(f"{room}/*.hpp"):
-            shutil.copy(source, tmp_path / room)
+    copy_headers(tmp_path)
+    if program == "lane_stress":
+        slow_down(tmp_path)
     text = (tmp_path / header).read_text()
     assert right in text, f"{header} has changed: {right!r} is no longer there to be broken"
     (tmp_path / header).write_text(text.replace(right, wrong))
@@ -302,7 +394,13 @@ def test_a_broken_core_is_found_out(what: str, need, tmp_path: Path) -> None:
     for seed in range(SEEDS):
         shutil.rmtree(log, ignore_errors=True)
         log.mkdir()
-        before = {"ring_stress": [mode], "journal_stress": [log, mode], "scan_fuzz": [], "table_fuzz": []}[program]
+        before = {
+            "ring_stress": [mode],
+            "lane_stress": [mode],
+            "journal_stress": [log, mode],
+            "scan_fuzz": [],
+            "table_fuzz": [],
+        }[program]
         done = run(binary, *before, SECONDS, seed)
         if done.returncode != 0:
             assert found in done.stderr, done.stderr

@@ -148,7 +148,7 @@ def test_records_that_only_a_ring_holds_are_not_removed_unasked(
     done = ringmain("clean", bus_name)
     assert done.returncode == FAILED
     told = done.stdout.decode()
-    assert f"{bus_name}: refused; 3 records are published in its rings and not in its log {tmp_path}/log" in told
+    assert f"{bus_name}: refused; 3 records are published and not in its log {tmp_path}/log" in told
     assert "open its writer again to save them, or lose them with --force" in told
     assert segments(bus_name) == left
     (bus,) = facts("clean", bus_name, code=FAILED)["buses"]

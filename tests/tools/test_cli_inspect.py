@@ -162,8 +162,8 @@ def test_inspect_shows_a_bus_with_all_its_topics(scene: Scene) -> None:
 def test_ls_lists_every_topic_on_a_line(scene: Scene) -> None:
     lines = [words_of(line) for line in succeed("ls").splitlines() if line.startswith(scene.bus)]
     assert len(lines) == 2
-    assert re.fullmatch(rf"{scene.bus}/pairs alive {scene.writer.pid} 1 0 [\d.]+ KiB 0", lines[0])
-    assert re.fullmatch(rf"{scene.bus}/points alive {scene.writer.pid} 1 300 52.0 KiB 2", lines[1])
+    assert re.fullmatch(rf"{scene.bus}/pairs alive {scene.writer.pid} 1 0 [\d.]+ KiB 0 0", lines[0])
+    assert re.fullmatch(rf"{scene.bus}/points alive {scene.writer.pid} 1 300 52.0 KiB 2 0", lines[1])
     topics = one(facts("ls"), scene.bus)["topics"]
     assert {topic["topic"]: topic["published"] for topic in topics} == {"pairs": 0, "points": 300}
 

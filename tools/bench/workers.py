@@ -17,7 +17,7 @@ from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 from typing import Any
 
-from ...bus.segments import Segment, bus_name, control_name, data_name, list_names
+from ...bus.segments import Segment, bus_name, control_name, data_name, lane_name, list_lanes, list_names
 from .rows import NS, clock
 
 __all__ = ["BenchFailed", "Job", "Stage", "bench_bus", "run_and_kill", "run_together"]
@@ -155,4 +155,6 @@ def bench_bus() -> Generator[str]:
         for topic in list_names().get(bus, []):
             Segment.unlink(data_name(bus, topic))
             Segment.unlink(control_name(bus, topic))
+            for lane in list_lanes(bus, topic):
+                Segment.unlink(lane_name(bus, topic, lane))
         Segment.unlink(bus_name(bus))
