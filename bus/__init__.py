@@ -2,11 +2,23 @@
 
 from ._read import Batch
 from .attach import Attached, Watermarks, attach
-from .errors import AttachError, BusError, Fenced, NotFound, Overrun, RingFull, WriterAlive, WriterFailed
+from .errors import (
+    AlreadyRunning,
+    AttachError,
+    BusError,
+    Fenced,
+    NotFound,
+    Overrun,
+    PositionRefused,
+    RingFull,
+    WriterAlive,
+    WriterFailed,
+)
 from .publisher import Claim, Publisher
 from .writer import Carried, Writer
 
 __all__ = [
+    "AlreadyRunning",
     "AttachError",
     "Attached",
     "Batch",
@@ -16,6 +28,7 @@ __all__ = [
     "Fenced",
     "NotFound",
     "Overrun",
+    "PositionRefused",
     "Publisher",
     "RingFull",
     "Watermarks",

@@ -6,6 +6,7 @@ from .filtered import Filtered
 from .historical import Historical
 from .real_time import RealTime
 from .reducing import Reduction, ohlcv
+from .resumable import Resumable, ResumableStats
 from .subscriber import Stats, Subscriber
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Overrun",
     "RealTime",
     "Reduction",
+    "Resumable",
+    "ResumableStats",
     "Stats",
     "Subscriber",
     "ohlcv",
