@@ -1,6 +1,7 @@
 """The bus moves rows: rings in shared memory, their one writer, and attaching to them from other processes."""
 
 from ._read import Batch
+from .acknowledgement import wait_acknowledged
 from .attach import Attached, Watermarks, attach
 from .errors import (
     AlreadyRunning,
@@ -36,4 +37,5 @@ __all__ = [
     "WriterAlive",
     "WriterFailed",
     "attach",
+    "wait_acknowledged",
 ]

@@ -35,7 +35,7 @@ class SharedSlotFile:
     def __init__(self, directory: Path, stem: str, *, sync: bool, patience_s: float) -> None:
         self.directory, self.stem = directory, stem
         self._sync, self._patience_s = sync, patience_s
-        self._number = 0
+        self._number, self._following = 0, ""
         self._file: SlotFile | None = None
 
     def read(self) -> bytes | None:
@@ -60,6 +60,7 @@ class SharedSlotFile:
             file = self._enter()
             try:
                 if not self._is_newest(file):
+                    self.close()
                     continue
                 after = edit(self._load(file))
                 if after is None or self._store(file, after):
@@ -87,34 +88,35 @@ class SharedSlotFile:
 
     def _is_newest(self, file: SlotFile) -> bool:
         """Whether a file counts. In this order: when the next one is gone again, so is this one."""
-        return not self._path(self._number + 1).exists() and is_named(file.descriptor, file.path)
+        return not os.path.exists(self._following) and is_named(file.descriptor, file.path)
 
     def _open_newest(self) -> SlotFile:
         """The newest file, made where there is none."""
-        if self._file is not None:
-            if self._is_newest(self._file):
-                return self._file
-            self.close()
         while True:
             number = next(iter(self._numbers()), 0)
             with contextlib.suppress(FileNotFoundError, FileExistsError):
-                self._file = SlotFile.open(self._path(number)) if number else SlotFile.open_new(self._path(1))
-                self._number = number or 1
-                return self._file
+                file = SlotFile.open(self._path(number)) if number else SlotFile.open_new(self._path(1))
+                self._use(file, number or 1)
+                return file
+
+    def _use(self, file: SlotFile, number: int) -> None:
+        self._file, self._number, self._following = file, number, str(self._path(number + 1))
 
     def _enter(self) -> SlotFile:
-        """The newest file, locked. From whoever keeps it too long it is taken."""
+        """The file, locked; it may have ceased to count meanwhile. From whoever keeps it too long it is taken."""
         deadline, nap_s = time.monotonic() + self._patience_s, NAP_S
         while True:
-            file = self._open_newest()
+            file = self._file or self._open_newest()
             try:
                 fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return file
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if not self._is_newest(file):
+                    self.close()
+                    deadline = time.monotonic() + self._patience_s
+                elif time.monotonic() >= deadline:
                     with contextlib.suppress(FileExistsError):
                         SlotFile.open_new(self._path(self._number + 1)).close()  # sync TAKEN
-                    deadline = time.monotonic() + self._patience_s
                 else:
                     time.sleep(nap_s)
                     nap_s = min(2 * nap_s, NAP_S_MAX)
@@ -172,7 +174,7 @@ class SharedSlotFile:
             larger.close()
             return False
         file.close()
-        self._file, self._number = larger, self._number + 1
+        self._use(larger, self._number + 1)
         try:
             self._fill(larger, value)
             return self._is_newest(larger)

@@ -1,6 +1,7 @@
 """What a consumer of records runs."""
 
 from ..bus import Batch, Overrun
+from .acknowledged import Acknowledged, AcknowledgedStats
 from .delayed import Delayed, DelayedStats
 from .filtered import Filtered
 from .historical import Historical
@@ -10,6 +11,8 @@ from .resumable import Resumable, ResumableStats
 from .subscriber import Stats, Subscriber
 
 __all__ = [
+    "Acknowledged",
+    "AcknowledgedStats",
     "Batch",
     "Delayed",
     "DelayedStats",
