@@ -4,7 +4,8 @@
    taken away: a file with the next number is made, and the old one does not count any more.
 2. The file with the greatest number counts. Whoever holds it first finds it empty, fills it from the one before, and removes that.
 3. A change counts only if no newer file was there after it was written (sync TAKEN). Whoever takes over makes the new file first
-   and reads the old one then: so one of the two sees the other. A change that does not count is made again, in the newest file.
+   and reads the old one then: so one of the two sees the other. A change that does not count is made again, in the newest file,
+   which may have it already: changes must be such that twice does no harm.
 """
 
 from __future__ import annotations

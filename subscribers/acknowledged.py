@@ -126,9 +126,15 @@ class Acknowledged(Subscriber):
             )
             opened.callback(self._file.close)
             pid = os.getpid()
-            self._member, self._floor, self._next = self._file.change(
-                lambda group: (group.join(pid, process_start(pid)), group.floor, group.next)
-            )
+            self._member = 0
+
+            def join(group: Group) -> tuple[int, int, int]:
+                if self._member:
+                    group.leave(self._member)  # it joins again: see GroupFile.change
+                self._member = group.join(pid, process_start(pid))
+                return self._member, group.floor, group.next
+
+            self._member, self._floor, self._next = self._file.change(join)
             self._reader.acknowledge(self._floor)
             opened.pop_all()
 
@@ -184,10 +190,16 @@ class Acknowledged(Subscriber):
         if self._next > newest and not looks and self._reader.position == self._next - 1:
             return None
 
+        taken: list[Range] = []
+
         def edit(group: Group) -> tuple[Range | None, int, int, bool, bool]:
             if looks:
                 group.bury(process_lives)
+            for before in taken:  # it takes again: see GroupFile.change
+                group.give_back(self._member, before.first, before.last, unused=True)
             lease = group.take(self._member, newest, self._batch_rows, now_ns, now_ns + self._timeout_ns)
+            if lease is not None:
+                taken.append(lease)
             return lease, group.floor, group.next, bool(group.ranges), group.is_full
 
         lease, self._floor, self._next, some_open, self._crowded = self._file.change(edit)

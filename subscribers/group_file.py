@@ -42,7 +42,11 @@ class GroupFile:
         self._thread.start()
 
     def change(self, edit: Callable[[Group], T]) -> T:
-        """Change the state in one step. `edit` may be called again, with a newer state. Raises what has stopped the keeping."""
+        """Change the state in one step. Raises what has stopped the keeping.
+
+        `edit` is called again where this process was stopped within it and the others went on: with a newer state, in which what
+        it did before may be found done, or not.
+        """
         if self._failure is not None:
             raise BusError(
                 f"{self.folder}: the state of the group is not kept any more: {self._failure}"

@@ -298,6 +298,36 @@ def test_a_member_that_is_stopped_while_it_changes_the_state_holds_nobody_up(bus
         assert child.ask("member.stats.acknowledged") == 20
 
 
+def test_a_member_that_was_stopped_behind_a_change_has_no_rows_that_it_does_not_know_of(bus_name, tmp_path, children):
+    """The others have taken over what it wrote, but it cannot know that, and takes again."""
+    with open_writer(bus_name, tmp_path) as writer, member(bus_name) as two:
+        child = start_member(children, bus_name)
+        publish(writer["points"], 40)
+        child.begin(
+            "from ringmain.bus.slot_file import SlotFile\n"
+            "write = SlotFile.write\n"
+            "def slow(file, *arguments, **settings):\n"
+            "    write(file, *arguments, **settings)\n"
+            "    SlotFile.write = write\n"
+            "    open(path, 'w').close()\n"
+            "    while os.path.exists(path): time.sleep(0.001)\n"
+            "SlotFile.write = slow\n"
+            "batch = member.take(30)",
+            path=str(tmp_path / "wrote"),
+        )
+        wait_until((tmp_path / "wrote").exists, TIMEOUT_S)
+        child.pause()
+        take(two, 11, 20)
+        (tmp_path / "wrote").unlink()
+        child.resume()
+        child.settle()
+        assert child.ask("(batch.first, batch.last, batch.deliveries)") == (1, 10, 1)
+        child.run("member.ack_to(30)")
+        two.ack_to(20)
+        assert two.stats.acknowledged == 20
+        take(two, 21, 30)
+
+
 def test_rows_that_nobody_acknowledges_go_to_a_function(bus_name, tmp_path):
     buried: list[tuple[int, int, int]] = []
 
