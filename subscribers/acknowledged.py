@@ -27,6 +27,7 @@ from .subscriber import Stats, Subscriber
 __all__ = ["Acknowledged", "AcknowledgedStats", "Publishes"]
 
 BATCH_ROWS = 1000
+GIVEN_MAX = 64  # how often a call of `poll` lets itself be given rows of which nothing can be handed out
 LOOK_S = 0.1  # how often it looks for what others have given back, left, or not acknowledged in time
 
 # What a dead letter topic may have besides the fields of the topic, filled in where it does.
@@ -145,7 +146,9 @@ class Acknowledged(Subscriber):
 
         Raises BusError where the group's state cannot be stored any more, the topic has moved to another log, or its end was lost.
         """
-        while not self._ended:
+        for _ in range(GIVEN_MAX):
+            if self._ended:
+                break
             if self._lease is None:
                 lease = self._take()
                 if lease is None:
@@ -162,7 +165,7 @@ class Acknowledged(Subscriber):
         return None
 
     def _read(self, first: int) -> Batch | None:
-        """More of what this member was given, from `first` on; None, and nothing is left of it, when that is over."""
+        """More of what this member was given, from `first` on; None when that is over, and nothing of it is left here."""
         lease = self._lease
         assert lease is not None
         batch = None
@@ -174,6 +177,7 @@ class Acknowledged(Subscriber):
                 return None
         if batch is None:
             self._lease = None
+            self._return(first, lease.last)
             return None
         if batch.first > first:
             self._settle(first, batch.first - 1)  # they are no more
@@ -237,19 +241,26 @@ class Acknowledged(Subscriber):
             try:
                 batch = self._reader.read(at, lease.last)
                 rows = batch.copy() if batch is not None else None
-            except HistoryGone:
-                break
+            except HistoryGone as gone:
+                self._settle(at, min(gone.oldest - 1, lease.last))
+                at = gone.oldest
+                continue
             except Overrun:
                 continue
             if batch is None or rows is None:
-                break
+                self._return(at, lease.last)
+                return
             copied = owned_batch(rows, batch.schema, batch.first, batch.last, batch.lost)
             copied.deliveries = lease.deliveries - 1
             dead_letter(copied)
             self._dead += len(rows)
             self._settle(at, batch.last)
             at = batch.last + 1
-        self._settle(at, lease.last)
+
+    def _return(self, first: int, last: int) -> None:
+        """Give back rows that were not handed out here: `ack_to` takes all that a member has for handed out."""
+        if first <= last:
+            self._file.change(lambda group: group.give_back(self._member, first, last, unused=True))
 
     # --- acknowledging ----------------------------------------------------------------------------------------------
 

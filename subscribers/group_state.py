@@ -85,12 +85,17 @@ class Group(msgspec.Struct, array_like=True):
     # --- rows -------------------------------------------------------------------------------------------------------
 
     def take(self, member: int, newest: int, rows_max: int, now_ns: int, deadline_ns: int) -> Range | None:
-        """Hand rows to a member until the deadline: those that wait to be handed out again first, else new ones up to `newest`."""
+        """Hand rows to a member until the deadline: those that wait to be handed out again first, else new ones.
+
+        None behind `newest`, the last one that the member can read: it may not have found the newest writer's ring yet.
+        """
         for at, held in enumerate(self.ranges):
+            if held.first > newest:
+                break
             if held.member == NOBODY or held.deadline_ns <= now_ns:
-                if held.last - held.first >= rows_max:
-                    self._split(held.first + rows_max)
-                held = self.ranges[at]
+                last = min(held.last, newest, held.first + rows_max - 1)
+                if last < held.last:
+                    self._split(last + 1)
                 held.member, held.deadline_ns, held.deliveries = member, deadline_ns, held.deliveries + 1
                 return msgspec.structs.replace(held)
         if self.next > newest or self.is_full:

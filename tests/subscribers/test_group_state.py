@@ -72,12 +72,15 @@ class Sharing(RuleBasedStateMachine):
     @rule(data=st.data(), rows_max=st.integers(1, 12))
     def somebody_takes(self, data, rows_max: int) -> None:
         member = data.draw(st.sampled_from(sorted(self.living)))
+        newest = self.newest - data.draw(st.sampled_from([0, 0, 0, 1, 5, 20]))  # as far as that member can read
         group = self.group()
-        waiting = sorted(sequence for sequence, row in self.open.items() if self.may_be_taken(row))
-        taken = group.take(member, self.newest, rows_max, self.now_ns, self.now_ns + TIMEOUT_NS)
+        waiting = sorted(
+            sequence for sequence, row in self.open.items() if sequence <= newest and self.may_be_taken(row)
+        )
+        taken = group.take(member, newest, rows_max, self.now_ns, self.now_ns + TIMEOUT_NS)
         if taken is None:
             assert not waiting
-            assert self.next > self.newest
+            assert self.next > newest
             return
         sequences = range(taken.first, taken.last + 1)
         assert 0 < len(sequences) <= rows_max
@@ -86,7 +89,7 @@ class Sharing(RuleBasedStateMachine):
             assert set(sequences) <= set(waiting)
         else:
             assert taken.first == self.next
-            assert taken.last == min(self.newest, self.next + rows_max - 1)
+            assert taken.last == min(newest, self.next + rows_max - 1)
             self.next = taken.last + 1
         for sequence in sequences:
             before = self.open.get(sequence)
