@@ -1,13 +1,26 @@
 """The bus moves rows: rings in shared memory, their one writer, and attaching to them from other processes."""
 
 from ._read import Batch
+from .acknowledgement import wait_acknowledged
 from .attach import Attached, Watermarks, attach
-from .errors import AttachError, BusError, Fenced, NotFound, Overrun, RingFull, WriterAlive, WriterFailed
+from .errors import (
+    AlreadyRunning,
+    AttachError,
+    BusError,
+    Fenced,
+    NotFound,
+    Overrun,
+    PositionRefused,
+    RingFull,
+    WriterAlive,
+    WriterFailed,
+)
 from .lane_publisher import LanePublisher, open_lane
 from .publisher import Claim, Publisher
 from .writer import Carried, Writer
 
 __all__ = [
+    "AlreadyRunning",
     "AttachError",
     "Attached",
     "Batch",
@@ -18,6 +31,7 @@ __all__ = [
     "LanePublisher",
     "NotFound",
     "Overrun",
+    "PositionRefused",
     "Publisher",
     "RingFull",
     "Watermarks",
@@ -26,4 +40,5 @@ __all__ = [
     "WriterFailed",
     "attach",
     "open_lane",
+    "wait_acknowledged",
 ]

@@ -43,11 +43,13 @@ cdef class Batch:
     rows: a read-only numpy array of the schema's dtype. In a ring it is the writer's own memory: valid until the writer comes
     round again, which `validate` tells; from the log it stays valid for as long as you keep it.
     schema: the rows'. lost: records missed before this batch, 0 unless the reader was lapped and no log holds them.
+    deliveries: how often a group has handed these rows out, this time included; 0 from other subscribers.
     """
 
     cdef readonly object rows, schema
     cdef readonly uint64_t first, last
     cdef public uint64_t lost
+    cdef public uint32_t deliveries
     cdef RingCursor cursor
 
     def __len__(self):
@@ -259,6 +261,11 @@ cdef class RingCursor:
             self.ring.entry.overrun_count += lapped
             self.ring.entry.lost_count += lost
             self.ring.entry.refilled_count += refilled
+
+    def acknowledge(self, uint64_t sequence):
+        """Say in the reader table up to where everything is done with for good."""
+        if self.ring.entry != NULL:
+            store_release_u64(self.ring.entry.acknowledged, sequence)
 
     def beat(self):
         """Say that this reader lives, and how far it has come."""

@@ -282,7 +282,8 @@ def list_readers(control):
             "state": {READER_JOINING: "joining", READER_ACTIVE: "active", READER_DROPPED: "dropped"}.get(owner_state(owner), "unknown"),
             "name": _get_text(entry.name, 48), "policy": "reliable" if entry.policy == RELIABLE else "lossy",
             "follow": WATERMARKS[entry.follow] if entry.follow < 5 else "unknown", "attached_ns": entry.attached_ns,
-            "consumed": load_acquire_u64(entry.consumed), "heartbeat_ns": load_relaxed_i64(entry.heartbeat_ns),
+            "consumed": load_acquire_u64(entry.consumed), "acknowledged": load_acquire_u64(entry.acknowledged),
+            "heartbeat_ns": load_relaxed_i64(entry.heartbeat_ns),
             "overrun_count": entry.overrun_count, "lost_count": entry.lost_count, "refilled_count": entry.refilled_count,
         })
     return found

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["AttachError", "BusError", "Fenced", "NotFound", "Overrun", "RingFull", "WriterAlive", "WriterFailed"]
+__all__ = [
+    "AlreadyRunning",
+    "AttachError",
+    "BusError",
+    "Fenced",
+    "NotFound",
+    "Overrun",
+    "PositionRefused",
+    "RingFull",
+    "WriterAlive",
+    "WriterFailed",
+]
 
 
 class BusError(Exception):
@@ -71,3 +82,21 @@ class NotFound(BusError):
 
 class AttachError(BusError):
     """A segment that cannot be used: foreign, of another version, damaged, or not ours to open. The text says which."""
+
+
+class AlreadyRunning(BusError):
+    """Another living process goes by this subscriber's name. name: which. pid: that process, None where it cannot be told."""
+
+    def __init__(self, name: str, pid: int | None) -> None:
+        self.name, self.pid = name, pid
+        holder = "another process" if pid is None else f"process {pid}"
+        super().__init__(
+            f"subscriber {name!r} is running already, as {holder}; stop it first, or give this one a name of its own"
+        )
+
+    def __reduce__(self) -> tuple[type[AlreadyRunning], tuple[str, int | None]]:
+        return type(self), (self.name, self.pid)
+
+
+class PositionRefused(BusError):
+    """A stored position that does not belong to what is read: of another log, of another kind, or ahead of the topic."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Literal
 
@@ -11,8 +13,9 @@ from ..storage import Schema
 from ._journal import Journal
 from ._lanes import LaneDoor
 from ._publish import RingPublisher
-from ._segment import WATERMARKS
-from .attach import Watermarks
+from ._segment import WATERMARKS, read_data
+from .acknowledgement import wait_for_standings
+from .attach import Attached, Watermarks
 from .segments import Segment
 
 __all__ = ["Claim", "Publisher"]
@@ -58,6 +61,7 @@ class Publisher:
         indexes: bool,
     ) -> None:
         self.schema = schema
+        self._data, self._control = data, control
         self._journal, self._syncs, self._indexes = journal, syncs, indexes
         asleep = journal.asleep() if journal is not None else None
         self._ring = RingPublisher(
@@ -85,15 +89,32 @@ class Publisher:
     def wait(
         self,
         sequence: int,
-        watermark: Literal["published", "logged", "durable", "indexed"] = "durable",
+        watermark: Literal["published", "logged", "durable", "indexed"] | None = None,
         timeout: float | None = None,
+        *,
+        acknowledged_by: Iterable[str] = (),
     ) -> None:
         """Return once the watermark has reached `sequence`. Any thread may. Once it is indexed, `get` finds it.
 
-        Raises TimeoutError after `timeout` seconds (None: never), WriterFailed as soon as the log has stopped, ValueError for
-        a watermark that this topic does not have (without a log, with one that is never synced, not kept by key), or a
-        sequence that is not published.
+        watermark: "durable" unless told. acknowledged_by: wait for these resumable subscribers and groups to be done with
+        everything up to `sequence`; the watermark is then waited for only if it is given.
+        Raises TimeoutError after `timeout` seconds (None: never), which says who has not acknowledged, and where each stands;
+        WriterFailed as soon as the log has stopped; ValueError for a watermark that this topic does not have (without a log,
+        with one that is never synced, not kept by key), or a sequence that is not published.
         """
+        names, started = list(acknowledged_by), time.monotonic()
+        if watermark is not None or not names:
+            self._wait_for_watermark(sequence, watermark or "durable", timeout)
+        elif sequence > self.watermarks.published:
+            raise ValueError(f"topic {self.schema.name!r}: sequence {sequence} is not published yet")
+        if names:
+            header = read_data(self._data.memory, self._data.name)
+            topic = Attached(header["bus"], header["topic"], self._data, self._control, header, self.schema)
+            if timeout is not None and watermark is not None:
+                timeout = max(0.0, timeout - (time.monotonic() - started))
+            wait_for_standings(topic, sequence, names, timeout)
+
+    def _wait_for_watermark(self, sequence: int, watermark: str, timeout: float | None) -> None:
         if watermark not in WATERMARKS[1:]:
             raise ValueError(f'watermark: "published", "logged", "durable" or "indexed" is expected, got {watermark!r}')
         if self._journal is None and watermark != "published":

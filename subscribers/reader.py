@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
 from ..bus._read import RingCursor, log_batch
-from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch
+from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch, read_state
 from ..storage import HistoryGone, LogReader, Schema
 from .subscriber import SLICE_S, Stats, Subscriber
 
@@ -141,6 +141,28 @@ class TopicReader(Subscriber):
     def batch_rows_max(self) -> int:
         """Most rows a batch from the ring."""
         return self._rows_max
+
+    @property
+    def log_id(self) -> int:
+        """Of the log that it reads now, or that belongs to the ring; 0 without one."""
+        if self._ring is not None:
+            return int(self._ring.header["log_id"])
+        assert self._log is not None
+        return self._log.log_id
+
+    @property
+    def safe_position(self) -> int:
+        """Up to where records will not go any more: they are durable, or logged where the log is never synced."""
+        if self._ring is None:
+            return self._position
+        state = read_state(self._ring.data.memory)
+        safe = state["durable" if self._ring.header["syncs"] else "logged"]
+        return min(safe, state["ended"]) if state["status"] & STATUS_FENCED else safe
+
+    def acknowledge(self, sequence: int) -> None:
+        """Show in the reader table that everything up to a sequence is done with for good. Any thread may."""
+        if self._cursor is not None:
+            self._cursor.acknowledge(sequence)
 
     @property
     def ended(self) -> bool:

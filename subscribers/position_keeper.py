@@ -1,0 +1,199 @@
+"""A thread that keeps a subscriber's position on the disk, so that reading need not wait for it.
+
+1. What is stored never goes beyond what the log has on the disk: after a power cut the topic holds all that a position counts.
+2. A position and its state are stored together, or neither.
+3. It sleeps while there is nothing to store. What the disk refuses is not tried again: `check` raises it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..bus.errors import BusError
+from ..bus.positions import KIND_RESUMABLE, Position
+from ..bus.slot_file import SlotFile
+
+__all__ = ["Checkpoint", "PositionKeeper"]
+
+NAP_S_MAX = 0.25  # between looks at a log that does not become durable
+NAP_WAITED_FOR_S = 0.0005
+CLOSE_S = 1.0
+NO_STATE, STATE = b"\0", b"\1"
+
+
+class Checkpoint(NamedTuple):
+    """Everything up to `sequence` is done with, and this came of it."""
+
+    sequence: int
+    state: bytes | None = None
+
+    @classmethod
+    def of(cls, position: Position) -> Checkpoint:
+        body = position.body
+        return cls(position.sequence, body[1:] if body[:1] == STATE else None)
+
+    def position(self, log_id: int) -> Position:
+        body = NO_STATE if self.state is None else STATE + self.state
+        return Position(KIND_RESUMABLE, log_id, self.sequence, body)
+
+
+class PositionKeeper:
+    """Stores what is offered, every now and then, in the file `path`. From `start` to `close`.
+
+    log_id: what the positions belong to. stored: what the file holds, None where there is none.
+    safe: up to where records will not go any more. tell: called with every sequence that was stored.
+    whole: checkpoints are stored as they were offered. Otherwise a part of the way counts, too: up to what is safe by then.
+    every: seconds between two, at least. every_rows: or as soon as so many records are done with.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        log_id: int,
+        stored: Checkpoint | None,
+        *,
+        safe: Callable[[], int],
+        tell: Callable[[int], None],
+        whole: bool,
+        every: float,
+        every_rows: int | None,
+    ) -> None:
+        self.path, self.stored = path, stored
+        self._log_id, self._safe, self._tell, self._whole = log_id, safe, tell, whole
+        self._every, self._every_rows = every, every_rows or 1 << 64
+        self._offered = stored or Checkpoint(0)
+        self._held: Checkpoint | None = None  # offered before, and waiting to become safe
+        self._file: SlotFile | None = None
+        self._failure: OSError | None = None
+        self._wake, self._moved = threading.Event(), threading.Condition()
+        self._stopping = self._idle = False
+        self._waiting = 0  # callers of `sync`
+        self._thread: threading.Thread | None = None
+
+    # --- the subscriber's thread ------------------------------------------------------------------------------------
+
+    def start(self, begin: Checkpoint) -> None:
+        """Begin to keep. begin: where the subscriber stands."""
+        if self.stored is None:
+            self._offered = begin
+        else:
+            self._tell(self.stored.sequence)
+        self._thread = threading.Thread(target=self._run, name="ringmain-position", daemon=True)
+        self._thread.start()
+
+    def offer(self, checkpoint: Checkpoint) -> None:
+        """Have this stored, sooner or later, unless a newer one is. Raises BusError where nothing is stored any more."""
+        self._check()
+        self._offered = checkpoint
+        stored = self.stored
+        if self._idle or (stored is not None and checkpoint.sequence - stored.sequence >= self._every_rows):
+            self._wake.set()
+
+    def sync(self, timeout: float | None) -> None:
+        """Wait until what was offered is on the disk. Raises TimeoutError after `timeout` seconds, BusError as `offer`."""
+        wanted = self._offered
+        with self._moved:
+            self._waiting += 1
+            self._wake.set()
+            done = self._moved.wait_for(lambda: self._failure is not None or self._covers(wanted), timeout)
+            self._waiting -= 1
+        self._check()
+        if not done:
+            raise TimeoutError(
+                f"{self.path}: sequence {wanted.sequence} was not stored within {timeout} s: no position is before its records are "
+                f"on the disk, and the log is up to {self._safe()}"
+            )
+
+    def close(self) -> None:
+        """Store what can be stored still, and end. Raises BusError as `offer`."""
+        if self._thread is None:
+            return
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+        self._thread = None
+        if self._file is not None:
+            self._file.close()
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise BusError(f"{self.path}: the position is not stored any more: {self._failure}") from self._failure
+
+    # --- its own thread ---------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._keep()
+        except OSError as error:
+            with self._moved:
+                self._failure = error
+                self._moved.notify_all()
+
+    def _keep(self) -> None:
+        nap_s = self._every
+        while not self._stopping:
+            if self._store_due():
+                nap_s = self._every
+            elif self._covers(self._offered):
+                self._idle = True
+                if self._covers(self._offered) and not self._stopping:
+                    self._wake.wait()
+                self._idle = False
+                self._wake.clear()
+                continue
+            else:
+                nap_s = min(2 * nap_s, NAP_S_MAX)
+            self._wake.wait(NAP_WAITED_FOR_S if self._waiting else nap_s)
+            self._wake.clear()
+        give_up = time.monotonic() + CLOSE_S
+        while not self._covers(self._offered) and time.monotonic() < give_up:
+            if not self._store_due():
+                time.sleep(NAP_WAITED_FOR_S)
+
+    def _covers(self, wanted: Checkpoint) -> bool:
+        stored = self.stored
+        if stored is None:
+            return False
+        if self._whole:
+            return stored is wanted or stored.sequence > wanted.sequence
+        return stored.sequence == wanted.sequence
+
+    def _due(self) -> Checkpoint | None:
+        """What may be stored now and is not yet."""
+        offered, safe = self._offered, self._safe()
+        if offered.sequence <= safe:
+            self._held = None
+            return None if self._covers(offered) else offered
+        if not self._whole:
+            part = Checkpoint(safe)
+            return None if self._covers(part) else part
+        held = self._held
+        if held is None or held.sequence <= safe:
+            self._held = offered
+        return held if held is not None and held.sequence <= safe else None
+
+    def _store_due(self) -> bool:
+        """Store what is due. False where nothing is."""
+        checkpoint = self._due()
+        if checkpoint is None:
+            return False
+        payload = checkpoint.position(self._log_id).encode()
+        if self._file is None and self.stored is not None:
+            self._file = SlotFile.open(self.path)
+            self._file.read()
+        if self._file is not None and self._file.has_room(payload):
+            self._file.write(payload, sync=True)
+        else:
+            former, self._file = self._file, SlotFile.replace(self.path, payload)
+            if former is not None:
+                former.close()
+        with self._moved:
+            self.stored = checkpoint
+            self._moved.notify_all()
+        self._tell(checkpoint.sequence)
+        return True
