@@ -89,7 +89,7 @@ class Group(msgspec.Struct, array_like=True):
 
         None behind `newest`, the last one that the member can read: it may not have found the newest writer's ring yet.
         """
-        for at, held in enumerate(self.ranges):
+        for held in self.ranges:
             if held.first > newest:
                 break
             if held.member == NOBODY or held.deadline_ns <= now_ns:

@@ -1,4 +1,4 @@
-"""Watching a bus: who writes and who reads it, how they are, and every change of that as it comes.
+"""Watching a bus: who writes it, publishes to it and reads it, how they are, and every change of that as it comes.
 
 It only looks, a few times a second, at shared memory mapped read-only and at /proc: those who are watched do nothing for it.
 """
@@ -35,7 +35,7 @@ HEALTH = Schema(
         "amount": "i8",
     },
     units={
-        "kind": "writer or subscriber",
+        "kind": "writer, publisher or subscriber",
         "state": "healthy, degraded, failed, or gone",
         "before": "the state before; empty for one that came",
         "amount": "records behind, lost or lapped, where the reason is about those",
@@ -62,7 +62,7 @@ class Change:
         where = f"{subject.bus}/{subject.topic}" if subject.topic else subject.bus
         amount = f" ({condition.amount:,} records)" if condition.amount else ""
         reason = f": {condition.reason}{amount}" if condition.reason else ""
-        name = f" {subject.name!r}" if subject.kind == "subscriber" else ""
+        name = "" if subject.kind == "writer" else f" {subject.name!r}"
         return f"{subject.kind}{name} of {where}, process {subject.pid}, is {self.state}{reason}"
 
 

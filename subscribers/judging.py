@@ -1,4 +1,4 @@
-"""What a look at a bus means: each writer and each subscriber healthy, degraded or failed, and why. Judging, and nothing else.
+"""What a look at a bus means: writer, publishers and subscribers, each healthy, degraded or failed, and why. Nothing else.
 
 1. What is certain is told at once: a process that is dead or stopped, a log that failed, a reader that was dropped.
 2. What is an age or a lag is held against a threshold, and against what was seen before, by a clock that nobody sets.
@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from ..bus.snapshot import BusFacts, ReaderFacts, TopicFacts
+from ..bus.snapshot import BusFacts, LaneFacts, ReaderFacts, TopicFacts
 
 __all__ = ["Condition", "Health", "Judge", "Subject", "Thresholds", "worst"]
 
@@ -43,9 +43,9 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Subject:
-    """Whose health it is. topic, and the entry in its reader table: of a subscriber."""
+    """Whose health it is. topic: of a publisher (who has a lane) or a subscriber; entry: the latter's in the reader table."""
 
-    kind: Literal["writer", "subscriber"]
+    kind: Literal["writer", "publisher", "subscriber"]
     bus: str
     name: str
     topic: str = ""
@@ -111,6 +111,8 @@ class Judge:
             course = self._courses.setdefault(topic.topic, _Course())
             if topic.published is not None:
                 course.add(now, topic.published, 4 * self.thresholds.lag_seconds)
+            for lane in topic.lanes:
+                found[Subject("publisher", facts.bus, lane.lane, topic.topic, lane.pid)] = self._publisher(lane)
             for reader in topic.readers:
                 if reader.entry == "joining":
                     continue
@@ -136,6 +138,14 @@ class Judge:
         if self._silent_since is None:  # the wall clock may have jumped: its next heartbeat would show
             self._silent_since = now
         return Condition("failed", "silent") if now - self._silent_since > 0.3 else Condition()
+
+    @staticmethod
+    def _publisher(lane: LaneFacts) -> Condition:
+        if lane.process in ("dead", "stopped"):
+            return Condition("failed", lane.process, lane.waiting_count)
+        if lane.waiting_count > lane.slot_count // 2:  # the writer does not come for its rows
+            return Condition("degraded", "waiting", lane.waiting_count)
+        return Condition()
 
     def _reader(
         self, subject: Subject, topic: TopicFacts, reader: ReaderFacts, course: _Course, now: float

@@ -12,7 +12,7 @@ from ringmain.subscribers import HealthMonitor, RealTime
 from ringmain.subscribers.health import HEALTH, Change, publish_change
 from ringmain.subscribers.judging import Condition, Subject, Thresholds
 from support.children import Child, Children
-from support.logs import wait_until
+from support.logs import POINTS, wait_until
 
 pytestmark = pytest.mark.process
 TIMEOUT_S = 30.0
@@ -101,6 +101,18 @@ def test_a_stopped_and_a_killed_publisher_are_seen(bus_name, writer):
         killed_at = time.monotonic()
         watch.wait_for("writer", "failed", "dead")
         print(f"a killed publisher was seen after {time.monotonic() - killed_at:.3f} s")
+
+
+def test_a_publisher_with_a_lane_is_seen_stopped_and_gone_once_its_lane_is_drained(bus_name):
+    with Children() as children, Writer(bus_name, [POINTS], slots=1024, lanes=True), Watch(bus_name) as watch:
+        publisher = children.start()
+        publisher.run("lane = open_lane(address); lane.publish(1, 2, b'x')", address=f"{bus_name}/points")
+        there = watch.wait_for("publisher", "healthy")
+        assert (there.subject.topic, there.subject.pid) == ("points", publisher.pid)
+        publisher.pause()
+        watch.wait_for("publisher", "failed", "stopped")
+        publisher.kill()
+        watch.wait_for("publisher", "gone")
 
 
 def test_one_that_closes_in_good_order_is_gone(bus_name, writer, subscriber):

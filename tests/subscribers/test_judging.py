@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ringmain.bus.snapshot import BusFacts, ReaderFacts, TopicFacts, WriterFacts
+from ringmain.bus.snapshot import BusFacts, LaneFacts, ReaderFacts, TopicFacts, WriterFacts
 from ringmain.subscribers.judging import Condition, Judge, Subject, Thresholds, worst
 
 LIMITS = Thresholds(lag_seconds=1.0, lag_records=100, overrun_memory=10.0)
@@ -115,6 +115,20 @@ def test_having_been_lapped_or_having_lost_records_is_remembered_for_a_while():
 def test_one_that_was_dropped_has_failed_and_one_that_is_joining_is_not_there_yet():
     assert of_reader(Judge(LIMITS), bus(reader(entry="dropped"))) == Condition("failed", "dropped")
     assert [subject.kind for subject in Judge(LIMITS).judge(bus(reader(entry="joining")), 0.0)] == ["writer"]
+
+
+def test_a_publisher_is_judged_by_its_process_and_by_what_waits_in_its_lane():
+    def of_publisher(process: str, waiting: int) -> Condition:
+        lane = LaneFacts(
+            lane="5f", pid=9, process=process, entry="open", slot_count=64, published=90, drained=90 - waiting,
+            waiting_count=waiting,
+        )  # fmt: skip
+        return Judge(LIMITS).judge(bus(lanes=(lane,)), 0.0)[Subject("publisher", "b", "5f", "orders", 9)]
+
+    assert of_publisher("alive", 32) == Condition()
+    assert of_publisher("alive", 33) == Condition("degraded", "waiting", 33)
+    assert of_publisher("stopped", 3) == Condition("failed", "stopped", 3)
+    assert of_publisher("dead", 0) == Condition("failed", "dead")
 
 
 def test_the_worst_is_what_counts():
