@@ -1,0 +1,160 @@
+"""The exchange day from three publishers through lanes, writer and a consumer killed in mid-day: the book is found all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sse_day
+from book_oracle import BookOracle
+from exchange_day import TOPICS, feeders, rows_of
+from ringmain.storage import SHIPPED, Schema
+from ringmain.subscribers import RealTime
+from sse_day import Day, load_day
+from support.children import Children
+from support.logs import wait_until
+from support.service import serving
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+TIMEOUT_S = 60.0
+BATCH_ROWS = 200
+EXAMPLES = str(Path(sse_day.__file__).parent)
+
+PUBLISH = """if True:
+    sys.path.insert(0, examples)
+    from pathlib import Path
+    from ringmain.bus import open_lane
+    from sse_day import load_day
+    rows = getattr(load_day(Path(root)), topic)
+    with open_lane(f"{bus}/{topic}", open_timeout=30.0) as lane:
+        begin = time.monotonic()
+        for first in range(0, len(rows), step):
+            lane.publish_batch(rows[first : first + step])
+            time.sleep(max(0.0, begin + seconds * first / len(rows) - time.monotonic()))
+        lane.wait(len(rows), "durable", 60.0)
+"""
+
+# What a member has written down it acknowledges, and not before. It ends when all of the topics is settled.
+SHARE = """if True:
+    from pathlib import Path
+    from ringmain.subscribers import Acknowledged
+    readers = {topic: Acknowledged(f"{bus}/{topic}", "book", start="earliest", batch_rows=500) for topic in counts}
+    files = {topic: open(Path(folder) / f"{topic}-{os.getpid()}", "wb", buffering=0) for topic in counts}
+    while any(reader.stats.acknowledged < counts[topic] for topic, reader in readers.items()):
+        for topic, reader in readers.items():
+            batch = reader.take(0.005)
+            if batch is not None:
+                files[topic].write(batch.copy().tobytes())
+                reader.ack(batch)
+    for reader in readers.values():
+        reader.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def day(data_root: Path) -> Day:
+    return load_day(data_root)
+
+
+@pytest.fixture
+def config(tmp_path: Path, bus_name: str) -> Path:
+    path = tmp_path / "ringmain.toml"
+    topics = "".join(f"topics.{topic} = {{}}\n" for topic in TOPICS)
+    path.write_text(f'[bus.{bus_name}]\ndata_dir = "data"\nslots = 4096\n{topics}')
+    return path
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    with Children() as children:
+        yield children
+
+
+def test_the_book_is_found_by_a_subscriber_and_by_a_group_though_writer_and_member_are_killed(
+    data_root, day, config, bus_name, tmp_path, children
+):
+    counts = {topic: len(rows) for topic, rows in rows_of(day).items()}
+    with serving(config) as first:
+        first.wait_for("ready")
+        subscriber = Following(bus_name, counts)
+        members = [children.start() for _ in range(3)]
+        for member in members:
+            member.begin(SHARE, bus=bus_name, folder=str(tmp_path), counts=counts)
+        publishers = [children.start() for _ in TOPICS]
+        for topic, publisher in zip(TOPICS, publishers, strict=True):
+            publisher.begin(
+                PUBLISH, bus=bus_name, topic=topic, root=str(data_root), examples=EXAMPLES, step=BATCH_ROWS, seconds=4.0
+            )
+        published_up_to(subscriber, "orders", counts["orders"] // 3)
+        members[0].kill()
+        published_up_to(subscriber, "orders", counts["orders"] // 2)
+        first.process.kill()
+        first.wait()
+    with serving(config) as second:
+        second.wait_for("ready")
+        subscriber.read_to_the_end()
+        for process in (*publishers, *members[1:]):
+            process.settle()
+        assert second.stop() == 0
+    check_book(subscriber.rows, counts)
+    check_book({topic: shared_rows(tmp_path, SHIPPED[topic]) for topic in TOPICS}, counts)
+
+
+class Following:
+    """Reads the three topics as they come, in this process."""
+
+    def __init__(self, bus: str, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+        self._readers = {topic: RealTime(f"{bus}/{topic}", start="earliest") for topic in counts}
+        self._parts: dict[str, list[np.ndarray[Any, Any]]] = {topic: [] for topic in counts}
+
+    @property
+    def rows(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {topic: np.concatenate(parts) for topic, parts in self._parts.items()}
+
+    def position(self, topic: str) -> int:
+        return self._readers[topic].position
+
+    def read(self) -> bool:
+        for topic, reader in self._readers.items():
+            batch = reader.take(0.005)
+            if batch is not None:
+                self._parts[topic].append(batch.copy())
+        return all(self.position(topic) == count for topic, count in self._counts.items())
+
+    def read_to_the_end(self) -> None:
+        wait_until(self.read, TIMEOUT_S)
+        for reader in self._readers.values():
+            reader.close()
+
+
+def published_up_to(subscriber: Following, topic: str, sequence: int) -> None:
+    def there() -> bool:
+        subscriber.read()
+        return subscriber.position(topic) >= sequence
+
+    wait_until(there, TIMEOUT_S)
+
+
+def shared_rows(folder: Path, schema: Schema) -> np.ndarray[Any, Any]:
+    """What all members have written down, each row once. Rows that came twice must be the same."""
+    rows = np.concatenate([np.fromfile(path, schema.dtype) for path in folder.glob(f"{schema.name}-*")])
+    rows = rows[np.argsort(rows["sequence"], kind="stable")]
+    again = np.flatnonzero(np.diff(rows["sequence"]) == 0)
+    assert all(rows[at] == rows[at + 1] for at in again)
+    return np.delete(rows, again)
+
+
+def check_book(rows: Mapping[str, np.ndarray[Any, Any]], counts: Mapping[str, int]) -> None:
+    for topic, count in counts.items():
+        assert (rows[topic]["sequence"] == np.arange(1, count + 1)).all(), topic
+    oracle = BookOracle()
+    feed = feeders(oracle)
+    whole = Day(rows["orders"], rows["trades"], rows["quotes"], other_quotes=rows["quotes"][:0])
+    for name, run in whole.in_order():
+        feed[name](run)
+    oracle.finish()
+    assert (oracle.matched, oracle.mismatched) == (4847, [])
