@@ -128,6 +128,16 @@ def test_a_batch_whose_rows_all_pass_is_the_ring_itself_and_one_of_which_some_pa
         assert not batch.valid
         assert part.valid
         assert (part.copy() == before).all()
+
+
+def test_a_batch_of_some_rows_is_an_arrow_table_as_any_other_is(bus_name):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    with open_writer(bus_name) as writer, filtered(bus_name, key={"side": [b"B"]}) as reader:
+        rows = orders(20)
+        rows["side"], rows["side"][5] = b"B", b"S"
+        writer["orders"].publish_batch(rows)
+        part = reader.poll()
+        assert part is not None
         assert part.to_arrow().num_rows == 19
 
 

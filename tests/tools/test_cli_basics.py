@@ -23,18 +23,18 @@ from support.streams import readers
 
 pytestmark = pytest.mark.process
 
-BENCHES = ("publish", "latency", "throughput", "fanout", "log", "append", "recover", "wake", "lanes", "all")
+BENCHES = ("publish", "latency", "throughput", "fanout", "log", "append", "recover", "wake", "delayed", "lanes", "all")
 STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "backup", "all")
 GROUPS = ("", "log", "store", "sstable", "manifest", "bench", "bench store")
 COMMANDS = (
-    *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean"),
+    *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean", "serve", "health"),
     *("log dump", "log verify", "log repair"),
     *("store stats", "store dump", "store verify", "store repair", "store compact", "sstable dump", "manifest dump"),
     *("get", "scan", "export", "backup", "restore", "verify"),
     *(f"bench {name}" for name in BENCHES),
     *(f"bench store {name}" for name in STORE_BENCHES),
 )
-PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan"}  # which have --format json
+PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan", "serve"}  # which have --format json
 TERMINATED = 128 + signal.SIGTERM
 
 
