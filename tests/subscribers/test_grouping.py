@@ -88,7 +88,7 @@ def test_rows_may_lie_apart_or_backwards():
 
 
 def python_hash(schema: Schema, row: np.void) -> int:
-    """The hash as docs/subscribers.md has it, in plain Python."""
+    """The hash as storage/FORMAT.md has it, in plain Python."""
     mask = (1 << 64) - 1
     data = b""
     for name in schema.key:
