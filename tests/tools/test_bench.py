@@ -29,6 +29,7 @@ FIGURES = {
     },
     "append": {"append_p50_us", "append_p99_us", "append_p999_us", "append_flat_out_p50_us", "append_flat_out_p99_us"},
     "recover": {"recover_gb_per_s", "recover_seconds"},
+    "catchup": {"catchup_rows_per_s"},
     "lanes": {"lane_p50_us", "lane_p99_us", "lanes4_rows_per_s"},
     "wake": {"wake_p50_us", "wake_p99_us", "idle_cpu_percent", "idle_with_log_cpu_percent"},
     "delayed": {

@@ -23,7 +23,20 @@ from support.streams import readers
 
 pytestmark = pytest.mark.process
 
-BENCHES = ("publish", "latency", "throughput", "fanout", "log", "append", "recover", "wake", "delayed", "lanes", "all")
+BENCHES = (
+    "publish",
+    "latency",
+    "throughput",
+    "fanout",
+    "log",
+    "append",
+    "recover",
+    "wake",
+    "catchup",
+    "delayed",
+    "lanes",
+    "all",
+)
 STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "backup", "all")
 GROUPS = ("", "log", "store", "sstable", "manifest", "bench", "bench store")
 COMMANDS = (

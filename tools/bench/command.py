@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import append, delayed, fanout, lanes, latency, logged, publish, recover, throughput, wake
+from . import append, catchup, delayed, fanout, lanes, latency, logged, publish, recover, throughput, wake
 from .measuring import Bench, Plan
 from .peer import Peer
 from .peer_iceoryx2 import Iceoryx2
@@ -29,6 +29,7 @@ BENCHES: tuple[Bench, ...] = (
     append.BENCH,
     recover.BENCH,
     wake.BENCH,
+    catchup.BENCH,
     delayed.BENCH,
     lanes.BENCH,
 )
