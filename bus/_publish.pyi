@@ -1,5 +1,6 @@
 """Publishing into a ring; see _publish.pyx."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ class RingPublisher:
     dtype: np.dtype[np.void]
     payload_dtype: np.dtype[np.void]
     segment: Buffer
-    begun: int
+    busy: bool
     def __init__(
         self,
         segment: Buffer,
@@ -27,7 +28,9 @@ class RingPublisher:
         full_timeout: float | None,
         journal: Journal | LaneDoor | None = None,
         asleep: object = None,
+        mover: Callable[[RingPublisher, bool], bool] | None = None,
     ) -> None: ...
+    def rebind(self, segment: Buffer, ended: int, journal: LaneDoor, asleep: object) -> None: ...
     def publish(self, *values: object, **fields: object) -> int: ...
     def publish_batch(self, rows: _Rows) -> int: ...
     def begin(self, count: int) -> _Rows: ...

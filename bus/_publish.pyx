@@ -40,7 +40,8 @@ cdef class RingPublisher:
 
     cdef RingWriter ring
     cdef RowPacker packer
-    cdef bint busy, closed
+    cdef readonly bint busy
+    cdef bint closed, gave_up
     cdef HeldBuffer data, control_data
     cdef readonly object segment
     cdef object control
@@ -51,13 +52,16 @@ cdef class RingPublisher:
     cdef str full
     cdef int64_t full_timeout_ns
     cdef uint64_t chunk_rows
-    cdef readonly uint64_t begun  # what was published when the newest call began
+    cdef object mover
+    cdef object __weakref__
 
-    def __cinit__(self, segment, control, schema, *, str full, full_timeout, journal=None, asleep=None):
+    def __cinit__(self, segment, control, schema, *, str full, full_timeout, journal=None, asleep=None, mover=None):
         """segment, control: the two mapped segments, writable; a lane has no control segment: None. full: what to do when
         reliable readers leave no room, or a lane has none.
 
         journal: has `kick()` and `failure()`; asleep: its capsule. None for rings only. A lane's is whoever drains it.
+        mover: of a lane, called where it was fenced, with this and whether that was found out behind publishing. Calls `rebind`; or
+        says False when what was published is within the lane's end; or raises. None: Fenced is raised.
         """
         self.data.hold(segment, True)
         self.segment, self.control = segment, control
@@ -67,15 +71,34 @@ cdef class RingPublisher:
         else:
             self.control_data.hold(control, True)
             self.ring.open(self.data.data(), <ControlHeader *>self.control_data.data(), journal is not None)
-        if asleep is not None:
-            self.ring.journal_asleep = <const uint32_t *>PyCapsule_GetPointer(asleep, "ringmain.asleep")
-        self.journal, self.topic = journal, schema.name
+        self._set_journal(journal, asleep)
+        self.mover, self.topic = mover, schema.name
         self.dtype, self.payload_dtype = schema.dtype, schema.payload_dtype
         self.packer = RowPacker(self.topic, schema.payload_dtype, schema.payload_dtype.names)
         self.full = full
         self.full_timeout_ns = INT64_MAX // 2 if full_timeout is None else int(full_timeout * 1e9)
         self.chunk_rows = max(1, self.ring.slot_count // 4)
         self.publish = PyCFunction_New(&PUBLISH, self)
+
+    cdef int _set_journal(self, journal, asleep) except -1:
+        self.journal = journal
+        if asleep is not None:
+            self.ring.journal_asleep = <const uint32_t *>PyCapsule_GetPointer(asleep, "ringmain.asleep")
+        return 0
+
+    def rebind(self, segment, uint64_t ended, journal, asleep):
+        """Go on in the lane that follows one that was fenced: `segment`, as large, with `ended` as the sequence before its first.
+
+        What the call under way has put behind the former lane's end goes along, so that it can return as if nothing had happened.
+        Not while `busy`.
+        """
+        former = self.segment  # stays mapped until the rows are copied
+        self.data.hold(segment, True)
+        self.ring.follow(self.data.data(), ended, not self.gave_up)
+        self.segment, self.gave_up = segment, False
+        self._set_journal(journal, asleep)
+        journal.kick()
+        del former
 
     def close(self):
         """Refuse every later call. The segments stay mapped while anything refers to them."""
@@ -101,8 +124,17 @@ cdef class RingPublisher:
         self.ring.last_timestamp_ns = max(self.ring.last_timestamp_ns, timestamp_ns)
 
     cdef int _refuse(self) except -1:
-        """Raise what stands in the way of publishing, if anything does."""
+        """Raise what stands in the way of publishing, if anything does. A lane that was fenced is left for the next one.
+
+        `published` is then what it was. Only for the thread that publishes, between two steps of a call.
+        """
         cdef uint32_t status = load_acquire_u32(self.ring.header.status)
+        if self.mover is not None and not self.closed and status & C_STATUS_FENCED:
+            self._move(False)
+            return 0
+        return self._refuse_status(status)
+
+    cdef int _refuse_status(self, uint32_t status) except -1:
         if self.closed:
             raise ValueError(f"topic {self.topic!r}: the {'writer' if self.control is not None else 'lane'} is closed")
         if status & C_STATUS_FENCED:
@@ -110,6 +142,18 @@ cdef class RingPublisher:
         if status & C_STATUS_LOG_FAILED:
             raise WriterFailed(f"topic {self.topic!r}: {self.journal.failure()}") from self.journal.failure()
         return 0
+
+    cdef bint _move(self, bint behind) except -1:
+        """Leave a lane that was fenced. False where there is no need to: behind publishing, when all of it is within the end."""
+        cdef bint busy = self.busy
+        self.busy = False
+        try:
+            return self.mover(self, behind)
+        except BaseException:
+            self.gave_up = True  # what was put behind the end is nobody's: its caller is told so
+            raise
+        finally:
+            self.busy = busy
 
     cdef str _holders(self, uint64_t last):
         names = [f"reader {reader_name(self.ring.control.readers[index])!r} (pid {owner_pid(self.ring.control.readers[index].owner)})"
@@ -165,8 +209,11 @@ cdef class RingPublisher:
 
     cdef int _wake(self) except -1:
         """What is left to do behind a record. Raises Fenced where it came too late: nobody may have seen it."""
-        if self.ring.fenced():
-            self._refuse()
+        while self.ring.fenced():
+            if self.mover is None:
+                self._refuse()
+            elif not self._move(True):
+                return 0
         if self.ring.someone_sleeps():
             self.ring.wake_readers()
         if self.ring.journal_asleep != NULL and load_relaxed_u32(self.ring.journal_asleep[0]):
@@ -201,7 +248,6 @@ cdef class RingPublisher:
             source += 16
         count = cnp.PyArray_DIM(array, 0)
         stride = cnp.PyArray_STRIDE(array, 0)
-        self.begun = self.ring.published
         while done < count:
             take = min(count - done, self.chunk_rows)
             if self.busy or not self.ring.may_publish(take):
@@ -247,10 +293,10 @@ cdef class RingPublisher:
         cdef uint64_t first = self.ring.published + 1, i
         cdef int64_t stamp
         self.busy = False
-        self.begun = self.ring.published
         self._refuse()
         stamp = self.ring.stamp_ns()
-        if cnp.PyArray_DATA(rows) != self.ring.slot(first) + 16:
+        if cnp.PyArray_DATA(rows) != self.ring.slot(first) + 16:  # they run over the end of the ring, or the lane has changed
+            self.ring.claim(self.ring.published + count)
             for i in range(count):
                 copy_rows(self.ring.slot(first + i), self.ring.row_bytes,
                           <const char *>cnp.PyArray_DATA(rows) + i * cnp.PyArray_STRIDE(rows, 0), 0, 1, first + i, stamp)
@@ -270,15 +316,20 @@ cdef class RingPublisher:
         cdef int64_t deadline = INT64_MAX if timeout is None else monotonic_ns() + <int64_t>(timeout * 1e9)
         cdef int64_t left
         cdef int result
+        cdef DataHeader *header
+        cdef ControlHeader *control
         while True:
             left = min(SLICE_NS, deadline - monotonic_ns())
+            segment, header, control = self.segment, self.ring.header, self.ring.control  # another thread may move this to another lane
             with nogil:
-                result = wait_for(self.ring.header[0], self.ring.control[0], <Watermark>which, sequence - 1, left, WAIT_FUTEX)
+                result = wait_for(header[0], control[0], <Watermark>which, sequence - 1, left, WAIT_FUTEX)
             if result == WAIT_MOVED:
                 return True
             PyErr_CheckSignals()
+            if segment is not self.segment:
+                continue
             if not self.closed or load_acquire_u32(self.ring.header.status) & ~<uint32_t>C_STATUS_CLOSED:
-                self._refuse()
+                self._refuse_status(load_acquire_u32(header.status))
             elif result == WAIT_STATUS:
                 return False
             if which == W_INDEXED and self.topic in self.journal.unindexed:
@@ -298,7 +349,6 @@ cdef PyObject *_publish(PyObject *self, PyObject *const *args, Py_ssize_t positi
         values = packer.arrange(args, positional, kwnames)
     elif positional != packer.count:
         raise TypeError(f"topic {topic.topic!r} has {packer.count} fields ({', '.join(packer.names)}), got {positional} values")
-    topic.begun = topic.ring.published
     if topic.busy or not topic.ring.may_publish(1):
         topic._make_room(1, 0)
     sequence = topic.ring.published + 1

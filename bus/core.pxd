@@ -134,6 +134,7 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         const uint32_t *journal_asleep
         void open(char *, ControlHeader *, cbool)
         void open_lane(char *)
+        void follow(char *, uint64_t, cbool)
         char *slot(uint64_t)
         int64_t stamp_ns()
         cbool may_publish(uint64_t)

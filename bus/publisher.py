@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal
 
@@ -43,22 +43,7 @@ class Publisher:
         journal: Journal | LaneDoor | None,
         syncs: bool = True,
         indexes: bool = False,
-    ) -> None:
-        self._attach(data, control, schema, full, full_timeout, journal, syncs, indexes)
-        # The compiled calls themselves, so that nothing stands between the caller and them.
-        self.publish = self._ring.publish
-        self.publish_batch = self._ring.publish_batch
-
-    def _attach(
-        self,
-        data: Segment,
-        control: Segment | None,
-        schema: Schema,
-        full: Literal["block", "raise", "drop"],
-        full_timeout: float | None,
-        journal: Journal | LaneDoor | None,
-        syncs: bool,
-        indexes: bool,
+        mover: Callable[[RingPublisher, bool], bool] | None = None,
     ) -> None:
         self.schema = schema
         self._data, self._control = data, control
@@ -72,7 +57,11 @@ class Publisher:
             full_timeout=full_timeout,
             journal=journal,
             asleep=asleep,
+            mover=mover,
         )
+        # The compiled calls themselves, so that nothing stands between the caller and them.
+        self.publish = self._ring.publish
+        self.publish_batch = self._ring.publish_batch
 
     def claim(self, count: int = 1) -> Claim:
         """Claim `count` slots to fill in place: `with topic.claim(64) as rows: rows["price"] = …`.

@@ -45,6 +45,18 @@ struct RingWriter {
         map(data, lane_control(data));
     }
 
+    // Go on in the lane that follows this one, which was fenced: as large, with `ended` as the sequence before its first.
+    // along: what was published behind that goes along.
+    void follow(char *data, uint64_t ended, bool along) {
+        const RingWriter former = *this;
+        open_lane(data);
+        if (!along || former.published <= ended) return;
+        claim(former.published);
+        for (uint64_t sequence = ended + 1; sequence <= former.published; ++sequence)
+            std::memcpy(slot(sequence), former.slot(sequence), row_bytes);
+        publish(former.published);
+    }
+
     void map(char *data, ControlHeader *control_segment) {
         header = reinterpret_cast<DataHeader *>(data);
         control = control_segment;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 from ringmain.bus import (
     BusError,
+    Fenced,
     LanePublisher,
     Publisher,
     RingFull,
     Writer,
     WriterFailed,
+    _lanes,
+    _segment,
     attach,
-    lane_publisher,
+    lane_opening,
     open_lane,
 )
 from ringmain.bus.segments import Segment, lane_name, list_lanes
@@ -191,6 +195,66 @@ def test_a_call_that_is_under_way_while_its_writer_is_taken_over_publishes_with_
 
 
 @pytest.mark.process
+def test_a_record_that_was_refused_since_no_next_writer_came_is_published_once_when_it_is_tried_again(
+    bus_name, children
+):
+    old = start_writer(children, bus_name, None)
+    lane = open_lane(f"{bus_name}/pairs", full_timeout=0.02)
+    lane.wait(lane.publish_batch(numbers(1, 2)), "drained", TIMEOUT_S)
+    segment = Segment.open(lane_name(bus_name, "pairs", list_lanes(bus_name, "pairs")[0]), writable=True)
+
+    class Three:
+        def __index__(self) -> int:
+            """While the record is packed the lane is fenced, by somebody who dies then."""
+            old.kill()
+            _segment.fence(segment.memory, _lanes.control_page(segment.memory))
+            return 3
+
+    with pytest.raises(Fenced, match="taken over behind 2, by this lane's count, and no next one came"):
+        lane.publish(Three())  # type: ignore[arg-type]
+    with pytest.raises(Fenced):
+        lane.publish(3)
+    with Writer(bus_name, [PAIRS], lanes=True):
+        assert [lane.publish(3), lane.publish(4)] == [3, 4]
+        assert all_of(bus_name, 4) == one_to(4)
+        lane.close()
+
+
+@pytest.mark.process
+def test_a_thread_that_waits_and_one_that_publishes_move_to_the_next_lane_together(bus_name, data_dir, children):
+    watermark = "drained" if data_dir is None else "durable"
+    writer: Writer = Writer(bus_name, [PAIRS], data_dir=data_dir, lanes=True)
+    with open_lane(f"{bus_name}/pairs", slots=1024) as lane:
+        last = lane.publish(1)
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def wait_for_the_newest() -> None:
+            try:
+                while not stop.is_set():
+                    lane.wait(last, watermark, TIMEOUT_S)
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=wait_for_the_newest) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            for _ in range(300):
+                last = lane.publish(last + 1)
+            former, writer = writer, Writer(bus_name, [PAIRS], data_dir=data_dir, lanes=True, take_over=True)
+            former.close()
+        last = lane.publish_batch(numbers(last + 1, 1000))
+        lane.wait(last, watermark, TIMEOUT_S)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert all_of(bus_name, last) == one_to(last)
+    writer.close()
+
+
+@pytest.mark.process
 def test_a_claim_is_filled_in_one_lane_and_committed_in_the_next(bus_name, data_dir, children):
     old = start_writer(children, bus_name, data_dir)
     with open_lane(f"{bus_name}/pairs", full_timeout=TIMEOUT_S) as lane:
@@ -340,7 +404,7 @@ def test_a_lane_that_contradicts_itself_is_ended_and_the_others_go_on(bus_name, 
 
 @pytest.mark.parametrize("damage", ["cut off", "magic", "slots", "schema", "pid"])
 def test_a_lane_whose_segment_is_not_as_it_should_be_is_refused(bus_name, damage, monkeypatch):
-    make = lane_publisher._make_segment
+    make = lane_opening._make_segment
 
     def make_damaged(name: str, *rest):
         segment = make(name, *rest)
@@ -351,7 +415,7 @@ def test_a_lane_whose_segment_is_not_as_it_should_be_is_refused(bus_name, damage
         segment.memory[at : at + 4] = value.to_bytes(4, "little")
         return segment
 
-    monkeypatch.setattr(lane_publisher, "_make_segment", make_damaged)
+    monkeypatch.setattr(lane_opening, "_make_segment", make_damaged)
     with Writer(bus_name, [PAIRS], lanes=True):
         with pytest.raises(BusError, match="no lane: the lane"):
             open_lane(f"{bus_name}/pairs", slots=1024)

@@ -1,0 +1,178 @@
+"""Getting a lane: the handshake of a publisher with the writer of its bus. FORMAT.md, "Lanes", has it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from dataclasses import dataclass
+
+from ..storage import Schema
+from . import _lanes, _segment
+from .attach import Attached, attach
+from .errors import AttachError, NotFound, WriterFailed
+from .lanes import REFUSALS
+from .segments import MODES, Segment, lane_name
+
+__all__ = ["POLL_S", "Lane", "ask", "leave"]
+
+ANSWER_S = 10.0  # a writer that lives, and is not stopped, answers sooner
+FULL_TABLE_S = 1.0  # how long to wait for a place that a dead publisher still has
+POLL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One lane, open."""
+
+    topic: Attached
+    segment: Segment
+    index: int  # in the lane table
+    number: int
+
+    def door(self) -> _lanes.LaneDoor:
+        """How its publisher wakes whoever drains it."""
+        return _lanes.LaneDoor(self.topic.control.memory, self.segment.memory)
+
+
+def ask(address: str, schema: Schema | None, slots: int, last: int, deadline: float) -> Lane:
+    """Open a lane whose first sequence is last + 1. Waits until `deadline` for a writer."""
+    while True:
+        try:
+            topic = attach(address)
+            _check_writer(topic)
+        except (NotFound, AttachError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL_S)
+            continue
+        _check_topic(topic, schema)
+        lane = _ask_writer(topic, slots, last)
+        if lane is not None:
+            return lane
+
+
+def _check_writer(topic: Attached) -> None:
+    """Raise NotFound unless the topic has a living writer."""
+    header, status = topic.header, _segment.read_state(topic.data.memory)["status"]
+    if status & (_segment.STATUS_FENCED | _segment.STATUS_CLOSED):
+        raise NotFound(
+            f"{topic.bus}/{topic.topic}: its writer has closed, or was taken over, and no next one is open yet"
+        )
+    if not _segment.process_lives(header["pid"], header["process_start"]):
+        raise NotFound(f"{topic.bus}/{topic.topic}: its writer, process {header['pid']}, is dead; start it again")
+
+
+def _check_topic(topic: Attached, schema: Schema | None) -> None:
+    address = f"{topic.bus}/{topic.topic}"
+    if not topic.header["lanes"]:
+        raise AttachError(f"{address}: its writer takes no lanes; open it with lanes=[{topic.topic!r}]")
+    if topic.control.uid != os.geteuid():
+        raise AttachError(
+            f"{address}: belongs to user {topic.control.uid}; only processes of that user can publish there"
+        )
+    if schema is not None and schema.hash != topic.schema.hash:
+        raise ValueError(f"{address}: another schema than the writer's: {schema.describe_difference(topic.schema)}")
+    if _segment.read_state(topic.data.memory)["status"] & _segment.STATUS_LOG_FAILED:
+        raise WriterFailed(f"{address}: the log of the bus's writer has stopped; `ringmain inspect` says why")
+
+
+def _ask_writer(topic: Attached, slots: int, last: int) -> Lane | None:
+    """The handshake with one writer; None where it has ended meanwhile."""
+    control, pid, number = topic.control.memory, os.getpid(), secrets.randbits(63) + 1
+    index = _take_entry(topic, number)
+    if index is None:
+        return None
+    name = lane_name(topic.bus, topic.topic, number)
+    opened = False
+    try:
+        segment = _make_segment(name, topic, slots, last)
+        if not _lanes.change_entry(control, index, pid, number, _lanes.TAKEN, _lanes.ASKED):
+            return None
+        _lanes.announce(control)
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            entry = _lanes.read_entry(control, index)
+            if (entry["pid"], entry["lane"]) != (pid, number):
+                return None  # a new writer has cleared the table
+            if entry["state"] == _lanes.OPEN:
+                opened = True
+                return Lane(topic, segment, index, number)
+            if entry["state"] == _lanes.REFUSED:
+                raise AttachError(f"{topic.bus}/{topic.topic}: no lane: {REFUSALS.get(entry['why'], 'refused')}")
+            try:
+                _check_writer(topic)
+            except NotFound:
+                return None
+            if time.monotonic() >= deadline:
+                raise AttachError(
+                    f"{topic.bus}/{topic.topic}: its writer, process {topic.header['pid']}, did not answer within "
+                    f"{ANSWER_S:.0f} s; it may be stopped"
+                )
+            time.sleep(POLL_S)
+    finally:
+        if not opened:
+            _give_back(topic, index, pid, number)
+
+
+def _take_entry(topic: Attached, number: int) -> int | None:
+    """An entry of the lane table. A dead publisher's is free as soon as the writer has drained its lane."""
+    control, deadline = topic.control.memory, time.monotonic() + FULL_TABLE_S
+    while (index := _lanes.take_entry(control, number)) < 0:
+        if not topic.is_current():
+            return None
+        if time.monotonic() >= deadline:
+            pids = sorted({entry["pid"] for entry in _lanes.list_entries(control)})
+            raise AttachError(
+                f"{topic.bus}/{topic.topic}: all {_lanes.LANES_MAX} lanes are taken, by the processes "
+                f"{', '.join(map(str, pids[:8]))}{', …' if len(pids) > 8 else ''}"
+            )
+        _lanes.announce(control)
+        time.sleep(10 * POLL_S)
+    return index
+
+
+def _make_segment(name: str, topic: Attached, slots: int, last: int) -> Segment:
+    schema, header = topic.schema, topic.header
+    schema_json = schema.to_json()
+    _, size_bytes = _segment.data_segment_bytes(len(schema_json), schema.row_bytes, slots)
+    segment = Segment.create(name, size_bytes, MODES[False][0])
+    _segment.format_data(
+        segment.memory,
+        schema_json=schema_json,
+        schema_hash=schema.hash,
+        row_bytes=schema.row_bytes,
+        slot_count=slots,
+        bus=topic.bus,
+        topic=topic.topic,
+        data_dir="",
+        log_id=header["log_id"],
+        epoch=header["epoch"],
+        syncs=header["syncs"],
+        indexes=header["indexes"],
+    )
+    _lanes.format_lane(segment.memory, last)
+    _segment.publish_ready(segment.memory)
+    return segment
+
+
+def _give_back(topic: Attached, index: int, pid: int, number: int) -> None:
+    """Undo the asking. Has the writer opened the lane in the same instant, it takes everything away."""
+    control = topic.control.memory
+    if _lanes.change_entry(control, index, pid, number, _lanes.OPEN, _lanes.LEFT):
+        _lanes.announce(control)
+        return
+    for state in (_lanes.TAKEN, _lanes.ASKED, _lanes.REFUSED):
+        _lanes.change_entry(control, index, pid, number, state, _lanes.FREE)
+    if _lanes.change_entry(control, index, pid, number, _lanes.OPEN, _lanes.LEFT):
+        _lanes.announce(control)
+    with contextlib.suppress(AttachError):
+        Segment.unlink(lane_name(topic.bus, topic.topic, number))
+
+
+def leave(lane: Lane) -> None:
+    """Tell the writer that nothing more comes. It drains what is there, and removes the lane."""
+    control = lane.topic.control.memory
+    if _lanes.change_entry(control, lane.index, os.getpid(), lane.number, _lanes.OPEN, _lanes.LEFT):
+        _lanes.announce(control)
