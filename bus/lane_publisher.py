@@ -13,12 +13,15 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Literal, Self
 
 from ..storage import Schema
 from . import _segment
 from ._publish import RingPublisher
+from .acknowledgement import wait_for_standings
+from .attach import attach
 from .errors import Fenced, NotFound
 from .lane_opening import POLL_S, Lane, ask, leave
 from .publisher import Publisher
@@ -174,16 +177,29 @@ class LanePublisher(Publisher):
     def wait(
         self,
         sequence: int,
-        watermark: Literal["published", "logged", "durable", "indexed", "drained"] = "durable",
+        watermark: Literal["published", "logged", "durable", "indexed", "drained"] | None = None,
         timeout: float | None = None,
+        *,
+        acknowledged_by: Iterable[str] = (),
     ) -> None:
         """Return once the lane's watermark has reached `sequence`. Any thread may.
 
         "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed": as a Publisher's. "published": it
-        is in the lane, and will be in the topic, whoever dies. Raises as Publisher.wait does, and NotFound where the
-        writer has closed before.
+        is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable subscribers and groups
+        to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
+        Raises as Publisher.wait does, and NotFound where the writer has closed before.
         """
+        names = list(acknowledged_by)
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._wait_for(sequence, watermark or ("drained" if names else "durable"), deadline)
+        if names:
+            if watermark == "published":
+                self._wait_for(sequence, "drained", deadline)
+            topic = attach(self.address)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            wait_for_standings(topic, topic.watermarks().published, names, left)
+
+    def _wait_for(self, sequence: int, watermark: str, deadline: float | None) -> None:
         if not self._logs and watermark in ("logged", "durable", "indexed"):
             raise ValueError(f"topic {self.schema.name!r}: nothing is {watermark} without a data_dir")
         while True:
@@ -193,7 +209,7 @@ class LanePublisher(Publisher):
                 if watermark == "drained":
                     self._wait_drained(sequence, left)
                 else:
-                    super().wait(sequence, watermark, left)
+                    self._wait_for_watermark(sequence, watermark, left)
             except Fenced:
                 if _is_reached(lane, sequence, watermark, deadline):
                     return

@@ -97,6 +97,7 @@ class Publisher:
         elif sequence > self.watermarks.published:
             raise ValueError(f"topic {self.schema.name!r}: sequence {sequence} is not published yet")
         if names:
+            assert self._control is not None  # a lane has its own way to wait
             header = read_data(self._data.memory, self._data.name)
             topic = Attached(header["bus"], header["topic"], self._data, self._control, header, self.schema)
             if timeout is not None and watermark is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.bus import Batch, BusError, PositionRefused, Writer, wait_acknowledged
+from ringmain.bus import Batch, BusError, PositionRefused, Writer, open_lane, wait_acknowledged
 from ringmain.bus.positions import KEPT, KIND_GROUP, LIVE, Position, read_position, shared_by_group
 from ringmain.storage import LogReader, Schema
 from ringmain.subscribers import Acknowledged, RealTime, Resumable
@@ -619,3 +619,19 @@ def test_positions_that_cannot_be_read_are_told(bus_name, tmp_path):
         path.write_bytes(np.random.default_rng(7).bytes(8192))
         with pytest.raises(TimeoutError, match="neither of its two slots"):
             writer["points"].wait(1, acknowledged_by=["audit"], timeout=0.05)
+
+
+def test_a_lanes_publisher_waits_for_acknowledgement_too(bus_name, tmp_path):
+    with (
+        Writer(bus_name, [POINTS], data_dir=tmp_path, slots=1024, lanes=True),
+        open_lane(f"{bus_name}/points") as lane,
+        Acknowledged(f"{bus_name}/points", "risk", start="earliest") as group,
+    ):
+        sequence = lane.publish(1, 2, b"x")
+        with pytest.raises(TimeoutError, match="risk has acknowledged up to 0"):
+            lane.wait(sequence, acknowledged_by=["risk"], timeout=0.05)
+        batch = group.take(TIMEOUT_S)
+        assert batch is not None
+        group.ack(batch)
+        lane.wait(sequence, "durable", TIMEOUT_S, acknowledged_by=["risk"])
+        assert group.stats.acknowledged == 1

@@ -36,8 +36,8 @@ def _publish(stage: Stage, bus: str, directory: str, behind: int, arriving: int)
     with Writer(bus, [SCHEMA], data_dir=directory) as writer:
         topic = writer[TOPIC]
         for _ in range(0, behind, BLOCK):
-            last = topic.publish_batch(block)
-        topic.wait(last, "durable")
+            topic.publish_batch(block)
+        topic.wait(behind, "durable")
         stage.begin(settle=True)
         start = clock()
         for at in range(0, arriving, BATCH):
