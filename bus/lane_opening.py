@@ -48,7 +48,7 @@ def ask(address: str, schema: Schema | None, slots: int, last: int, deadline: fl
             time.sleep(POLL_S)
             continue
         _check_topic(topic, schema)
-        lane = _ask_writer(topic, slots, last)
+        lane = _ask_writer(topic, slots, last, max(deadline, time.monotonic() + ANSWER_S))
         if lane is not None:
             return lane
 
@@ -78,8 +78,8 @@ def _check_topic(topic: Attached, schema: Schema | None) -> None:
         raise WriterFailed(f"{address}: the log of the bus's writer has stopped; `ringmain inspect` says why")
 
 
-def _ask_writer(topic: Attached, slots: int, last: int) -> Lane | None:
-    """The handshake with one writer; None where it has ended meanwhile."""
+def _ask_writer(topic: Attached, slots: int, last: int, deadline: float) -> Lane | None:
+    """The handshake with one writer; None where it has ended meanwhile. One that opens drains what was left in lanes first."""
     control, pid, number = topic.control.memory, os.getpid(), secrets.randbits(63) + 1
     index = _take_entry(topic, number)
     if index is None:
@@ -91,7 +91,6 @@ def _ask_writer(topic: Attached, slots: int, last: int) -> Lane | None:
         if not _lanes.change_entry(control, index, pid, number, _lanes.TAKEN, _lanes.ASKED):
             return None
         _lanes.announce(control)
-        deadline = time.monotonic() + ANSWER_S
         while True:
             entry = _lanes.read_entry(control, index)
             if (entry["pid"], entry["lane"]) != (pid, number):
@@ -107,8 +106,8 @@ def _ask_writer(topic: Attached, slots: int, last: int) -> Lane | None:
                 return None
             if time.monotonic() >= deadline:
                 raise AttachError(
-                    f"{topic.bus}/{topic.topic}: its writer, process {topic.header['pid']}, did not answer within "
-                    f"{ANSWER_S:.0f} s; it may be stopped"
+                    f"{topic.bus}/{topic.topic}: its writer, process {topic.header['pid']}, did not answer in time; it may be "
+                    "stopped, or held back by a reader"
                 )
             time.sleep(POLL_S)
     finally:

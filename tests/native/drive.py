@@ -361,6 +361,7 @@ def publish_through_lanes() -> None:
             open_lane(f"{BUS}/wide", slots=16) as wide,
         ):
             reader.poll()
+            begin = reader.position
             lanes = [open_lane(f"{BUS}/small", slots=2**power) for power in (0, 4, 8)]
             wide.publish(*WIDE_ROW)
             for count in (1, 3, 16, 200):
@@ -372,10 +373,10 @@ def publish_through_lanes() -> None:
             with lanes[1].claim(5) as rows:
                 rows["value"] = 3
             lanes[2].claim(5).abort()
-            while reader.stats.lag or (
-                lanes[1].watermarks.published > lanes[1].watermarks.logged and data_dir is not None
-            ):
+            while reader.position < begin + 3 * 220 + 5:
                 reader.poll()
+            for lane in lanes:
+                lane.wait(lane.watermarks.published, "drained" if data_dir is None else "durable", 30)
             writer["wide"].publish(*WIDE_ROW)
             lanes.pop().close()
             second = open_writer(data_dir=data_dir, lanes=["small"], take_over=True)
@@ -396,8 +397,9 @@ def drain_beside_a_hostile_table() -> None:
             control.memory[at : at + 32] = CHANCE.randbytes(32)
             control.memory[at : at + 4] = CHANCE.choice([0, 1, 2, 3, 4, 5, 77]).to_bytes(4, "little")
             for number in list_lanes(BUS, "small")[:1] if turn % 10 == 0 else ():
-                lane = Segment.open(lane_name(BUS, "small", number), writable=True)
-                lane.memory[1280:2304] = CHANCE.randbytes(1024)
+                with contextlib.suppress(NotFound):  # it may be going
+                    segment = Segment.open(lane_name(BUS, "small", number), writable=True)
+                    segment.memory[1280:2304] = CHANCE.randbytes(1024)
             _lanes.announce(control.memory)
             with (
                 contextlib.suppress(AttachError, Fenced, NotFound, RingFull),
