@@ -19,7 +19,6 @@ from ringmain.bus.positions import read_position
 from ringmain.subscribers import Resumable
 from support.forked import Child, Server
 from support.kill_children import MARKS, Place
-from support.logs import wait_until
 from support.position_children import ROWS_MAX, Tally, tally_of
 
 SEED = int(os.environ.get("RINGMAIN_KILL_SEED", "20240611"))
@@ -77,15 +76,19 @@ class Cast:
                 time.sleep(self.choice.random() * 0.25)
                 self.disturb(self.choice.choice(list(self.children)))
 
-    def finish(self, done: Callable[[int], bool]) -> int:
-        """Let the writer close, wait until all that it published is `done`, and close the others. Returns how much it was."""
+    def finish(self, position: Callable[[], int]) -> int:
+        """Let the writer close, wait until the subscribers are done with all, and close them. Returns how much it was.
+
+        position: how far they are. One that has not found this writer's ring when it closes would wait for the next writer.
+        """
         for child in self.children.values():
             child.wait_for("ready")
         writer = self.children.pop("writer")
+        writer.wait(lambda: position() > writer["opened"])
         writer.finish()
         last = writer["returned"]
         for child in self.children.values():
-            child.wait(lambda: done(last))
+            child.wait(lambda: position() == last)
         for child in self.children.values():
             child.finish()
         assert last > 1000
@@ -123,7 +126,7 @@ def test_a_resumable_subscriber_misses_no_row_and_counts_none_twice(cast, exactl
     cast.play()
     with reported(ROUNDS):
         reader = cast.children["reader"]
-        last = cast.finish(lambda last: reader["position"] == last)
+        last = cast.finish(lambda: reader["position"])
         name = "exactly-once" if exactly_once else "at-least-once"
         assert acknowledged(cast, name) == last
         if exactly_once:
@@ -140,7 +143,6 @@ def test_a_group_misses_no_row_whoever_dies(cast):
         cast.add(f"member {number}", "share", counts=str(cast.counts), timeout=GROUP_TIMEOUT_S)
     cast.play()
     with reported(ROUNDS):
-        last = cast.finish(lambda last: acknowledged(cast, "group") == last)
+        last = cast.finish(lambda: acknowledged(cast, "group"))
         counts = cast.counted()[1 : last + 1]
         assert counts.min() >= 1
-        wait_until(lambda: acknowledged(cast, "group") == last)
