@@ -26,6 +26,8 @@ TIMES = 10 if os.environ.get("RINGMAIN_NIGHTLY") else 1  # as many rounds
 CHILDREN = Path(__file__).parents[1] / "support" / "lane_children.py"
 TIMEOUT_S = 30.0
 
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180 * TIMES)]
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
@@ -115,7 +117,6 @@ class Play:
         assert position == self.reader["position"]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_what_a_killed_publisher_had_published_is_there_once_and_nobody_waits_for_it(
     tmp_path, bus_name, server, logged
@@ -140,7 +141,6 @@ def test_what_a_killed_publisher_had_published_is_there_once_and_nobody_waits_fo
         play.end()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_killed_writer_costs_its_publishers_no_row_and_makes_none_come_twice(tmp_path, bus_name, server, logged):
     """12 kills each: while it opens, drains what the one before has left, or drains. Now and then a publisher dies as well."""
@@ -170,7 +170,6 @@ def test_a_killed_writer_costs_its_publishers_no_row_and_makes_none_come_twice(t
         play.end()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_writer_that_was_taken_over_changes_nothing_when_it_wakes(tmp_path, bus_name, server, logged):
     """5 take-overs each, most of them of a stopped writer, which wakes at any instant; some of the new ones are killed."""
@@ -204,7 +203,6 @@ def test_a_writer_that_was_taken_over_changes_nothing_when_it_wakes(tmp_path, bu
         play.end()
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_stopped_publisher_keeps_its_lane_and_nobody_waits_for_it(tmp_path, bus_name, server, logged):
     """4 stops each."""
