@@ -87,7 +87,8 @@ class PositionKeeper:
 
     def offer(self, checkpoint: Checkpoint) -> None:
         """Have this stored, sooner or later, unless a newer one is. Raises BusError where nothing is stored any more."""
-        self._check()
+        if self._failure is not None:
+            self._check()
         self._offered = checkpoint
         stored = self.stored
         if self._idle or (stored is not None and checkpoint.sequence - stored.sequence >= self._every_rows):

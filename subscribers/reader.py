@@ -80,7 +80,8 @@ class TopicReader(Subscriber):
         self._holds = not reliable  # whether it holds the writer back, if it is to
         self._ended = False
         self._begin = 0
-        self._lost = self._refilled = self._overruns = self._reopened = 0
+        self._lost = self._refilled = self._overruns = 0
+        self.reopen_count = 0  # times it moved to another ring
         self._lost_before = 0  # to be told with the next batch
         self._refilled_last = 0  # the last sequence that was counted as refilled
 
@@ -180,7 +181,7 @@ class TopicReader(Subscriber):
             overrun_count=self._overruns,
             refilled_count=self._refilled,
             lost_count=self._lost,
-            reopen_count=self._reopened,
+            reopen_count=self.reopen_count,
             epoch=self._ring.header["epoch"] if self._ring is not None else 0,
         )
 
@@ -369,7 +370,7 @@ class TopicReader(Subscriber):
                     f"{self.address}: this reader had read up to {position}, but after a restart the topic ends at {newest}: "
                     "the records between were published and never logged. Reading goes on behind what is there"
                 )
-            self._reopened += 1
+            self.reopen_count += 1
             if restarted:  # nothing of the former stream is left: rings only, or another log
                 self._begin -= position
                 position = 0

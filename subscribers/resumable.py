@@ -107,7 +107,7 @@ class Resumable(Subscriber, Generic[T]):
             }
             self._reader = open_reader(address, stored.sequence + 1 if stored is not None else start, settings)
             opened.callback(self._reader.close)
-            self._log_id = self._reader.log_id
+            self._log_id, self._reopen_count = self._reader.log_id, 0
             self.state: T | None = self._decode(stored)
             self._keeper = PositionKeeper(
                 self._folder / ALONE,
@@ -160,20 +160,27 @@ class Resumable(Subscriber, Generic[T]):
         topic has moved to another log.
         """
         reader = self._reader
-        if self._type is None and reader.position != self._done:
-            self._finish(None)
+        if self._type is None and (position := reader.position) != self._done:
+            self._done = position
+            self._keeper.offer(Checkpoint(position))
         try:
             batch = reader.poll()
         except HistoryGone:
             if self._gap != "skip":
                 raise
             batch = reader.poll()
-        if reader.log_id != self._log_id:
+        if reader.reopen_count != self._reopen_count:
+            self._check_log()
+        return batch
+
+    def _check_log(self) -> None:
+        """After a move to another ring."""
+        self._reopen_count = self._reader.reopen_count
+        if self._reader.log_id != self._log_id:
             self.close()
             raise PositionRefused(
-                f"{self.address}: the bus has another log now, to which the position of {self.name!r} says nothing"
+                f"{self.address}: the bus has another log now, of which the position of {self.name!r} says nothing"
             )
-        return batch
 
     def _wait(self, seconds: float) -> None:
         self._reader._wait(seconds)  # pyright: ignore[reportPrivateUsage]
@@ -190,9 +197,6 @@ class Resumable(Subscriber, Generic[T]):
         if state is not None:
             encoded = state if isinstance(state, bytes) else msgspec.msgpack.encode(state)
             self.state = state
-        self._finish(encoded)
-
-    def _finish(self, encoded: bytes | None) -> None:
         self._done = self._reader.position
         self._keeper.offer(Checkpoint(self._done, encoded))
 

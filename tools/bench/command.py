@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import append, catchup, delayed, fanout, lanes, latency, logged, publish, recover, throughput, wake
+from . import append, catchup, delayed, fanout, lanes, latency, logged, publish, recover, resumable, throughput, wake
 from .measuring import Bench, Plan
 from .peer import Peer
 from .peer_iceoryx2 import Iceoryx2
@@ -32,6 +32,7 @@ BENCHES: tuple[Bench, ...] = (
     catchup.BENCH,
     delayed.BENCH,
     lanes.BENCH,
+    resumable.BENCH,
 )
 PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
 
