@@ -11,12 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..storage import Schema, SchemaError
 from . import _lanes, _segment
 from .errors import AttachError, NotFound
+from .group_state import Group
+from .positions import KIND_GROUP, Position, list_positions
 from .processes import flock_holder, process_state
 from .segments import DIRECTORY, Segment, bus_name, control_name, data_name, lane_name, list_lanes, list_names
-from .snapshot import BusFacts, LaneFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, WriterFacts
+from .snapshot import (
+    BusFacts,
+    LaneFacts,
+    PositionFacts,
+    ReaderFacts,
+    SchemaFacts,
+    Snapshot,
+    TopicFacts,
+    WriterFacts,
+)
 
 __all__ = ["Observer", "schema_facts"]
 
@@ -31,9 +44,13 @@ LANE_STATES = {
 
 
 class Observer:
-    """Takes snapshots; keeps the segments mapped from one to the next. For one thread."""
+    """Takes snapshots; keeps the segments mapped from one to the next. For one thread.
 
-    def __init__(self) -> None:
+    positions: look at what subscribers have stored as well, in files.
+    """
+
+    def __init__(self, *, positions: bool = False) -> None:
+        self._positions = positions
         self._segments: dict[str, Segment] = {}
         self._schemas: dict[bytes, Schema] = {}
 
@@ -115,6 +132,7 @@ class Observer:
             indexed=state["indexed"] if header["indexes"] else None,
             readers=readers,
             lanes=lanes,
+            positions=_positions(header, state["published"]) if self._positions else (),
         )
 
     def _lanes(self, bus: str, topic: str, entries: list[dict[str, int]]) -> Iterator[LaneFacts]:
@@ -191,6 +209,7 @@ def _reader(entry: dict[str, Any], published: int, now_ns: int) -> ReaderFacts:
         policy=entry["policy"],
         follow=entry["follow"],
         consumed=entry["consumed"],
+        acknowledged=entry["acknowledged"],
         lag_count=max(0, published - entry["consumed"]),
         overrun_count=entry["overrun_count"],
         lost_count=entry["lost_count"],
@@ -198,6 +217,34 @@ def _reader(entry: dict[str, Any], published: int, now_ns: int) -> ReaderFacts:
         heartbeat_age_s=_age_s(entry["heartbeat_ns"], now_ns),
         attached_age_s=_age_s(entry["attached_ns"], now_ns),
     )
+
+
+def _positions(header: dict[str, Any], published: int) -> tuple[PositionFacts, ...]:
+    """What subscribers of a topic have stored in the bus's data directory."""
+    if not header["data_dir"]:
+        return ()
+    stored = list_positions(Path(header["data_dir"]), header["topic"])
+    return tuple(_position(name, found, header["log_id"], published) for name, found in stored.items())
+
+
+def _position(name: str, found: Position | Exception, log_id: int, published: int) -> PositionFacts:
+    if isinstance(found, Exception):
+        return PositionFacts(name=name, problem=str(found))
+    facts = PositionFacts(
+        name=name,
+        kind="group" if found.kind == KIND_GROUP else "resumable",
+        problem="" if found.log_id == log_id else f"belongs to another log, {found.log_id:016x}",
+        acknowledged=found.sequence,
+        behind_count=max(0, published - found.sequence),
+    )
+    if found.kind != KIND_GROUP:
+        return facts
+    try:
+        group = msgspec.msgpack.decode(found.body, type=Group)
+    except msgspec.DecodeError as error:
+        return msgspec.structs.replace(facts, problem=f"the state of the group cannot be read: {error}")
+    open_count = sum(held.last - held.first + 1 for held in group.ranges)
+    return msgspec.structs.replace(facts, open_count=open_count, member_count=len(group.members))
 
 
 def _status_words(status: int) -> list[str]:

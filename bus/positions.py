@@ -121,17 +121,17 @@ def _read_group(folder: Path) -> Position | None:
     return None
 
 
-def list_positions(data_directory: Path, topic: str) -> dict[str, Position | StorageError]:
+def list_positions(data_directory: Path, topic: str) -> dict[str, Position | Exception]:
     """By name: what is stored for a topic, or what is wrong with it."""
-    found: dict[str, Position | StorageError] = {}
+    found: dict[str, Position | Exception] = {}
     try:
         names = sorted(os.listdir(data_directory / "positions" / topic))
-    except FileNotFoundError:
+    except OSError:  # none, or not for us to see
         return found
     for name in filter(NAME.fullmatch, names):
         try:
             position = read_position(position_folder(data_directory, topic, name))
-        except StorageError as error:
+        except (OSError, StorageError) as error:
             found[name] = error
         else:
             if position is not None:

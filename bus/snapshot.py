@@ -10,7 +10,17 @@ import msgspec
 
 from ..storage import Field
 
-__all__ = ["BusFacts", "LaneFacts", "ReaderFacts", "SchemaFacts", "Snapshot", "TopicFacts", "WriterFacts", "with_rates"]
+__all__ = [
+    "BusFacts",
+    "LaneFacts",
+    "PositionFacts",
+    "ReaderFacts",
+    "SchemaFacts",
+    "Snapshot",
+    "TopicFacts",
+    "WriterFacts",
+    "with_rates",
+]
 
 
 class ReaderFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +34,7 @@ class ReaderFacts(msgspec.Struct, frozen=True, kw_only=True):
     policy: str  # lossy, reliable
     follow: str  # the watermark it reads up to
     consumed: int  # sequence
+    acknowledged: int  # sequence up to which it is done with for good; 0 where it does not say
     lag_count: int  # published minus consumed
     overrun_count: int  # times lapped
     lost_count: int
@@ -56,6 +67,18 @@ class SchemaFacts(msgspec.Struct, frozen=True, kw_only=True):
     row_bytes: int  # the 16-byte stamp included
 
 
+class PositionFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stored under a name, for those who go on after their end. Where it cannot be read, `problem` says why."""
+
+    name: str
+    problem: str = ""
+    kind: str | None = None  # resumable, group
+    acknowledged: int | None = None  # sequence
+    behind_count: int | None = None  # published minus acknowledged
+    open_count: int | None = None  # of a group: handed out and not settled
+    member_count: int | None = None
+
+
 class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One topic. Where its segments cannot be read, `problem` says why, and what could not be read is None."""
 
@@ -82,6 +105,7 @@ class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
     durable_per_s: float | None = None
     readers: tuple[ReaderFacts, ...] = ()
     lanes: tuple[LaneFacts, ...] = ()
+    positions: tuple[PositionFacts, ...] = ()
 
     @property
     def waiting_count(self) -> int:

@@ -14,11 +14,11 @@ import numpy as np
 from ..bus import Batch, BusError, Overrun, PositionRefused
 from ..bus._read import owned_batch
 from ..bus._segment import process_lives, process_start
+from ..bus.group_state import Group, Range
 from ..bus.positions import ALONE, KIND_GROUP, KIND_RESUMABLE, KINDS, check_position_name
 from ..storage import HistoryGone, Schema
 from .folding import Rows
 from .group_file import GroupFile
-from .group_state import Group, Range
 from .lease_reader import LeaseReader
 from .reader import Follow, Start, Wait, wait_for_topic
 from .resumable import check_position, folder_of

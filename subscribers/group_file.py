@@ -15,9 +15,9 @@ from typing import TypeVar
 import msgspec
 
 from ..bus import BusError
+from ..bus.group_state import Group
 from ..bus.positions import KEPT, KIND_GROUP, LIVE, Position, boot_id, shared_by_group
 from ..storage import FormatMismatch
-from .group_state import Group
 
 __all__ = ["GroupFile"]
 

@@ -13,7 +13,16 @@ from rich.text import Text
 from ..bus import NotFound
 from ..bus.observing import Observer
 from ..bus.segments import check_bus_name, split_address
-from ..bus.snapshot import BusFacts, LaneFacts, ReaderFacts, SchemaFacts, Snapshot, TopicFacts, with_rates
+from ..bus.snapshot import (
+    BusFacts,
+    LaneFacts,
+    PositionFacts,
+    ReaderFacts,
+    SchemaFacts,
+    Snapshot,
+    TopicFacts,
+    with_rates,
+)
 from .printing import age, count, memory, new_table, pairs, plain, print_json, rate, state_text, stdout
 
 __all__ = ["inspect", "no_such_bus", "reader_state"]
@@ -46,7 +55,7 @@ def inspect(
 
 
 def _look(bus: str, topic: str | None, interval: float) -> BusFacts:
-    observer = Observer()
+    observer = Observer(positions=True)
     snapshot = _found(observer.look(bus, topic), bus, topic)
     if interval > 0:
         time.sleep(interval)
@@ -102,6 +111,8 @@ def print_bus(console: Console, bus: BusFacts) -> None:
             _print_readers(console, topic.readers, f"readers of {topic.topic}")
         if topic.lanes:
             _print_lanes(console, topic.lanes, f"lanes of {topic.topic}")
+        if topic.positions:
+            _print_positions(console, topic.positions, f"positions in {topic.topic}")
     if bus.topics:
         console.print()
         console.print(
@@ -132,6 +143,8 @@ def print_topic(console: Console, bus: BusFacts, topic: TopicFacts) -> None:
         console.print(Text("no readers", style="dim"))
     if topic.lanes:
         _print_lanes(console, topic.lanes, f"lanes ({len(topic.lanes)})")
+    if topic.positions:
+        _print_positions(console, topic.positions, f"positions ({len(topic.positions)})")
 
 
 def _watermarks(topic: TopicFacts) -> Table:
@@ -234,6 +247,22 @@ def _print_lanes(console: Console, lanes: tuple[LaneFacts, ...], title: str) -> 
             count(lane.published),
             count(lane.waiting_count),
             count(lane.slot_count),
+        )
+    _print_title(console, title)
+    console.print(table)
+
+
+def _print_positions(console: Console, positions: tuple[PositionFacts, ...], title: str) -> None:
+    table = new_table("~name", "kind", ">acknowledged", ">behind", ">open", ">members", "~problem")
+    for position in positions:
+        table.add_row(
+            plain(position.name),
+            position.kind or "-",
+            count(position.acknowledged),
+            count(position.behind_count),
+            count(position.open_count),
+            count(position.member_count),
+            plain(position.problem, style="yellow"),
         )
     _print_title(console, title)
     console.print(table)

@@ -85,6 +85,33 @@ def test_bars_hold_the_first_highest_lowest_and_last_price_and_the_volume_of_eac
     ]
 
 
+def test_positions_are_right_whenever_the_process_that_keeps_them_is_killed():
+    *begun, counted, first, second, third = lines_of(run_example("position_keeping.py"))
+    found = [re.fullmatch(r"begin behind fill ([\d,]+) with (\d) positions", line) for line in begun]
+    behind = [int(match[1].replace(",", "")) for match in found if match is not None]
+    assert len(behind) == len(begun) == 6
+    assert behind == sorted(behind)
+    assert behind[-1] > 0
+    assert counted == "counted 30,000 fills, in spite of 5 kills"
+    assert first == "600036: -120,300, as it should be: True"
+    assert second == "600519: -14,800, as it should be: True"
+    assert third == "601318: 126,300, as it should be: True"
+
+
+def test_orders_are_checked_by_whoever_lives_and_the_publisher_learns_who_has_not():
+    late, *checked = lines_of(run_example("risk_check.py"))
+    assert late == (
+        "topic 'orders': sequence 1 was not acknowledged by all within 0.5 s: audit has acknowledged up to 0 (it is not "
+        "running); risk has acknowledged up to 0 (process PID)"
+    )
+    assert checked == [
+        "order 1 is checked: the other process has got it",
+        "order 3 is too large: 182,500,000.00 EUR",
+        "order 4 cannot be checked: tried 2 times",
+        "orders up to 5 are settled",
+    ]
+
+
 def test_claimed_rows_are_seen_once_committed_and_never_when_aborted():
     assert lines_of(run_example("claim_in_place.py")) == [
         "before the commit a reader sees None",

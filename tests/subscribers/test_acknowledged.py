@@ -275,7 +275,7 @@ def test_a_member_that_is_stopped_while_it_changes_the_state_holds_nobody_up(bus
         publish(writer["points"], 20)
         assert child.ask("member.take(30).last") == 10
         child.begin(
-            "from ringmain.subscribers.group_state import Group\n"
+            "from ringmain.bus.group_state import Group\n"
             "settle = Group.settle\n"
             "def slow(group, *arguments):\n"
             "    open(path, 'w').close()\n"

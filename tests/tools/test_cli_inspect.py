@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from ringmain.bus.segments import bus_name as bus_segment
 from ringmain.bus.segments import control_name, data_name
+from ringmain.subscribers import Acknowledged, Resumable
 from ringmain.tools.exit_codes import INTERRUPTED, MISSING, OK
 from support.children import Child, Children
 from support.command import (
@@ -148,6 +149,51 @@ def test_inspect_tells_people_the_same(scene: Scene) -> None:
     assert re.search(r"published 300 - logged 300 0 - durable 300 0 -", text)
     assert "value u8 made up check u4 tag S5" in text
     assert re.search(rf"slow {scene.readers[1].pid} 200 - 0 0 durable, reliable alive 100 [\d.]+ s ago 0", text)
+
+
+def test_inspect_shows_the_positions_that_subscribers_have_stored(scene: Scene) -> None:
+    address = f"{scene.bus}/points"
+    with Resumable(address, "audit", start=1) as audit, Acknowledged(address, "risk", start=1, batch_rows=100) as risk:
+        assert audit.take(30) is not None
+        audit.commit()
+        audit.sync(30)
+        batch = risk.take(30)
+        assert batch is not None
+        risk.ack(batch)
+        assert risk.take(30) is not None
+        (scene.log / "positions" / "points" / "damaged").mkdir()
+        (scene.log / "positions" / "points" / "damaged" / "position").write_bytes(b"x" * 8192)
+        topic = facts("inspect", address, "--interval", "0")["topics"][0]
+        shown = {position["name"]: position for position in topic["positions"]}
+        assert shown["audit"] == {
+            "name": "audit",
+            "problem": "",
+            "kind": "resumable",
+            "acknowledged": audit.position,
+            "behind_count": 300 - audit.position,
+            "open_count": None,
+            "member_count": None,
+        }
+        assert [
+            shown["risk"][name] for name in ("kind", "acknowledged", "behind_count", "open_count", "member_count")
+        ] == [
+            "group",
+            100,
+            200,
+            100,
+            1,
+        ]
+        assert "neither of its two slots" in shown["damaged"]["problem"]
+        readers = {reader["name"]: reader["acknowledged"] for reader in topic["readers"]}
+        assert (readers["risk"], readers["quick"]) == (100, 0)
+        text = words_of(succeed("inspect", address, "--interval", "0"))
+        assert "positions (3)" in text
+        assert "risk group 100 200 100 1" in text
+    shown = facts("inspect", address, "--interval", "0")["topics"][0]["positions"]
+    assert [position["open_count"] for position in shown if position["name"] == "risk"] == [
+        100
+    ]  # given back, not settled
+    assert [position["member_count"] for position in shown if position["name"] == "risk"] == [0]
 
 
 def test_inspect_shows_a_bus_with_all_its_topics(scene: Scene) -> None:

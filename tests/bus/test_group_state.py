@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from ringmain.subscribers.group_state import RANGES_MAX, Group
+from ringmain.bus.group_state import RANGES_MAX, Group
 
 TIMEOUT_NS = 100
 
