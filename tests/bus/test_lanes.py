@@ -226,6 +226,19 @@ def test_nothing_is_known_of_a_lanes_row_before_it_is_of_the_topics(bus_name, tm
             assert lane.watermarks.durable == 0
 
 
+def test_a_lane_remembers_where_its_rows_are_for_as_long_as_they_are_not_durable(bus_name, tmp_path):
+    """More turns than the drain remembers one by one; and it is told at the end, when the writer has closed."""
+    writer = Writer(bus_name, [MARKS], data_dir=tmp_path, lanes=True, sync_interval=1e9)
+    with open_lane(f"{bus_name}/marks") as lane:
+        for number in range(1, 9001):
+            lane.wait(lane.publish(1, number), "drained", TIMEOUT_S)
+        lane.wait(9000, "logged", TIMEOUT_S)
+        assert lane.watermarks.durable <= attach(f"{bus_name}/marks").watermarks().durable
+        writer.close()
+        lane.wait(9000, "durable", TIMEOUT_S)
+        assert lane.watermarks.durable == 9000
+
+
 @pytest.mark.parametrize("watermark", ["logged", "durable", "indexed"])
 def test_a_watermark_that_the_topic_does_not_have_cannot_be_waited_for(bus_name, watermark):
     with Writer(bus_name, [MARKS], lanes=True), open_lane(f"{bus_name}/marks") as lane:
