@@ -3,75 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ringmain.bus import attach
 from ringmain.subscribers import RealTime
 from ringmain.tools.exit_codes import FAILED, MISSING, OK
-from support.command import COMMAND, TIMEOUT_S, environment, facts, ringmain, succeed
-from support.logs import wait_until
+from support.command import COMMAND, TIMEOUT_S, facts, ringmain, succeed
+from support.services import Service
 
 pytestmark = pytest.mark.process
 
 
-class Service:
-    """A running `ringmain serve --log-format json`; `lines` are the events that it has logged."""
-
-    def __init__(self, config: Path, *options: str, **env: str) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self.rest: list[str] = []
-        self.process = subprocess.Popen(
-            [*COMMAND, "serve", str(config), "--log-format", "json", *options],
-            stderr=subprocess.PIPE,
-            env=environment(**env),
-            text=True,
-        )
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            try:
-                self.lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                self.rest.append(line)
-
-    def wait_for(self, event: str, **facts: Any) -> dict[str, Any]:
-        def there() -> list[dict[str, Any]]:
-            wanted = {"event": event, **facts}
-            return [line for line in list(self.lines) if {name: line.get(name) for name in wanted} == wanted]
-
-        wait_until(lambda: bool(there()) or self.process.poll() is not None, TIMEOUT_S)
-        assert there(), (self.lines, self.rest)
-        return there()[-1]
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        code = self.process.wait(TIMEOUT_S)
-        self._listener.join(TIMEOUT_S)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-        return code
-
-
 @contextlib.contextmanager
 def serving(config: Path, *options: str, **env: str) -> Generator[Service]:
-    service = Service(config, *options, **env)
+    service = Service("serve", str(config), *options, **env)
     try:
         yield service
     finally:
