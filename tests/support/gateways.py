@@ -45,6 +45,11 @@ def gateway(*arguments: str, port: int = 0, **env: str) -> Generator[Gateway]:
         running.wait()
 
 
+def values(message: dict[str, Any] | Frame, field: str) -> list[Any]:
+    """A field of the rows of a message."""
+    return message.rows[field].tolist() if isinstance(message, Frame) else [row[field] for row in message["rows"]]
+
+
 class Client:
     """A client that decodes what it is sent. Messages that a call was not about are kept for the next one."""
 

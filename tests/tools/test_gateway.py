@@ -15,7 +15,7 @@ from ringmain.bus import Writer
 from ringmain.bus.observing import Observer
 from ringmain.storage import Schema
 from ringmain.tools.gateway.frames import Frame
-from support.gateways import TIMEOUT_S, Client, Gateway, gateway
+from support.gateways import TIMEOUT_S, Client, Gateway, gateway, values
 from support.logs import wait_until
 
 pytestmark = pytest.mark.process
@@ -56,12 +56,6 @@ def publish(writer: Writer, count: int = 1, instrument: int | None = None) -> ra
     return range(first, first + count)
 
 
-def sequences(message: dict[str, Any] | Frame) -> list[int]:
-    if isinstance(message, Frame):
-        return message.rows["sequence"].tolist()
-    return [row["sequence"] for row in message["rows"]]
-
-
 def take(client: Client, stream: int, wanted: range) -> list[dict[str, Any] | Frame]:
     """Messages until the last wanted sequence; together they must be exactly these rows, and say so."""
     found: list[int] = []
@@ -75,7 +69,7 @@ def take(client: Client, stream: int, wanted: range) -> list[dict[str, Any] | Fr
         )
         assert (first, lost) == (expected, 0)
         expected = last + 1
-        found += sequences(message)
+        found += values(message, "sequence")
         messages.append(message)
         if last >= wanted.stop - 1:
             break
@@ -140,7 +134,7 @@ def test_only_rows_with_the_keys_and_of_which_the_conditions_are_true_come(place
         }
         while found != expected:
             message = client.wait_for("rows")
-            found[message["stream"]] += sequences(message)
+            found[message["stream"]] += values(message, "sequence")
             assert all(found[stream] == expected[stream][: len(found[stream])] for stream in found)
 
 
@@ -220,7 +214,7 @@ def test_identical_subscriptions_of_many_clients_are_one_stream_and_others_are_n
         for client, stream in ((one, first), (two, first), (three, third)):
             found: list[int] = []
             for message in client.batches(stream["stream"]):
-                found += sequences(message)
+                found += values(message, "sequence")
                 if len(found) >= len(wanted):
                     break
             assert found == wanted

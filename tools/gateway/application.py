@@ -56,7 +56,8 @@ class Application:
         for session in tuple(self._sessions):
             session.end(Ending(GOING_AWAY, "the gateway is stopping", drain=True))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._nobody_left.wait(), self._settings.drain_s + 3)
+            async with asyncio.timeout(self._settings.drain_s + 3):
+                await self._nobody_left.wait()
         self._past.close()
 
     # --- clients ----------------------------------------------------------------------------------------------------

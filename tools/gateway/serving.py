@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import resource
 import signal
 import socket
@@ -20,7 +21,6 @@ from .settings import GatewaySettings
 
 __all__ = ["run_gateway"]
 
-REQUEST_S = 10.0  # a request, and a TLS handshake, is whole by then
 SPARE_FILES = 256  # file descriptors beside the connections'
 BACKLOG = 1024
 
@@ -56,6 +56,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, on_ready: C
             server_header=False,
             ssl_certfile=settings.cert,
             ssl_keyfile=settings.key,
+            timeout_keep_alive=math.ceil(settings.authenticate_s),
             timeout_graceful_shutdown=2,
         )
     )
@@ -82,7 +83,7 @@ class _FirmHttp(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._overdue = asyncio.get_running_loop().call_later(REQUEST_S, self._cut_off)
+        self._overdue = asyncio.get_running_loop().call_later(self.timeout_keep_alive, self._cut_off)
 
     def _cut_off(self) -> None:
         if self.scope is None:  # pyright: ignore[reportUnnecessaryComparison]

@@ -37,6 +37,7 @@ Send: TypeAlias = Callable[[Event], Awaitable[None]]
 
 NORMAL, GOING_AWAY, BINARY, DEFECT = 1000, 1001, 1003, 1011
 NOT_AUTHENTICATED, TOO_SLOW, TOO_MANY = 4401, 4408, 4429
+REASON_CHARS = 40  # of a close frame, which has room for 123 bytes
 CLOSE_S = 2.0  # how long a close frame may wait for room
 
 
@@ -100,7 +101,8 @@ class Session:
                 held.subscription.leave()
             if ending.drain:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.outbox.drained(), self._settings.drain_s)
+                    async with asyncio.timeout(self._settings.drain_s):
+                        await self.outbox.drained()
         finally:
             for task in (sending, receiving):
                 task.cancel()
@@ -109,8 +111,10 @@ class Session:
                 await self._drop(id)
         if ending.code != NORMAL:
             with contextlib.suppress(OSError, TimeoutError):
-                closing = {"type": "websocket.close", "code": ending.code, "reason": ending.reason[:120]}
-                await asyncio.wait_for(self._send_event(closing), CLOSE_S)
+                async with asyncio.timeout(CLOSE_S):
+                    await self._send_event(
+                        {"type": "websocket.close", "code": ending.code, "reason": ending.reason[:REASON_CHARS]}
+                    )
         return ending
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
@@ -140,9 +144,11 @@ class Session:
     async def _listen(self) -> None:
         if self.token is None:
             try:
-                await asyncio.wait_for(self._authenticate(), self._settings.authenticate_s)
+                async with asyncio.timeout(self._settings.authenticate_s):
+                    await self._authenticate()
             except TimeoutError:
                 self.end(Ending(NOT_AUTHENTICATED, "no token was shown in time"))
+            if self.token is None:
                 return
         while (text := await self._receive_text()) is not None:
             try:
