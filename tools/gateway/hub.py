@@ -21,7 +21,7 @@ from .stream import Stream
 __all__ = ["Busy", "Hub"]
 
 SOURCES_MAX = 64  # each is a thread, and an entry in its topic's reader table
-BATCH_BYTES = 1 << 20  # most that a source hands to the event loop at once
+BATCH_BYTES = 256 << 10  # most that a source hands to the event loop at once
 DELAYED_S = 0.1
 _Way: TypeAlias = tuple[str, float | None, tuple[str, ...]]
 
@@ -101,11 +101,13 @@ class Hub:
 
 
 def _open_reader(address: str, interval: float | None, conflate: tuple[str, ...]) -> Subscriber:
+    rows_max = max(1, BATCH_BYTES // attach(address).schema.row_bytes)
     if interval is None:
-        rows_max = max(1, BATCH_BYTES // attach(address).schema.row_bytes)
         return RealTime(address, reopen=True, name="ringmain gateway", batch_rows=rows_max)
     try:
-        return Delayed(address, interval, last=conflate or None, reopen=True, name="ringmain gateway")
+        if conflate:
+            return Delayed(address, interval, last=conflate, reopen=True, name="ringmain gateway")
+        return Delayed(address, interval, rows=rows_max, reopen=True, name="ringmain gateway")
     except ValueError as error:
         raise ValueError(str(error).replace("last:", "conflate:", 1)) from None
 

@@ -23,7 +23,7 @@ from .subscription import Subscription
 
 __all__ = ["Ahead", "Past"]
 
-SLICE_BYTES = 1 << 20
+SLICE_BYTES = 256 << 10
 THREADS = 4
 READERS_MAX = 128  # at once; a topic's reader table has 1,024 entries, which are others' too
 Value = TypeVar("Value")
@@ -151,7 +151,7 @@ class _Reader:
                 if batch.first <= self._told:  # another stream has begun: rings only, and a new writer
                     self._told = batch.first - 1
                     self._reader.step_back(batch.first)
-                    return _Piece((), self._told, "its writer was started again, without a log")
+                    return _Piece((), self._told, "it was closed and opened again, without a log")
                 rows = owned_batch(batch.copy(), batch.schema, batch.first, batch.last, batch.lost)
             except (Overrun, HistoryGone):  # the rows come again, or are told as lost
                 continue

@@ -23,6 +23,7 @@ __all__ = ["run_gateway"]
 
 SPARE_FILES = 256  # file descriptors beside the connections'
 BACKLOG = 1024
+UNSENT_BYTES = 256 << 10
 
 
 def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None]) -> None:
@@ -97,7 +98,9 @@ class _FirmHttp(H11Protocol):
 def _listen(settings: GatewaySettings) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    # Connections inherit it: the kernel cuts off who takes nothing for so long, whatever state the connection is in.
+    # Connections inherit both. The kernel keeps little that was not sent yet, so that a slow client's rows wait here, where newer
+    # ones may take their place; and it cuts off who takes nothing for so long, whatever state the connection is in.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.stall_s * 1000))
     return listener
 

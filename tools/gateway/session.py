@@ -160,8 +160,8 @@ class Session:
         """The client's next message; None where the session ends instead."""
         received = await self._receive()
         if received["type"] == "websocket.disconnect":
-            code = received.get("code", 1005)
-            self.end(Ending(NORMAL, received.get("reason") or f"closed by the client, {code}"))
+            lost = "reason" not in received  # a close frame has one, if an empty one
+            self.end(Ending(NORMAL, "the connection was lost" if lost else f"closed by the client, {received['code']}"))
         elif not self._bucket.take():
             self.end(Ending(TOO_MANY, "too many messages"))
         elif received.get("text") is None:

@@ -88,7 +88,7 @@ class Source:
     def _deliver(self, batch: Batch) -> None:
         self._turn.release()
         if batch.first <= self.position:
-            self._go_back(batch.first - 1, "its writer was started again, without a log")
+            self._go_back(batch.first - 1, "it was closed and opened again, without a log")
         self.position = batch.last
         for taker in tuple(self.takers):
             taker.deliver(batch)

@@ -67,7 +67,7 @@ class Subscription:
         for message in messages:
             self._outbox.put(message)
         self.position = batch.last
-        if self._outbox.fill > 1:
+        if self._outbox.fill > 1 and self._held is None:
             self._too_slow(f"subscription {self.id}: the queue is full, and no conflation was asked for")
 
     def put_past(self, messages: Sequence[Message], position: int) -> None:
