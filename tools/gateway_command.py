@@ -43,6 +43,7 @@ def gateway(
         ),
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How events are written to standard error.")] = LogFormat.text,
+    until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True)] = False,  # `serve` holds the other end
 ) -> None:
     """Serve topics to browsers and other machines over WebSocket, until SIGTERM or Ctrl-C.
 
@@ -72,7 +73,7 @@ def gateway(
     except ModuleNotFoundError:
         raise ModuleNotFoundError("the gateway needs `pip install ringmain[web]`") from None
     start_logging(log_format)
-    run_gateway(settings, lambda port: _say_ready(settings, port))
+    run_gateway(settings, lambda port: _say_ready(settings, port), until_eof=until_eof)
     event("stopped")
 
 

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -26,21 +28,28 @@ BACKLOG = 1024
 UNSENT_BYTES = 256 << 10
 
 
-def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C. on_ready: called with the port once clients can connect. Raises OSError."""
+def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None], *, until_eof: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C. on_ready: called with the port once clients can connect. Raises OSError.
+
+    until_eof: or until standard input ends, which it does when whoever started this process has ended.
+    """
     _allow_files(settings.connections_max + SPARE_FILES)
     for name in ("uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).handlers[:] = LOGGER.handlers
         logging.getLogger(name).propagate = False
     with _listen(settings) as listener:
-        asyncio.run(_serve(settings, listener, on_ready))
+        asyncio.run(_serve(settings, listener, on_ready, until_eof))
 
 
-async def _serve(settings: GatewaySettings, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
+async def _serve(
+    settings: GatewaySettings, listener: socket.socket, on_ready: Callable[[int], None], until_eof: bool
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if until_eof:
+        loop.add_reader(sys.stdin.fileno(), _on_input, loop, stop)
     application = Application(settings)
     server = _Server(
         uvicorn.Config(
@@ -69,6 +78,12 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, on_ready: C
     await application.stop()
     server.should_exit = True
     await serving
+
+
+def _on_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
 
 
 class _Server(uvicorn.Server):
