@@ -75,7 +75,7 @@ def describe(schema: Schema) -> dict[str, Any]:
         "schema": msgspec.Raw(schema.to_json()),
         "dtype": {
             "names": names,
-            "formats": [spelling.replace("|", "") for spelling in formats],
+            "formats": [spelling.replace("|b1", "?").replace("|", "") for spelling in formats],
             "offsets": [fields[name][1] for name in names],
             "itemsize": schema.row_bytes,
         },
