@@ -263,6 +263,7 @@ def test_what_cannot_be_is_told_and_changes_nothing(place, ticks):
             ("bad_request", "where: topic 'ticks' has no field '__class__'", {"where": [["__class__", "==", 1]]}),
             ("bad_request", "conflate:", {"mode": "delayed", "conflate": ["ratio"]}),
             ("bad_request", "slow: conflate:", {"slow": {"conflate": ["nothing"]}}),
+            ("bad_request", "slow: newest: at most 65536 rows", {"slow": {"newest": 100_000}}),
             ("ahead", f"sequence {newest + 2} is wanted, and the topic ends with {newest}", {"from": newest + 2}),
             ("bad_message", 'interval and conflate are for mode "delayed"', {"interval": 0.1}),
             ("bad_message", "Expected `float` >= 0.02 - at `$.interval`", {"mode": "delayed", "interval": 0.001}),

@@ -67,6 +67,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         finally:
             running.process.kill()
             running.wait()
+        assert not [line for line in running.lines if line["level"] == "error"]  # no defect of ours came to light
     for left in Path("/dev/shm").glob(f"ringmain.{bus}*"):
         left.unlink()
 

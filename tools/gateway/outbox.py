@@ -17,13 +17,11 @@ __all__ = ["Outbox"]
 class Outbox:
     """One event loop, one sender. `put` never waits and refuses nothing: whoever puts looks at `fill` before.
 
-    bytes_max: what `fill` and `has_room` go by. on_empty: called when all has been handed to the connection.
+    bytes_max: what `fill` goes by. on_room: called when it has become at most a quarter full.
     """
 
-    def __init__(
-        self, send: Callable[[Message], Awaitable[None]], bytes_max: int, on_empty: Callable[[], None]
-    ) -> None:
-        self._send, self._bytes_max, self._on_empty = send, bytes_max, on_empty
+    def __init__(self, send: Callable[[Message], Awaitable[None]], bytes_max: int, on_room: Callable[[], None]) -> None:
+        self._send, self._bytes_max, self._on_room = send, bytes_max, on_room
         self._messages: deque[Message] = deque()
         self._bytes = 0
         self._filled, self._roomy, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -44,7 +42,7 @@ class Outbox:
         if self._bytes > self._bytes_max // 4:
             self._roomy.clear()
 
-    async def has_room(self) -> None:
+    async def room(self) -> None:
         """Return once it is at most a quarter full."""
         await self._roomy.wait()
 
@@ -58,11 +56,11 @@ class Outbox:
                 self._bytes -= len(message)
                 self.sent_count += 1
                 self.sent_bytes += len(message)
-                if self._bytes <= self._bytes_max // 4:
+                if not self._roomy.is_set() and self._bytes <= self._bytes_max // 4:
                     self._roomy.set()
+                    self._on_room()
             self._filled.clear()
             self._empty.set()
-            self._on_empty()
 
     async def drained(self) -> None:
         """Return once nothing waits here."""

@@ -58,7 +58,7 @@ class Past:
         """
         opened = False
         while True:
-            await outbox.has_room()
+            await outbox.room()
             async with self._readers:
                 reader = _Reader(subscription.stream, start)
                 try:
@@ -73,9 +73,9 @@ class Past:
                     reader.close()
 
     async def _read(self, subscription: Subscription, outbox: Outbox, reader: _Reader) -> bool:
-        """Read until the client has no room (False) or is joined (True)."""
+        """Read until half the client's queue is full (False), or it is joined (True)."""
         source = subscription.stream.source
-        while outbox.fill < 0.25:
+        while outbox.fill < 0.5:
             piece = await self.run(reader.read)
             if piece is None:  # all that is published; what the source has handed out is part of it
                 while reader.position < source.position and (piece := reader.read()) is not None:

@@ -37,6 +37,7 @@ def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None], *, u
     for name in ("uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).handlers[:] = LOGGER.handlers
         logging.getLogger(name).propagate = False
+        logging.getLogger(name).addFilter(_is_news)
     with _listen(settings) as listener:
         asyncio.run(_serve(settings, listener, on_ready, until_eof))
 
@@ -78,6 +79,11 @@ async def _serve(
     await application.stop()
     server.should_exit = True
     await serving
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """A handshake that we answer with a status is complete, whatever uvicorn says; we have logged it."""
+    return not record.getMessage().startswith("ASGI callable returned without completing handshake")
 
 
 def _on_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -97,8 +97,9 @@ class Session:
             ending = await self._ending
             receiving.cancel()
             await asyncio.wait((receiving,))
-            for held in self._held.values():
-                held.subscription.leave()
+            self._hand_out_held()
+            for id in tuple(self._held):
+                await self._drop(id)
             if ending.drain:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._settings.drain_s):
@@ -106,7 +107,7 @@ class Session:
         finally:
             for task in (sending, receiving):
                 task.cancel()
-            await asyncio.wait((sending, receiving))
+            await asyncio.wait((sending, receiving, *self._dropping))
             for id in tuple(self._held):
                 await self._drop(id)
         if ending.code != NORMAL:
@@ -128,7 +129,10 @@ class Session:
     # --- sending ----------------------------------------------------------------------------------------------------
 
     async def _send(self, message: Message) -> None:
-        await self._send_event({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+        try:
+            await self._send_event({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+        except RuntimeError as error:  # uvicorn has closed, for what the client sent; that will be received next
+            raise ConnectionAbortedError(str(error)) from None
 
     def _tell(self, kind: str, **facts: Any) -> None:
         self.outbox.put(encode_message(kind, **facts))

@@ -14,7 +14,7 @@ from ...bus import Batch
 from .batches import rows_behind
 from .frames import Message, encode_message
 from .outbox import Outbox
-from .requests import Subscribe
+from .requests import Slow, Subscribe
 from .slow import Held, fold_of
 from .stream import Stream
 
@@ -40,9 +40,11 @@ class Subscription:
         self.conflated_count = 0  # batches held back
         self._outbox, self._too_slow, self._on_end = outbox, too_slow, on_end
         self._held: Held | None = None
-        if request.slow != "disconnect":
+        if isinstance(request.slow, Slow):
             self._held = Held(fold_of(stream.source.schema, request.slow))
         self._held_rows_max = held_bytes_max // stream.source.schema.row_bytes
+        if isinstance(request.slow, Slow) and (request.slow.newest or 0) > self._held_rows_max:
+            raise ValueError(f"slow: newest: at most {self._held_rows_max} rows of this topic are held back")
 
     def join(self) -> None:
         """Take part in the stream from the next batch on."""
