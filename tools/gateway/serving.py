@@ -26,6 +26,8 @@ __all__ = ["run_gateway"]
 SPARE_FILES = 256  # file descriptors beside the connections'
 BACKLOG = 1024
 UNSENT_BYTES = 256 << 10
+# What uvicorn logs as errors, and is none: a handshake refused with a status, and what a client did wrong. We log both by ourselves.
+NO_NEWS = ("ASGI callable returned without completing handshake", "Invalid UTF-8 sequence received")
 
 
 def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None], *, until_eof: bool = False) -> None:
@@ -82,8 +84,7 @@ async def _serve(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """A handshake that we answer with a status is complete, whatever uvicorn says; we have logged it."""
-    return not record.getMessage().startswith("ASGI callable returned without completing handshake")
+    return not record.getMessage().startswith(NO_NEWS)
 
 
 def _on_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
