@@ -26,7 +26,7 @@ __all__ = ["run_gateway"]
 SPARE_FILES = 256  # file descriptors beside the connections'
 BACKLOG = 1024
 UNSENT_BYTES = 256 << 10
-# What uvicorn logs as errors, and is none: a handshake refused with a status, and what a client did wrong. We log both by ourselves.
+# What uvicorn logs as errors, and is none: a handshake refused with a status, and a client's mistake. We log both by ourselves.
 NO_NEWS = ("ASGI callable returned without completing handshake", "Invalid UTF-8 sequence received")
 
 
