@@ -32,11 +32,16 @@ format: build/installed
 clean:
 	rm -rf build *.egg-info bus/*.cpp storage/*.cpp subscribers/*.cpp bus/*.so storage/*.so subscribers/*.so tools/bench/*.cpp tools/bench/*.so
 
-# What the suite needs beyond Python: spin checks the models in tests/model. Tests skip, and say so, where it cannot be had.
+# What the suite needs beyond Python: spin checks the models in tests/model, chromium is a client of the gateway. Tests skip, and
+# say so, where they cannot be had.
 system:
 	@command -v spin >/dev/null || { echo "installing spin"; \
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq spin; } >/dev/null 2>&1 || \
 	  echo "spin could not be installed: the model tests will be skipped"; }
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { echo "installing chromium"; \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
+	  echo "chromium could not be installed: the browser tests will be skipped"; }
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ringmain needs Python 3.11 or newer; set PYTHON=...")'

@@ -20,6 +20,7 @@ from .cleaning import clean
 from .demo import demo
 from .exit_codes import EXIT_CODES_HELP, OK, explain
 from .exporting import export
+from .gateway_command import gateway, token
 from .getting import get
 from .health_command import health
 from .inspecting import inspect
@@ -84,6 +85,8 @@ app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
 app.command(epilog=EXIT_CODES_HELP)(top)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(health)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(serve)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(gateway)
+app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(token)
 app.add_typer(log_app, name="log")
 app.add_typer(store_app, name="store")
 app.add_typer(sstable_app, name="sstable")

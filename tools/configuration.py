@@ -20,6 +20,9 @@ price = {type = "i8", unit = "1/10,000 CNY"}
 [bus.exchange.store]                    # topics that are kept by key; without this table none is
 topics = ["trades"]
 memtable_bytes = "128 MiB"
+
+[gateway]                               # these buses over WebSocket; see gateway/table.py
+port = 8765
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ import msgspec
 from ..bus.segments import check_bus_name
 from ..bus.writer import check_slots
 from ..storage import SHIPPED, Schema, SchemaError, Shape, StoreSettings
+from .gateway import GatewaySettings
+from .gateway.table import read_gateway
 from .quantities import read_bytes, read_seconds
 from .toml_document import TomlDocument, TomlError
 
@@ -62,6 +67,7 @@ class Configuration:
 
     path: str
     buses: tuple[BusPlan, ...]
+    gateway: GatewaySettings | None
 
 
 class _Store(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -102,6 +108,7 @@ class _Bus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     bus: dict[str, Any]
+    gateway: dict[str, Any] | None = None
 
 
 def load_configuration(path: str | Path) -> Configuration:
@@ -115,8 +122,11 @@ def parse_configuration(content: bytes, path: Path) -> Configuration:
     tables = document.convert(document.tables, _Document, "")
     if not tables.bus:
         raise document.error("bus", "at least one table [bus.NAME]")
-    checkers = (_BusChecker(document, path.absolute().parent, name) for name in tables.bus)
-    return Configuration(str(path), tuple(checker.plan(tables.bus[checker.name]) for checker in checkers))
+    folder = path.absolute().parent
+    checkers = (_BusChecker(document, folder, name) for name in tables.bus)
+    plans = tuple(checker.plan(tables.bus[checker.name]) for checker in checkers)
+    gateway = None if tables.gateway is None else read_gateway(document, tables.gateway, folder, list(tables.bus))
+    return Configuration(str(path), plans, gateway)
 
 
 class _BusChecker:

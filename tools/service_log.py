@@ -21,9 +21,9 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-def event(text: str, *, level: int = logging.INFO, **facts: Any) -> None:
-    """Log an event. facts: what a program would look for, by name; numbers with their unit in the name."""
-    LOGGER.log(level, text, extra={"facts": facts})
+def event(text: str, *, level: int = logging.INFO, error: BaseException | None = None, **facts: Any) -> None:
+    """Log an event. facts: what a program would look for, by name; units in the names. error: its traceback too."""
+    LOGGER.log(level, text, extra={"facts": facts}, exc_info=error)
 
 
 def start_logging(form: LogFormat) -> None:

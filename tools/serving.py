@@ -19,6 +19,7 @@ from ..storage import StoreSettings
 from ..subscribers.health import HEALTH, Change, HealthMonitor, publish_change
 from .configuration import BusPlan, Configuration, load_configuration
 from .exit_codes import FAILED
+from .gateway_child import GatewayChild
 from .notify import Notifier
 from .printing import new_table, plain, stdout
 from .service_log import LogFormat, event, start_logging
@@ -54,10 +55,14 @@ def serve(
         writers = [_open(plan, take_over, notifier, opened) for plan in configuration.buses]
         for writer in writers:
             opened.enter_context(HealthMonitor(writer.bus, on_change=_told(writer)))
+        gateway = None
+        if configuration.gateway is not None:
+            gateway = GatewayChild(config, log_format)
+            opened.callback(gateway.close)
         names = ", ".join(writer.bus for writer in writers)
         event("ready", buses=names)
         notifier.ready(f"serving {names}")
-        failed = _run(writers, stop, notifier)
+        failed = _run(writers, gateway, stop, notifier)
         notifier.stopping()
         event("stopping")
     event("stopped")
@@ -142,7 +147,7 @@ def _told(writer: Writer) -> Callable[[Change], None]:
     return on_change
 
 
-def _run(writers: list[Writer], stop: threading.Event, notifier: Notifier) -> bool:
+def _run(writers: list[Writer], gateway: GatewayChild | None, stop: threading.Event, notifier: Notifier) -> bool:
     """Wait to be stopped; returns whether a log failed, which ends it."""
     fed_at = 0.0
     told: set[object] = set()
@@ -153,6 +158,8 @@ def _run(writers: list[Writer], stop: threading.Event, notifier: Notifier) -> bo
             if failure is not None:
                 event(f"the log failed: {failure}", level=logging.CRITICAL, bus=writer.bus)
                 return True
+        if gateway is not None:
+            gateway.look()
         if notifier.watchdog_s is not None and time.monotonic() - fed_at >= notifier.watchdog_s / 2:
             fed_at = time.monotonic()
             notifier.alive()
@@ -189,3 +196,8 @@ def _print_plan(configuration: Configuration) -> None:
                 plain(str(plan.settings.get("data_dir", ""))),
             )
     stdout().print(table)
+    if (gateway := configuration.gateway) is not None:
+        scheme = "ws" if gateway.cert is None else "wss"
+        who = f"{len(gateway.tokens)} tokens" if gateway.tokens else "no tokens"
+        topics = ", ".join(gateway.topics)
+        stdout().print(plain(f"gateway: {scheme}://{gateway.host}:{gateway.port}/ws, {who}, {topics}"))

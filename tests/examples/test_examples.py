@@ -133,6 +133,13 @@ def test_a_store_answers_by_key_as_of_any_moment_and_in_any_process():
     ]
 
 
+def test_a_gateway_client_decodes_and_resumes():
+    pytest.importorskip("uvicorn", reason="the gateway needs the extra web")
+    assert lines_of(run_example("gateway_client.py")) == [
+        "read every row from 1 to 500 and on, in two connections: the sum is right"
+    ]
+
+
 def test_the_readme_names_every_example_and_every_map():
     text = (EXAMPLES / "README.md").read_text()
     files = [path.name for folder in (EXAMPLES, EXAMPLES / "maps") for path in folder.iterdir() if path.is_file()]

@@ -16,7 +16,7 @@ from ringmain.subscribers import RealTime
 from sse_day import Day, load_day
 from support.children import Children
 from support.logs import wait_until
-from support.service import serving
+from support.services import serving
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 TIMEOUT_S = 60.0

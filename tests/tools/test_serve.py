@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from ringmain.bus import attach, open_lane
 from ringmain.subscribers import RealTime
 from ringmain.tools.exit_codes import FAILED, MISSING, OK
 from support.command import COMMAND, TIMEOUT_S, facts, ringmain, succeed
-from support.service import serving
+from support.gateways import Client
+from support.logs import wait_until
+from support.services import serving
 
 pytestmark = pytest.mark.process
 
@@ -164,10 +167,11 @@ def test_a_bad_configuration_ends_it_before_anything_is_opened(config, bus_name)
 
 def test_the_example_of_a_configuration_is_sound_and_so_is_the_unit(tmp_path):
     examples = Path(__file__).parents[2] / "examples"
-    shown = succeed("serve", examples / "ringmain.toml", "--check")
-    assert [line.split()[0] for line in shown.splitlines()[2:]] == [
+    *_, trades, orders, limits, gateway = succeed("serve", examples / "ringmain.toml", "--check").splitlines()
+    assert [line.split()[0] for line in (trades, orders, limits)] == [
         f"exchange/{name}" for name in ("trades", "orders", "limits")
     ]
+    assert gateway.startswith("gateway: ws://127.0.0.1:8765/ws")
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: the unit is not checked")
     unit = tmp_path / "ringmain.service"
@@ -177,3 +181,34 @@ def test_the_example_of_a_configuration_is_sound_and_so_is_the_unit(tmp_path):
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert unit.name not in checked.stderr, checked.stderr
+
+
+def with_gateway(config: Path) -> None:
+    config.write_text(config.read_text() + "[gateway]\nport = 0\n")
+
+
+def test_the_gateway_of_a_configuration_serves_its_topics_and_stops_with_it(config, bus_name):
+    with_gateway(config)
+    assert f"gateway: ws://127.0.0.1:0/ws, no tokens, {bus_name}/*" in succeed("serve", config, "--check")
+    with serving(config) as service:
+        port = service.wait_for("ready", host="127.0.0.1")["port"]
+        with Client(f"ws://127.0.0.1:{port}/ws") as client:
+            client.subscribe(f"{bus_name}/_health")
+            assert service.stop() == OK
+            assert client.closed()[0] == 1001
+        ended = [line["event"] for line in service.lines if line["event"] in ("closed", "stopped")]
+        assert ended == ["stopped", "closed", "stopped"]  # the gateway first
+        assert service.rest == []
+
+
+def test_a_gateway_that_dies_is_started_again_and_ends_when_its_server_is_killed(config, bus_name):
+    with_gateway(config)
+    with serving(config) as service:
+        service.wait_for("ready", host="127.0.0.1")
+        (gateway,) = psutil.Process(service.process.pid).children()
+        gateway.kill()
+        service.wait_for("the gateway ended", code=-signal.SIGKILL)
+        wait_until(lambda: len([line for line in service.lines if line.get("host")]) == 2, TIMEOUT_S)
+        (gateway,) = psutil.Process(service.process.pid).children()
+        service.process.kill()
+        gateway.wait(TIMEOUT_S)

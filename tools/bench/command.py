@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from . import append, catchup, delayed, fanout, lanes, latency, logged, publish, recover, resumable, throughput, wake
+from . import (
+    append,
+    catchup,
+    delayed,
+    fanout,
+    gateway,
+    lanes,
+    latency,
+    logged,
+    publish,
+    recover,
+    resumable,
+    throughput,
+    wake,
+)
 from .measuring import Bench, Plan
 from .peer import Peer
 from .peer_iceoryx2 import Iceoryx2
@@ -33,6 +47,7 @@ BENCHES: tuple[Bench, ...] = (
     delayed.BENCH,
     lanes.BENCH,
     resumable.BENCH,
+    gateway.BENCH,
 )
 PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
 
@@ -51,8 +66,13 @@ def _command(benches: tuple[Bench, ...]) -> Callable[..., None]:
         directory: Annotated[
             Path, typer.Option(metavar="DIR", help="Where logs are written; use a real disk.")
         ] = DIRECTORY,
+        clients: Annotated[int, typer.Option(metavar="N", help="Of `gateway`: how many it serves.", min=1)] = 1000,
+        minutes: Annotated[
+            float, typer.Option(metavar="M", help="Of `gateway`: how long it serves them, if longer than --seconds.")
+        ] = 0.0,
     ) -> None:
-        run_and_print(benches, Plan(seconds, runs, directory, PEERS if peers else ()), as_json)
+        plan = Plan(seconds, runs, directory, PEERS if peers else (), clients=clients, minutes=minutes)
+        run_and_print(benches, plan, as_json)
 
     return run
 

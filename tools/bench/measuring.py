@@ -33,6 +33,8 @@ class Plan:
     peers: tuple[type[Library], ...] = ()
     rows: int = 0  # in a store; 0 where there is none
     large: bool = False  # also what takes minutes
+    clients: int = 1000  # of the gateway
+    minutes: float = 0.0  # that they are served, if longer than `seconds`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`ringmain serve` while it runs, and the events that it logs."""
+"""A service of ours, run as a supervisor would: what it logs is heard, and it can be told to stop, or killed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from support.logs import wait_until
 
 
 class Service:
-    """A running `ringmain serve --log-format json`; `lines` are the events that it has logged."""
+    """A running `ringmain COMMAND … --log-format json`; `lines` are the events that it has logged."""
 
-    def __init__(self, config: Path, *options: str, **env: str) -> None:
+    def __init__(self, *arguments: str, **env: str) -> None:
         self.lines: list[dict[str, Any]] = []
         self.rest: list[str] = []
         self.process = subprocess.Popen(
-            [*COMMAND, "serve", str(config), "--log-format", "json", *options],
+            [*COMMAND, *arguments, "--log-format", "json"],
             stderr=subprocess.PIPE,
             env=environment(**env),
             text=True,
@@ -61,7 +61,8 @@ class Service:
 
 @contextlib.contextmanager
 def serving(config: Path, *options: str, **env: str) -> Generator[Service]:
-    service = Service(config, *options, **env)
+    """`ringmain serve` while the block runs; killed at its end, if it runs still."""
+    service = Service("serve", str(config), *options, **env)
     try:
         yield service
     finally:

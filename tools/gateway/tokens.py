@@ -1,0 +1,70 @@
+"""Who may read what: tokens, of which only the SHA-256 is kept.
+
+A token is 32 random bytes, so nothing is gained by guessing, and a slow hash would add nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+__all__ = ["ANYBODY", "Token", "find_token", "may_read", "new_token", "token_of"]
+
+HEX_DIGITS = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """name: for the log. sha256: of the token, 64 hex digits. topics: patterns of BUS/TOPIC, such as "exchange/*"."""
+
+    name: str
+    sha256: str
+    topics: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if not HEX_DIGITS.fullmatch(self.sha256):
+            raise ValueError("sha256: 64 lower-case hex digits are expected; `ringmain token NAME` makes them")
+        if not self.topics:
+            raise ValueError('topics: at least one pattern is expected, such as "exchange/*"')
+
+
+ANYBODY = Token("", "0" * 64)  # who connects to a gateway without tokens
+
+
+def new_token(name: str, topics: Iterable[str]) -> tuple[str, Token]:
+    """A token to be handed over, and what is to be kept of it."""
+    text = secrets.token_urlsafe(32)
+    return text, Token(name, _hash(text), tuple(topics))
+
+
+def find_token(tokens: Iterable[Token], text: str) -> Token | None:
+    """The token that this is, if any. It takes as long whichever it is."""
+    given, found = _hash(text), None
+    for token in tokens:
+        if hmac.compare_digest(token.sha256, given):
+            found = token
+    return found
+
+
+def may_read(token: Token, address: str) -> bool:
+    return any(fnmatchcase(address, pattern) for pattern in token.topics)
+
+
+def token_of(authorization: str, subprotocols: Iterable[str]) -> str | None:
+    """The token that a handshake shows, or None."""
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() == "bearer" and text.strip():
+        return text.strip()
+    for protocol in subprotocols:
+        if protocol.startswith("token."):
+            return protocol.removeprefix("token.")
+    return None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
