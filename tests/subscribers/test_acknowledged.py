@@ -368,13 +368,17 @@ def test_rows_that_nobody_acknowledges_go_to_a_topic(bus_name, tmp_path):
 
 def test_rows_that_nobody_acknowledges_may_go_through_a_lane(bus_name, tmp_path):
     """As from a process that is not the writer's."""
-    with open_writer(bus_name, tmp_path, lanes=["dead"]) as writer, open_lane(f"{bus_name}/dead") as lane:
-        with member(bus_name, tries=1, dead_letter=lane) as one, RealTime(f"{bus_name}/dead") as dead:
-            publish(writer["points"], 10)
-            one.take(TIMEOUT_S)
-            one.nack(7)
-            assert one.poll() is None
-            assert dead.take(TIMEOUT_S).copy()["original_sequence"].tolist() == [7]
+    with (
+        open_writer(bus_name, tmp_path, lanes=["dead"]) as writer,
+        open_lane(f"{bus_name}/dead") as lane,
+        member(bus_name, tries=1, dead_letter=lane) as one,
+        RealTime(f"{bus_name}/dead") as dead,
+    ):
+        publish(writer["points"], 10)
+        one.take(TIMEOUT_S)
+        one.nack(7)
+        assert one.poll() is None
+        assert dead.take(TIMEOUT_S).copy()["original_sequence"].tolist() == [7]
 
 
 def test_a_dead_letter_that_cannot_be_sent_is_tried_again(bus_name, tmp_path):
