@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _COUNTER = itertools.count(1)
+
+settings.register_profile("ringmain", deadline=None)  # how fast the machine is shows in benchmarks
+settings.load_profile("ringmain")
 
 
 @pytest.fixture
