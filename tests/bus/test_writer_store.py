@@ -245,7 +245,7 @@ STOPPED_IN_A_COMMIT = """if True:
     def stop_behind(descriptor):
         sync_data(descriptor)
         files.sync_data = sync_data
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # of the process, before this thread does more
 
     files.sync_data = stop_behind
     try:
