@@ -14,7 +14,8 @@ LIMITS = Thresholds(lag_seconds=1.0, lag_records=100, overrun_memory=10.0)
 def reader(**facts: Any) -> ReaderFacts:
     given: dict[str, Any] = {
         "index": 0, "name": "risk", "pid": 7, "process": "alive", "entry": "active", "policy": "lossy",
-        "follow": "published", "consumed": 0, "lag_count": 0, "overrun_count": 0, "lost_count": 0, "refilled_count": 0,
+        "follow": "published", "acknowledged": 0, "consumed": 0, "lag_count": 0, "overrun_count": 0, "lost_count": 0,
+        "refilled_count": 0,
         "heartbeat_age_s": 0.0, "attached_age_s": 9.0,
     }  # fmt: skip
     return ReaderFacts(**{**given, **facts})

@@ -35,19 +35,19 @@ BENCHES = (
     "catchup",
     "delayed",
     "lanes",
-    "all",
 )
+BENCHES += ("resumable", "gateway", "all")
 STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "backup", "all")
 GROUPS = ("", "log", "store", "sstable", "manifest", "bench", "bench store")
 COMMANDS = (
-    *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean", "serve", "health"),
+    *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean", "serve", "health", "gateway", "token"),
     *("log dump", "log verify", "log repair"),
     *("store stats", "store dump", "store verify", "store repair", "store compact", "sstable dump", "manifest dump"),
     *("get", "scan", "export", "backup", "restore", "verify"),
     *(f"bench {name}" for name in BENCHES),
     *(f"bench store {name}" for name in STORE_BENCHES),
 )
-PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan", "serve"}  # which have --format json
+PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan", "serve", "gateway", "token"}  # which have --format json
 TERMINATED = 128 + signal.SIGTERM
 
 
