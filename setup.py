@@ -40,5 +40,6 @@ setup(
             extension("tools.bench._skip_list", ["tools/bench/skip_list.hpp"]),
         ],
         include_path=["bus", "storage"],  # where core.pxd and row_packer.pxi lie
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
