@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import signal
-import threading
+import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -51,7 +52,7 @@ def serve(
         return
     start_logging(log_format)
     notifier = Notifier()
-    with _stopping_on_signals() as stop, contextlib.ExitStack() as opened:
+    with _Signals() as signals, contextlib.ExitStack() as opened:
         writers = [_open(plan, take_over, notifier, opened) for plan in configuration.buses]
         for writer in writers:
             opened.enter_context(HealthMonitor(writer.bus, on_change=_told(writer)))
@@ -62,7 +63,7 @@ def serve(
         names = ", ".join(writer.bus for writer in writers)
         event("ready", buses=names)
         notifier.ready(f"serving {names}")
-        failed = _run(writers, gateway, stop, notifier)
+        failed = _run(writers, gateway, signals, notifier)
         notifier.stopping()
         event("stopping")
     event("stopped")
@@ -70,25 +71,38 @@ def serve(
         raise typer.Exit(FAILED)
 
 
-@contextlib.contextmanager
-def _stopping_on_signals() -> Generator[threading.Event]:
-    """An event that SIGTERM and SIGINT set. The second time they do what they do by themselves."""
-    stop = threading.Event()
+class _Signals:
+    """SIGTERM and SIGINT, which ask to stop, and SIGHUP. What a handler may not do (log, lock: it may have come amid that), the
+    loop does, which hears of them through a pipe. The second time SIGTERM and SIGINT do what they do by themselves.
+    """
 
-    def ask(number: int, _frame: FrameType | None) -> None:
-        stop.set()
+    def __enter__(self) -> _Signals:
+        self._heard, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._former = {number: signal.signal(number, self._restore) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._told.fileno())
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._heard.close()
+        self._told.close()
+
+    @staticmethod
+    def _restore(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
-    def refuse(_number: int, _frame: FrameType | None) -> None:
-        event("SIGHUP: a changed configuration needs a restart", level=logging.WARNING)
-
-    former = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    former[signal.SIGHUP] = signal.signal(signal.SIGHUP, refuse)
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    def asked_to_stop(self, timeout_s: float) -> bool:
+        """Wait for a signal, for at most `timeout_s`."""
+        if not select.select([self._heard], [], [], timeout_s)[0]:
+            return False
+        numbers = self._heard.recv(64)
+        if signal.SIGHUP in numbers:
+            event("SIGHUP: a changed configuration needs a restart", level=logging.WARNING)
+        return signal.SIGTERM in numbers or signal.SIGINT in numbers
 
 
 def _open(plan: BusPlan, take_over: bool, notifier: Notifier, opened: contextlib.ExitStack) -> Writer:
@@ -147,11 +161,11 @@ def _told(writer: Writer) -> Callable[[Change], None]:
     return on_change
 
 
-def _run(writers: list[Writer], gateway: GatewayChild | None, stop: threading.Event, notifier: Notifier) -> bool:
+def _run(writers: list[Writer], gateway: GatewayChild | None, signals: _Signals, notifier: Notifier) -> bool:
     """Wait to be stopped; returns whether a log failed, which ends it."""
     fed_at = 0.0
     told: set[object] = set()
-    while not stop.wait(LOOK_S):
+    while not signals.asked_to_stop(LOOK_S):
         for writer in writers:
             _tell_store_failures(writer, told)
             failure = writer.failure
