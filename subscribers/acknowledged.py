@@ -7,9 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, TypeAlias
-
-import numpy as np
 
 from ..bus import Batch, BusError, Overrun, PositionRefused
 from ..bus._read import owned_batch
@@ -17,33 +14,18 @@ from ..bus._segment import process_lives, process_start
 from ..bus.group_state import Group, Range
 from ..bus.positions import ALONE, KIND_GROUP, KIND_RESUMABLE, KINDS, check_position_name
 from ..storage import HistoryGone, Schema
-from .folding import Rows
+from .dead_letters import DeadLetter, letter_box
 from .group_file import GroupFile
 from .lease_reader import LeaseReader
 from .reader import Follow, Start, Wait, wait_for_topic
-from .resumable import check_position, folder_of
+from .stored import check_position, folder_of
 from .subscriber import Stats, Subscriber
 
-__all__ = ["Acknowledged", "AcknowledgedStats", "Publishes"]
+__all__ = ["Acknowledged", "AcknowledgedStats"]
 
 BATCH_ROWS = 1000
 GIVEN_MAX = 64  # how often a call of `poll` lets itself be given rows of which nothing can be handed out
 LOOK_S = 0.1  # how often it looks for what others have given back, left, or not acknowledged in time
-
-# What a dead letter topic may have besides the fields of the topic, filled in where it does.
-ORIGIN = ("original_sequence", "original_timestamp_ns", "deliveries")
-
-
-class Publishes(Protocol):
-    """What a dead letter topic has to have: a Publisher, or a lane."""
-
-    @property
-    def schema(self) -> Schema: ...
-
-    def publish_batch(self, rows: Rows, /) -> object: ...
-
-
-DeadLetter: TypeAlias = Callable[[Batch], object] | Publishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +100,7 @@ class Acknowledged(Subscriber):
             )
             opened.callback(self._reader.close)
             self._log_id = self._reader.log_id
-            self._dead_letter = _letter_box(dead_letter, self._reader.schema)
+            self._dead_letter = letter_box(dead_letter, self._reader.schema)
             self._file = GroupFile(
                 folder,
                 self._log_id,
@@ -354,34 +336,3 @@ def _first(reader: LeaseReader, start: Start) -> int:
 
 def _ends(what: Batch | int) -> tuple[int, int]:
     return (what, what) if isinstance(what, int) else (what.first, what.last)
-
-
-def _letter_box(dead_letter: DeadLetter | None, schema: Schema) -> Callable[[Batch], object] | None:
-    """What to call with rows that are given up. Raises ValueError for a topic that cannot hold them."""
-    if dead_letter is None or not hasattr(dead_letter, "publish_batch"):
-        return dead_letter  # pyright: ignore[reportReturnType]
-    publisher: Publishes = dead_letter  # pyright: ignore[reportAssignmentType]
-    theirs, ours = publisher.schema.payload_dtype, schema.payload_dtype
-    fields: dict[str, Literal["row", "origin"]] = {}
-    for name in theirs.names or ():
-        if name in ORIGIN:
-            fields[name] = "origin"
-        elif ours.fields is not None and name in ours.fields and ours[name] == theirs[name]:
-            fields[name] = "row"
-        else:
-            raise ValueError(
-                f"dead_letter: field {name!r} of topic {publisher.schema.name!r} is none of topic {schema.name!r}, nor of {ORIGIN}"
-            )
-
-    def send(batch: Batch) -> None:
-        rows = np.zeros(len(batch), theirs)
-        for name, source in fields.items():
-            if source == "row":
-                rows[name] = batch.rows[name]
-            elif name == "deliveries":
-                rows[name] = batch.deliveries
-            else:
-                rows[name] = batch.rows[name.removeprefix("original_")]
-        publisher.publish_batch(rows)
-
-    return send

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -14,19 +13,17 @@ from ..bus import Attached, Batch, PositionRefused
 from ..bus.positions import (
     ALONE,
     KIND_RESUMABLE,
-    KINDS,
     NameLock,
     Position,
     check_position_name,
-    position_folder,
     read_position,
 )
 from ..storage import HistoryGone, Schema
-from ..storage.files import make_directory
 from .historical import Historical
 from .position_keeper import Checkpoint, PositionKeeper
 from .reader import Follow, Start, TopicReader, Wait, wait_for_topic
 from .real_time import RealTime
+from .stored import check_position, folder_of
 from .subscriber import Stats, Subscriber
 
 __all__ = ["Resumable", "ResumableStats"]
@@ -105,7 +102,7 @@ class Resumable(Subscriber, Generic[T]):
                 "batch_rows": batch_rows,
                 "reopen": reopen,
             }
-            self._reader = open_reader(address, stored.sequence + 1 if stored is not None else start, settings)
+            self._reader = _open_reader(address, stored.sequence + 1 if stored is not None else start, settings)
             opened.callback(self._reader.close)
             self._log_id, self._reopen_count = self._reader.log_id, 0
             self.state: T | None = self._decode(stored)
@@ -240,33 +237,7 @@ class Resumable(Subscriber, Generic[T]):
             super().close()
 
 
-def folder_of(ring: Attached, name: str, directory: str | os.PathLike[str] | None) -> Path:
-    """The folder of a name, made where it is missing. ValueError for a bus without a log."""
-    if ring.data_directory is None:
-        raise ValueError(f"bus {ring.bus!r} has no data_dir: nothing could be read again; open its writer with one")
-    folder = (
-        position_folder(ring.data_directory, ring.topic, name)
-        if directory is None
-        else Path(directory) / ring.topic / name
-    )
-    make_directory(folder)
-    return folder
-
-
-def check_position(position: Position, kind: int, ring: Attached, folder: Path) -> None:
-    """Raise PositionRefused unless a stored position belongs to the topic's log, and is of this kind."""
-    if position.kind != kind:
-        raise PositionRefused(
-            f"{folder}: these are the positions of {KINDS[position.kind]}; give this subscriber another name"
-        )
-    if position.log_id != ring.header["log_id"]:
-        raise PositionRefused(
-            f"{folder}: the stored position belongs to log {position.log_id:016x}, bus {ring.bus!r} writes log "
-            f"{ring.header['log_id']:016x}; give another name, or remove this folder to begin anew"
-        )
-
-
-def open_reader(address: str, start: Start, settings: dict[str, Any]) -> TopicReader:
+def _open_reader(address: str, start: Start, settings: dict[str, Any]) -> TopicReader:
     """A reader that goes on into the present: from now on, or from a place in the past, wherever that is kept."""
     if start == "latest":
         return RealTime(address, **settings)
