@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..storage import FormatMismatch, StorageError
 from ..storage._log import crc32c
@@ -34,7 +34,8 @@ __all__ = ["SlotFile", "SlotsDamaged"]
 
 MAGIC, VERSION = b"RMAINPOS", 1
 HEADER = struct.Struct("<8sIIQI4x")  # magic, crc32c of all behind it, version, generation, payload bytes
-CHECKED_FROM = 12
+UNCHECKED, CHECKED = struct.Struct("<8sI"), struct.Struct("<IQI4x")  # its two parts
+assert UNCHECKED.size + CHECKED.size == HEADER.size
 SLOT_BYTES_MIN = 4096
 READ_TRIES = 100  # of finding a whole slot while another process writes one after the other
 
@@ -50,8 +51,7 @@ class SlotsDamaged(StorageError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
+class _Slot(NamedTuple):
     generation: int
     payload: bytes
     place: int  # 0 or 1
@@ -156,18 +156,17 @@ class SlotFile:
         if payload_bytes > self._slot_bytes - HEADER.size:
             return None
         payload = read_from(self.descriptor, place * self._slot_bytes + HEADER.size, payload_bytes)
-        if len(payload) < payload_bytes or crc32c(payload, crc32c(head[CHECKED_FROM:])) != checksum:
+        if len(payload) < payload_bytes or crc32c(payload, crc32c(head[UNCHECKED.size :])) != checksum:
             return None
         if version != VERSION:
             raise FormatMismatch(self.path, "format version", VERSION, version)
         return payload
 
     def _write_slot(self, slot: _Slot, sync: bool) -> None:
-        head = HEADER.pack(MAGIC, 0, VERSION, slot.generation, len(slot.payload))
-        checksum = crc32c(slot.payload, crc32c(head[CHECKED_FROM:]))
-        head = HEADER.pack(MAGIC, checksum, VERSION, slot.generation, len(slot.payload))
+        checked = CHECKED.pack(VERSION, slot.generation, len(slot.payload)) + slot.payload
+        data = UNCHECKED.pack(MAGIC, crc32c(checked)) + checked
         with naming(self.path):
-            write_at(self.descriptor, head + slot.payload, slot.place * self._slot_bytes)
+            write_at(self.descriptor, data, slot.place * self._slot_bytes)
             if sync:
                 sync_data(self.descriptor)
         self._newest = slot

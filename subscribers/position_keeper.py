@@ -2,11 +2,13 @@
 
 1. What is stored never goes beyond what the log has on the disk: after a power cut the topic holds all that a position counts.
 2. A position and its state are stored together, or neither.
-3. It sleeps while there is nothing to store. What the disk refuses is not tried again: `check` raises it.
+3. The subscriber's thread waits for the interpreter while this one has it: what happens for each position is kept short.
+4. It sleeps while there is nothing to store. What the disk refuses is not tried again: `check` raises it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +71,8 @@ class PositionKeeper:
         self._held: Checkpoint | None = None  # offered before, and waiting to become safe
         self._file: SlotFile | None = None
         self._failure: OSError | None = None
-        self._wake, self._moved = threading.Event(), threading.Condition()
+        self._alarm, self._moved = threading.Lock(), threading.Condition()
+        self._alarm.acquire()  # while it is held, the thread may sleep
         self._stopping = self._idle = False
         self._waiting = 0  # callers of `sync`
         self._thread: threading.Thread | None = None
@@ -92,14 +95,14 @@ class PositionKeeper:
         self._offered = checkpoint
         stored = self.stored
         if self._idle or (stored is not None and checkpoint.sequence - stored.sequence >= self._every_rows):
-            self._wake.set()
+            self._wake()
 
     def sync(self, timeout: float | None) -> None:
         """Wait until what was offered is on the disk. Raises TimeoutError after `timeout` seconds, BusError as `offer`."""
         wanted = self._offered
         with self._moved:
             self._waiting += 1
-            self._wake.set()
+            self._wake()
             done = self._moved.wait_for(lambda: self._failure is not None or self._covers(wanted), timeout)
             self._waiting -= 1
         self._check()
@@ -114,12 +117,16 @@ class PositionKeeper:
         if self._thread is None:
             return
         self._stopping = True
-        self._wake.set()
+        self._wake()
         self._thread.join()
         self._thread = None
         if self._file is not None:
             self._file.close()
         self._check()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is woken already
+            self._alarm.release()
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -143,14 +150,12 @@ class PositionKeeper:
             elif self._covers(self._offered):
                 self._idle = True
                 if self._covers(self._offered) and not self._stopping:
-                    self._wake.wait()
+                    self._alarm.acquire()
                 self._idle = False
-                self._wake.clear()
                 continue
             else:
                 nap_s = min(2 * nap_s, NAP_S_MAX)
-            self._wake.wait(NAP_WAITED_FOR_S if self._waiting else nap_s)
-            self._wake.clear()
+            self._alarm.acquire(timeout=min(NAP_WAITED_FOR_S if self._waiting else nap_s, threading.TIMEOUT_MAX))
         give_up = time.monotonic() + CLOSE_S
         while not self._covers(self._offered) and time.monotonic() < give_up:
             if not self._store_due():
@@ -193,8 +198,9 @@ class PositionKeeper:
             former, self._file = self._file, SlotFile.replace(self.path, payload)
             if former is not None:
                 former.close()
-        with self._moved:
-            self.stored = checkpoint
-            self._moved.notify_all()
+        self.stored = checkpoint
+        if self._waiting:
+            with self._moved:
+                self._moved.notify_all()
         self._tell(checkpoint.sequence)
         return True

@@ -110,6 +110,12 @@ class Client:
                 assert (message["type"], message.get("stream")) == ("rows", stream), message
                 yield message
 
+    def frames(self, stream: int) -> Iterator[Frame]:
+        """The same of a binary stream."""
+        for message in self.batches(stream):
+            assert isinstance(message, Frame), message
+            yield message
+
     def closed(self) -> tuple[int, str]:
         """Read on until the server closes; code and reason."""
         deadline = time.monotonic() + TIMEOUT_S

@@ -203,6 +203,23 @@ def test_a_delayed_subscription_from_a_sequence_has_every_row_once(place, ticks)
         take(client, subscribed["stream"], range(past[0], present[-1] + 1))
 
 
+@pytest.mark.parametrize("conflate", [None, ["instrument"]], ids=["all", "conflated"])
+def test_who_is_further_than_the_stream_that_it_joins_gets_no_row_twice(place, ticks, conflate):
+    """The stream hands out an interval, of which the newcomer has read the beginning in the past."""
+    writer, running = place
+    wishes = {"mode": "delayed", "interval": 0.7, "format": "binary"} | ({"conflate": conflate} if conflate else {})
+    with Client(running.url) as other, Client(running.url) as client:
+        stream = other.subscribe(ticks, **wishes)["stream"]
+        begun = publish(writer, 50)
+        assert client.subscribe(ticks, **wishes, **{"from": begun[0]})["stream"] == stream
+        assert next(frame.first for frame in client.frames(stream) if frame.last == begun[-1]) >= begun[0]
+        rest = publish(writer, 50)
+        present = next(client.frames(stream))
+        assert (present.first, present.last) == (rest[0], rest[-1])
+        assert values(present, "sequence") == list(rest[-10:] if conflate else rest)
+        assert any(frame.last == rest[-1] for frame in other.frames(stream))
+
+
 def test_identical_subscriptions_of_many_clients_are_one_stream_and_others_are_not(place, ticks):
     writer, running = place
     with Client(running.url) as one, Client(running.url) as two, Client(running.url) as three:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -28,6 +29,8 @@ from websockets.exceptions import InvalidStatus
 
 pytestmark = pytest.mark.process
 
+SEED = int(os.environ.get("RINGMAIN_SEED", "20230201"))
+FUZZ_ROUNDS = 3000 if os.environ.get("RINGMAIN_NIGHTLY") else 60
 POINTS = Schema("points", {"value": "u8"})
 OTHERS = Schema("others", {"value": "u8"})
 
@@ -184,6 +187,9 @@ def test_there_are_so_many_connections_of_a_token_of_an_address_and_in_all(guard
             stack.enter_context(guarded.connect("crowd"))
         headers = {"Authorization": f"Bearer {guarded.tokens['crowd']}"}
         assert refused_status(url, additional_headers=headers) == 429
+        with guarded.connect(None) as client:
+            client.send("authenticate", token=guarded.tokens["crowd"])
+            assert client.closed() == (4429, "too many connections with this token")
         for _ in range(5):
             stack.enter_context(guarded.connect("all"))
         assert refused_status(url, additional_headers={"Authorization": f"Bearer {guarded.tokens['points']}"}) == 429
@@ -191,6 +197,14 @@ def test_there_are_so_many_connections_of_a_token_of_an_address_and_in_all(guard
             stack.enter_context(guarded.connect("points", source_address=("127.0.0.2", 0)))
         assert refused_status(url, additional_headers=headers, source_address=("127.0.0.3", 0)) == 503
     wait_until(lambda: can_connect(guarded), TIMEOUT_S)  # those who have gone do not count
+
+
+def connections(guarded: Guarded) -> int:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{guarded.gateway.port}/metrics", headers={"Authorization": f"Bearer {guarded.tokens['all']}"}
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        return json.load(answer)["connections"]
 
 
 def can_connect(guarded: Guarded) -> bool:
@@ -315,6 +329,30 @@ def test_half_a_frame_holds_nobody_up_and_its_rest_is_still_understood(guarded):
         raw.sendall(whole[:5])  # and it goes, in the middle of one
     with guarded.connect("all") as client:
         client.subscribe(guarded.topic)
+
+
+def test_whatever_clients_send_the_others_go_on(guarded):
+    """Valid frames, damaged at random: RINGMAIN_SEED chooses others."""
+    print(f"seed {SEED}")
+    choice = random.Random(SEED)
+    messages = [
+        b'{"op": "subscribe", "id": 1, "topic": "%s", "from": 1, "format": "binary"}' % guarded.topic.encode(),
+        b'{"op": "ping", "id": 7}',
+        b'{"op": "unsubscribe", "id": 1}',
+    ]
+    with guarded.connect("all") as other:
+        stream = other.subscribe(guarded.topic)["stream"]
+        for round in range(FUZZ_ROUNDS):
+            with raw_client(guarded) as raw:
+                for _ in range(choice.randrange(1, 8)):
+                    sent = bytearray(frame(choice.choice([1, 1, 1, 2, 8, 9, 10, 0]), choice.choice(messages)))
+                    for _ in range(choice.randrange(3)):
+                        sent[choice.randrange(len(sent))] = choice.randrange(256)
+                    with contextlib.suppress(OSError):
+                        raw.sendall(sent[: choice.choice([len(sent), len(sent), choice.randrange(len(sent))])])
+                guarded.writer["points"].publish(round)
+            assert values(next(other.batches(stream)), "value") == [round]
+            wait_until(lambda: connections(guarded) <= 2, TIMEOUT_S)  # or it would be too many, and not the garbage
 
 
 def test_half_a_request_holds_a_connection_for_a_while_only(guarded):

@@ -67,11 +67,17 @@ class Application:
         address = scope["client"][0] if scope.get("client") else ""
         try:
             with contextlib.ExitStack() as places:
+
+                def count(token: Token) -> None:
+                    places.enter_context(self._connections.place_of_token(token.name))
+
                 token = self._admit(scope, address, places)
-                with self._place_of(token):
-                    chosen = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
-                    await send({"type": "websocket.accept", "subprotocol": chosen})
-                    await self._serve(Session(receive, send, self._settings, self._hub, self._past, token), address)
+                if token is not None:
+                    count(token)
+                session = Session(receive, send, self._settings, self._hub, self._past, token, count)
+                chosen = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
+                await send({"type": "websocket.accept", "subprotocol": chosen})
+                await self._serve(session, address)
         except Refused as refused:
             event("refused", level=logging.WARNING, address=address, status=refused.status, reason=str(refused))
             await _answer(send, refused.status, {"error": str(refused)}, prefix="websocket.http.response")
@@ -96,9 +102,6 @@ class Application:
         if token is None:
             raise Refused(401, "this token is not known")
         return token
-
-    def _place_of(self, token: Token | None) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if token is None else self._connections.place_of_token(token.name)
 
     def _is_welcome(self, origin: str | None, host: str) -> bool:
         """Whether a page of that origin may connect; programs have none.

@@ -20,7 +20,7 @@ from ...storage import StorageError
 from ..service_log import event
 from .frames import Message, describe, encode_message
 from .hub import Busy, Hub
-from .limits import TokenBucket
+from .limits import Refused, TokenBucket
 from .outbox import Outbox
 from .past import Ahead, Past
 from .requests import Authenticate, BadMessage, Ping, Subscribe, Unsubscribe, read_request
@@ -68,12 +68,19 @@ class _Held:
 
 
 class Session:
-    """token: None where the client still has to show one. `run` is its whole life."""
+    """token: None where the client still has to show one; count_token: called then, and raises Refused. `run` is its whole life."""
 
     def __init__(
-        self, receive: Receive, send: Send, settings: GatewaySettings, hub: Hub, past: Past, token: Token | None
+        self,
+        receive: Receive,
+        send: Send,
+        settings: GatewaySettings,
+        hub: Hub,
+        past: Past,
+        token: Token | None,
+        count_token: Callable[[Token], None],
     ) -> None:
-        self.token = token
+        self.token, self._count_token = token, count_token
         self._receive, self._send_event = receive, send
         self._settings, self._hub, self._past = settings, hub, past
         self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst)
@@ -186,6 +193,11 @@ class Session:
         if token is None:
             self.end(Ending(NOT_AUTHENTICATED, "a known token is expected first"))
             return
+        try:
+            self._count_token(token)
+        except Refused as refused:
+            self.end(Ending(TOO_MANY, str(refused)))
+            return
         self.token = token
         self._tell("authenticated", name=token.name)
 
@@ -231,6 +243,7 @@ class Session:
         else:
             start = 0 if request.start == "earliest" else request.start
             held.catching_up = asyncio.create_task(self._catch_up(request, subscription, start))
+            held.catching_up.add_done_callback(self._on_done)
 
     def _check(self, request: Subscribe) -> None:
         if request.id in self._held:

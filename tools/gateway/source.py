@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from ...bus import Batch, BusError, Overrun, attach
 from ...bus._read import owned_batch
 from ...storage import HistoryGone, StorageError
 from ...subscribers import Subscriber
+from ..service_log import event
 
 __all__ = ["Source", "Taker", "behind_restart"]
 
@@ -67,10 +69,19 @@ class Source:
                         return
                 except (Overrun, HistoryGone):  # the rows come again, or are told as lost
                     continue
-                except (BusError, StorageError, OSError) as error:
+                except Exception as error:
                     if isinstance(error, BusError) and behind_restart(self.address, reader):
                         self._hand(self._reset, reader.position, str(error))
                         continue
+                    expected = isinstance(error, BusError | StorageError | OSError)
+                    told = None if expected else error
+                    event(
+                        "a topic cannot be read on",
+                        level=logging.ERROR,
+                        error=told,
+                        topic=self.address,
+                        reason=str(error),
+                    )
                     self._hand(self._end, str(error))
                     return
 
