@@ -1,0 +1,140 @@
+"""What nodes append to the stream, as bytes: FORMAT.md has the layout. What comes from the stream is checked before it is used."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ...storage._log import crc32c
+from ..errors import BusError
+from ..segments import NAME, TOPIC
+
+__all__ = ["HEADER_BYTES", "MESSAGE_BYTES_MAX", "RUN_BYTES", "BadMessage", "Kind", "Message", "Run", "decode", "encode"]
+
+MAGIC, VERSION = b"RMS1", 1
+MESSAGE_BYTES_MAX = 1 << 20
+NAME_BYTES = 32
+HEADER = struct.Struct("<4sI HBx I Q Q 32s 32s")  # magic, crc, version, kind, run count, epoch, number, node, target
+RUN = struct.Struct("<32s Q Q I I")  # topic, schema hash, first sequence, row count, row bytes
+CHECKED_FROM = 8  # the checksum covers everything behind itself
+HEADER_BYTES, RUN_BYTES = HEADER.size, RUN.size
+RUNS_MAX = 4096
+
+
+class BadMessage(BusError):
+    """A message in the stream is damaged, or of nobody's making that this release knows."""
+
+
+class Kind(IntEnum):
+    """In the stream for as long as it is kept: add new ones, never change or reuse an old one."""
+
+    DATA = 1  # rows
+    BEAT = 2  # the leader is there and has nothing to send
+    CLAIM = 3  # its node leads from here on
+    HANDOVER = 4  # its node leads no more; `target` is to claim at once
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of one topic that follow each other. rows: their bytes, stamps included; none in anything but DATA, where `first` is the
+    topic's next sequence."""
+
+    topic: str
+    schema_hash: int
+    first: int
+    row_bytes: int
+    rows: bytes | memoryview = b""
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) // self.row_bytes
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """epoch: of the leadership; number: counts the messages of an epoch, the claim is 0. target: of a handover."""
+
+    kind: Kind
+    node: str
+    epoch: int
+    number: int
+    runs: tuple[Run, ...] = ()
+    target: str = ""
+
+    @property
+    def id(self) -> str:
+        """By which the stream knows a message that is sent twice."""
+        return f"{self.node}-{self.epoch}-{self.number}"
+
+
+def encode(message: Message) -> bytes:
+    """The message's bytes."""
+    table = [RUN.pack(run.topic.encode(), run.schema_hash, run.first, run.count, run.row_bytes) for run in message.runs]
+    head = bytearray(
+        HEADER.pack(
+            MAGIC,
+            0,
+            VERSION,
+            message.kind,
+            len(table),
+            message.epoch,
+            message.number,
+            message.node.encode(),
+            message.target.encode(),
+        )
+    )
+    parts: list[bytes | memoryview] = [*table, *(run.rows for run in message.runs)]
+    crc = crc32c(memoryview(head)[CHECKED_FROM:])
+    for part in parts:
+        crc = crc32c(part, crc)
+    struct.pack_into("<I", head, 4, crc)
+    return b"".join([head, *parts])
+
+
+def decode(payload: bytes) -> Message:
+    """The message that these bytes are. Rows stay where they are: the runs hold views of them. Raises BadMessage."""
+    if len(payload) < HEADER_BYTES:
+        raise BadMessage(f"a message of at least {HEADER_BYTES} bytes is expected, got {len(payload)}")
+    magic, crc, version, kind, run_count, epoch, number, node, target = HEADER.unpack_from(payload)
+    if magic != MAGIC:
+        raise BadMessage(f"a message that begins with {MAGIC!r} is expected, got {magic!r}")
+    if crc32c(memoryview(payload)[CHECKED_FROM:]) != crc:
+        raise BadMessage(f"a message of {len(payload)} bytes: its checksum does not match; damaged")
+    if version != VERSION:
+        raise BadMessage(f"message version {VERSION} is expected, got {version}; update this node")
+    if kind not in Kind.__members__.values():
+        raise BadMessage(f"a message of kind {kind}, which this release does not know; update this node")
+    if run_count > RUNS_MAX or HEADER_BYTES + run_count * RUN_BYTES > len(payload):
+        raise BadMessage(f"{run_count} runs do not fit into a message of {len(payload)} bytes")
+    runs = _decode_runs(payload, run_count)
+    return Message(Kind(kind), _name(node, NAME), epoch, number, runs, target=_name(target, NAME) if target[0] else "")
+
+
+def _decode_runs(payload: bytes, run_count: int) -> tuple[Run, ...]:
+    view, runs = memoryview(payload), list[Run]()
+    at = HEADER_BYTES + run_count * RUN_BYTES
+    for index in range(run_count):
+        topic, schema_hash, first, row_count, row_bytes = RUN.unpack_from(payload, HEADER_BYTES + index * RUN_BYTES)
+        if row_bytes < 24 or row_bytes % 8 or first < 1:
+            raise BadMessage(f"run {index}: rows of a multiple of 8 bytes, counted from 1, are expected")
+        end = at + row_count * row_bytes
+        if end > len(payload):
+            raise BadMessage(f"run {index}: {row_count} rows of {row_bytes} bytes reach beyond the message's end")
+        runs.append(Run(_name(topic, TOPIC), schema_hash, first, row_bytes, view[at:end]))
+        at = end
+    if at != len(payload):
+        raise BadMessage(f"a message of {at} bytes is expected by its runs, got {len(payload)}")
+    return tuple(runs)
+
+
+def _name(raw: bytes, pattern: re.Pattern[str]) -> str:
+    name = raw.rstrip(b"\0").decode("ascii", "replace")
+    if not pattern.fullmatch(name):
+        raise BadMessage(f"a name of the form {pattern.pattern} is expected, got {name!r}")
+    return name
