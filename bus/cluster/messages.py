@@ -16,7 +16,9 @@ __all__ = ["HEADER_BYTES", "MESSAGE_BYTES_MAX", "RUN_BYTES", "BadMessage", "Kind
 MAGIC, VERSION = b"RMS1", 1
 MESSAGE_BYTES_MAX = 1 << 20
 NAME_BYTES = 32
-HEADER = struct.Struct("<4sI HBx I Q Q 32s 32s")  # magic, crc, version, kind, run count, epoch, number, node, target
+HEADER = struct.Struct(
+    "<4sI HBx I Q Q Q 32s 32s"
+)  # magic, crc, version, kind, run count, epoch, number, life, node, target
 RUN = struct.Struct("<32s Q Q I I")  # topic, schema hash, first sequence, row count, row bytes
 CHECKED_FROM = 8  # the checksum covers everything behind itself
 HEADER_BYTES, RUN_BYTES = HEADER.size, RUN.size
@@ -58,19 +60,21 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """epoch: of the leadership; number: counts the messages of an epoch, the claim is 0. target: of a handover."""
+    """epoch: of the leadership; number: counts the messages of an epoch, the claim is 0. life: a random number of the process that
+    sends it, so that no two messages are taken for one. target: of a handover."""
 
     kind: Kind
     node: str
     epoch: int
     number: int
+    life: int
     runs: tuple[Run, ...] = ()
     target: str = ""
 
     @property
     def id(self) -> str:
         """By which the stream knows a message that is sent twice."""
-        return f"{self.node}-{self.epoch}-{self.number}"
+        return f"{self.life:x}-{self.epoch}-{self.number}"
 
 
 def encode(message: Message) -> bytes:
@@ -85,6 +89,7 @@ def encode(message: Message) -> bytes:
             len(table),
             message.epoch,
             message.number,
+            message.life,
             message.node.encode(),
             message.target.encode(),
         )
@@ -101,7 +106,7 @@ def decode(payload: bytes) -> Message:
     """The message that these bytes are. Rows stay where they are: the runs hold views of them. Raises BadMessage."""
     if len(payload) < HEADER_BYTES:
         raise BadMessage(f"a message of at least {HEADER_BYTES} bytes is expected, got {len(payload)}")
-    magic, crc, version, kind, run_count, epoch, number, node, target = HEADER.unpack_from(payload)
+    magic, crc, version, kind, run_count, epoch, number, life, node, target = HEADER.unpack_from(payload)
     if magic != MAGIC:
         raise BadMessage(f"a message that begins with {MAGIC!r} is expected, got {magic!r}")
     if crc32c(memoryview(payload)[CHECKED_FROM:]) != crc:
@@ -113,7 +118,9 @@ def decode(payload: bytes) -> Message:
     if run_count > RUNS_MAX or HEADER_BYTES + run_count * RUN_BYTES > len(payload):
         raise BadMessage(f"{run_count} runs do not fit into a message of {len(payload)} bytes")
     runs = _decode_runs(payload, run_count)
-    return Message(Kind(kind), _name(node, NAME), epoch, number, runs, target=_name(target, NAME) if target[0] else "")
+    return Message(
+        Kind(kind), _name(node, NAME), epoch, number, life, runs, target=_name(target, NAME) if target[0] else ""
+    )
 
 
 def _decode_runs(payload: bytes, run_count: int) -> tuple[Run, ...]:

@@ -91,10 +91,14 @@ class Replica(Protocol):
         """Take nothing from publishers for now; they wait."""
         ...
 
-    async def drained(self) -> bool:
-        """While held: whether `gather` has handed out everything that was taken from publishers."""
+    def retire(self, leader: str) -> None:
+        """Let publishers in no more; they are told who leads ("": nobody known). What they have published is taken in."""
+        ...
+
+    def drained(self) -> bool:
+        """After `retire`: whether everything that publishers have published was handed out by `gather`."""
         ...
 
     async def follow(self, leader: str) -> None:
-        """Let no publisher in; they are told who leads ("": nobody known). What they had published before is taken in first."""
+        """Be led, by `leader` ("": nobody known). What publishers had published by then is taken in, and is a tail."""
         ...

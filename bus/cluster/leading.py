@@ -1,0 +1,138 @@
+"""Leading: append what publishers give, one message in flight, until another claims or the lead is handed over.
+
+1. Only one append is under way at a time, and each expects the last: a leader that was deposed can store nothing more.
+2. What was refused, or not answered, is looked up or sent again under its own id. The message that stands in its place decides:
+   its own bytes were stored; anything else is another's, and ends this leadership for good.
+3. It appends a beat when it has nothing else, so that its silence means something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ..errors import BusError
+from .following import Timing
+from .messages import HEADER_BYTES, MESSAGE_BYTES_MAX, Kind, Message, Run, decode, encode
+from .place import Place
+from .replica import Diverged, Replica
+from .stream import NoAnswer, Refused, Stored, Stream, StreamFull
+
+__all__ = ["Deposed", "Leading"]
+
+ROWS_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES
+UNANSWERED_S = 2.0  # after which an asynchronous leader takes no more rows: it may have been deposed
+
+
+class Deposed(BusError):
+    """Another node leads. node: which, where it is known."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        super().__init__(f"{node or 'another node'} has claimed the leadership")
+
+
+class Leading:
+    """One leadership of a node, whose claim was the last message that `place` has passed.
+
+    moved: called after each append. full: whether the stream has no room, now.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        life: int,
+        stream: Stream,
+        replica: Replica,
+        place: Place,
+        timing: Timing,
+        *,
+        acknowledge: Literal["sync", "async"],
+        moved: Callable[[], None],
+    ) -> None:
+        self._name, self._life, self._stream, self._replica = name, life, stream, replica
+        self._place, self._timing, self._moved = place, timing, moved
+        self._acknowledge: Literal["sync", "async"] = acknowledge
+        self._epoch, self._number = place.epoch, 0
+        self._handover: tuple[str, float] | None = None  # to whom, and until when it may wait
+        self.full = False
+
+    def hand_over(self, target: str) -> None:
+        """Ask to hand the lead over, to a node or, with an empty name, to whoever is first."""
+        self._handover = target, asyncio.get_running_loop().time() + self._timing.drain
+
+    async def run(self) -> None:
+        """Lead until the lead is handed over. Raises Deposed, Diverged, and what the replica raises."""
+        place, replica = self._place, self._replica
+        await replica.lead(place.epoch, dict(place.ends))
+        while True:
+            beat = self._timing.retry if self._handover is not None else self._timing.beat
+            runs = await replica.gather(ROWS_BYTES_MAX, beat)
+            if runs:
+                await self._append(Kind.DATA, runs)
+                replica.gathered()
+                replica.raise_replicated(place.ends)
+            elif self._handover is None:
+                await self._append(Kind.BEAT)
+            if self._handover is not None and await self._hand_over_if_drained(*self._handover, idle=not runs):
+                return
+            self._moved()
+
+    async def _hand_over_if_drained(self, target: str, until: float, *, idle: bool) -> bool:
+        """Let nobody in any more, and hand over once all that publishers gave is appended. Leads on where that takes too long."""
+        self._replica.retire(target)
+        if idle and self._replica.drained():
+            await self._append(Kind.HANDOVER, target=target)
+            return True
+        if asyncio.get_running_loop().time() > until:
+            self._handover = None
+            await self._replica.lead(self._epoch, dict(self._place.ends))
+        return False
+
+    async def _append(self, kind: Kind, runs: Sequence[Run] = (), target: str = "") -> None:
+        self._number += 1
+        message = Message(kind, self._name, self._epoch, self._number, self._life, tuple(runs), target=target)
+        payload = encode(message)
+        clock = asyncio.get_running_loop().time
+        began, held = clock(), False
+        while (sequence := await self._try_append(payload, message.id)) is None:
+            if self._acknowledge == "async" and not held and clock() - began > UNANSWERED_S:
+                self._replica.hold(True)
+                held = True
+            await asyncio.sleep(self._timing.retry)
+        if held:
+            self._replica.hold(False)
+        self._place.pass_over(sequence, message)
+
+    async def _try_append(self, payload: bytes, message_id: str) -> int | None:
+        """The sequence under which it is stored; None where that is not known yet."""
+        self.full = False
+        expected = self._place.sequence
+        try:
+            return await self._stream.append(payload, expected, message_id)
+        except StreamFull:
+            self.full = True
+        except NoAnswer:
+            pass
+        except Refused:
+            try:
+                stored = await self._stream.get(expected + 1)
+                if stored is None and (await self._stream.state()).first > expected + 1:
+                    raise Deposed("")  # so far on that it is not kept any more
+            except NoAnswer:
+                return None
+            if stored is not None:
+                return self._settle(stored, payload)
+        return None
+
+    def _settle(self, stored: Stored, payload: bytes) -> int:
+        if stored.payload == payload:
+            return stored.sequence
+        message = decode(stored.payload)
+        if message.kind is not Kind.CLAIM:
+            raise Diverged(
+                f"message {stored.sequence} of the stream: {message.node} wrote into the leadership of {self._name}; "
+                "are there two nodes of one name?"
+            )
+        raise Deposed(message.node)

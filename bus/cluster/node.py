@@ -1,0 +1,172 @@
+"""A node of a cluster: it follows until it leads, and leads until it is deposed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Literal, NamedTuple
+
+from ..errors import BusError
+from .following import Following, Timing
+from .leading import Deposed, Leading
+from .place import Place
+from .replica import Replica
+from .stream import Stream, Trimmed
+
+__all__ = ["Claimed", "Node"]
+
+CLAIMS_KEPT = 16
+
+
+class Claimed(NamedTuple):
+    """A change of leadership that this node saw. time_ns: when, by its clock."""
+
+    epoch: int
+    node: str
+    time_ns: int
+
+
+class Node:
+    """Runs the protocol for one bus on one host. `run` is its life.
+
+    name: unlike any other node's. acknowledge: "sync": what is replicated is acknowledged; "async": what is durable here is.
+    bootstrap: called when the stream no longer has what this node needs next; it puts a peer's snapshot in the replica's place.
+    chance: of the patience of followers; whose seed is given runs the same again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        replica: Replica,
+        *,
+        timing: Timing | None = None,
+        acknowledge: Literal["sync", "async"] = "sync",
+        bootstrap: Callable[[Trimmed], Awaitable[None]] | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.name, self.stream, self.replica = name, stream, replica
+        self.timing = timing if timing is not None else Timing()
+        self.place = Place.at(replica.position)
+        self.claims: deque[Claimed] = deque(maxlen=CLAIMS_KEPT)
+        self._acknowledge: Literal["sync", "async"] = acknowledge
+        self._bootstrap = bootstrap
+        self._chance = chance if chance is not None else random.Random()
+        self._life = self._chance.getrandbits(63) | 1
+        self._leading: Leading | None = None
+        self._storing: asyncio.Task[None] | None = None
+        self._stored_at = 0.0
+        self.changed = asyncio.Event()  # set at each change of who leads
+
+    @property
+    def leads(self) -> bool:
+        return self._leading is not None
+
+    @property
+    def leader(self) -> str:
+        """Who leads, as far as this node knows; empty: nobody."""
+        return self.place.node if self.leads or self.place.node != self.name else ""
+
+    @property
+    def stream_full(self) -> bool:
+        """Whether the stream took no more when this node last appended."""
+        return self._leading is not None and self._leading.full
+
+    async def run(self) -> None:
+        """Follow and lead by turns, until cancelled. Raises Diverged, BadMessage, Trimmed without a bootstrap, and what stops
+        the replica."""
+        tail_known = False
+        try:
+            while True:
+                try:
+                    await self._follow(tail_known=tail_known)
+                except Trimmed as trimmed:
+                    if self._bootstrap is None:
+                        raise
+                    await self._finish_storing()
+                    await self._bootstrap(trimmed)
+                    self.place, tail_known = Place.at(self.replica.position), False
+                    continue
+                await self._lead()
+                tail_known = True
+        finally:
+            await self._finish_storing()
+
+    async def switchover(self, target: str = "") -> None:
+        """Hand the lead over to another node, or to the first that claims it, and return once it was claimed.
+
+        Raises BusError where this node does not lead, or where nobody has taken over in time.
+        """
+        if self._leading is None:
+            raise BusError(f"{self.name} does not lead; {self.leader or 'nobody'} does")
+        if target == self.name:
+            raise ValueError(f"{target} leads already")
+        epoch = self.place.epoch
+        self._leading.hand_over(target)
+        deadline = asyncio.get_running_loop().time() + self.timing.drain + 2 * self.timing.quiet
+        while self.place.epoch == epoch:
+            self.changed.clear()
+            left = deadline - asyncio.get_running_loop().time()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), max(0.0, left))
+            if left <= 0:
+                raise BusError(f"{target or 'nobody'} has not taken over in time; {self.leader or 'nobody'} leads now")
+
+    async def _follow(self, *, tail_known: bool) -> None:
+        following = Following(
+            self.name,
+            self._life,
+            self.stream,
+            self.replica,
+            self.place,
+            self.timing,
+            tail_known=tail_known,
+            moved=self._moved,
+            chance=self._chance,
+        )
+        await following.run()
+
+    async def _lead(self) -> None:
+        self._leading = leading = Leading(
+            self.name,
+            self._life,
+            self.stream,
+            self.replica,
+            self.place,
+            self.timing,
+            acknowledge=self._acknowledge,
+            moved=self._moved,
+        )
+        self._moved()
+        leader = ""
+        try:
+            await leading.run()
+        except Deposed as deposed:
+            leader = deposed.node
+        finally:
+            self._leading = None
+        await self.replica.follow(leader)
+
+    # --- after each step --------------------------------------------------------------------------------------------
+
+    def _moved(self) -> None:
+        place = self.place
+        if not self.claims or self.claims[-1][:2] != (place.epoch, place.node):
+            if place.node:
+                self.claims.append(Claimed(place.epoch, place.node, time.time_ns()))
+            self.changed.set()
+        now = asyncio.get_running_loop().time()
+        if (self._storing is None or self._storing.done()) and now - self._stored_at >= self.timing.store:
+            if self._storing is not None:
+                self._storing.result()  # raises what stopped it
+            self._stored_at = now
+            self._storing = asyncio.create_task(self.replica.store(place.position()))
+
+    async def _finish_storing(self) -> None:
+        if self._storing is not None:
+            storing, self._storing = self._storing, None
+            await storing

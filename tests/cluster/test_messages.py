@@ -1,0 +1,95 @@
+"""What goes over the wire: it comes back as it went, and nothing that is damaged does."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ringmain.bus.cluster.messages import HEADER_BYTES, RUN_BYTES, BadMessage, Kind, Message, Run, decode, encode
+from ringmain.storage._log import crc32c
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
+
+
+@st.composite
+def runs(draw):
+    row_bytes = draw(st.sampled_from([24, 32, 128]))
+    rows = draw(st.binary(min_size=0, max_size=4 * row_bytes))
+    rows = rows[: len(rows) // row_bytes * row_bytes]
+    return Run(draw(NAMES), draw(st.integers(0, 2**64 - 1)), draw(st.integers(1, 2**63)), row_bytes, rows)
+
+
+@st.composite
+def messages(draw):
+    number = st.integers(0, 2**64 - 1)
+    return Message(
+        draw(st.sampled_from(Kind)),
+        draw(NAMES),
+        draw(number),
+        draw(number),
+        draw(number),
+        tuple(draw(st.lists(runs(), max_size=4))),
+        draw(st.one_of(st.just(""), NAMES)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages())
+def test_a_message_comes_back_as_it_went(message):
+    assert decode(encode(message)) == message
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages(), st.randoms(use_true_random=False))
+def test_no_damaged_message_is_taken(message, chance: random.Random):
+    payload = bytearray(encode(message))
+    if chance.random() < 0.5:
+        payload[chance.randrange(len(payload))] ^= 1 << chance.randrange(8)
+    else:
+        del payload[chance.randrange(len(payload)) :]
+    with pytest.raises(BadMessage):
+        decode(bytes(payload))
+
+
+def forged(at: int, form: str, value: object) -> bytes:
+    """A message with another value in a place, and a checksum that fits."""
+    run = Run("trades", 7, 1, 24, bytes(48))
+    payload = bytearray(encode(Message(Kind.DATA, "a", 1, 1, 1, (run,))))
+    struct.pack_into(form, payload, at, value)
+    struct.pack_into("<I", payload, 4, crc32c(bytes(payload[8:])))
+    return bytes(payload)
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value", "told"),
+    [
+        (8, "<H", 2, "version 1 is expected, got 2"),
+        (10, "<B", 9, "kind 9"),
+        (12, "<I", 2**32 - 1, "runs do not fit"),
+        (12, "<I", 3, "runs do not fit"),
+        (40, "32s", b"A node!", "a name of the form"),
+        (HEADER_BYTES, "32s", b"\xff\xfe", "a name of the form"),
+        (HEADER_BYTES + 40, "<Q", 0, "counted from 1"),
+        (HEADER_BYTES + 48, "<I", 3, "reach beyond"),
+        (HEADER_BYTES + 48, "<I", 1, "is expected by its runs"),
+        (HEADER_BYTES + 48, "<I", 2**32 - 1, "reach beyond"),
+        (HEADER_BYTES + 52, "<I", 0, "a multiple of 8"),
+        (HEADER_BYTES + 52, "<I", 20, "a multiple of 8"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words_although_its_checksum_fits(at, form, value, told):
+    with pytest.raises(BadMessage, match=told):
+        decode(forged(at, form, value))
+
+
+def test_its_bytes_are_those_of_the_format():
+    run = Run("trades", 0x0102030405060708, 5, 24, bytes(range(24)))
+    payload = encode(Message(Kind.CLAIM, "a", 2, 3, 4, (run,), "b"))
+    head = b"RMS1" + payload[4:8] + bytes([1, 0, 3, 0, 1, 0, 0, 0])
+    head += struct.pack("<QQQ", 2, 3, 4) + b"a".ljust(32, b"\0") + b"b".ljust(32, b"\0")
+    table = b"trades".ljust(32, b"\0") + bytes(range(8, 0, -1)) + struct.pack("<QII", 5, 1, 24)
+    assert payload == head + table + bytes(range(24))
+    assert (len(head), len(table)) == (HEADER_BYTES, RUN_BYTES)
