@@ -40,6 +40,7 @@ from .log_files import LogTopic, file_path, list_files, open_file
 from .log_retention import Archive, Numbered, Retention
 from .recovery import Contents, examine
 from .schema import Schema
+from .unfinished_cut import finish_cut
 
 __all__ = ["LOG_FILE_BYTES", "Log", "Recovered"]
 
@@ -142,6 +143,7 @@ class Log:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         started = time.monotonic()
+        finish_cut(self.directory)
         contents = examine(self.directory, progress)
         for problem in contents.problems:
             raise problem
