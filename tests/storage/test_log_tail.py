@@ -89,12 +89,12 @@ def test_rows_behind_the_cut_are_in_a_log_of_their_own_and_no_more_in_this_one(t
     write(tmp_path, 50, 20)
     write(tmp_path, 50, 20, 30)
     epoch = examine(tmp_path / "log").epoch
-    cut = cut_tail(tmp_path, {"points": 70, "pairs": 40})
-    assert cut.row_count == 60
+    cut = cut_tail(tmp_path, {"points": 40, "pairs": 40})
+    assert cut.row_count == 90
     assert cut.where is not None
     assert set_aside(tmp_path) == [cut.where]
-    assert "-points-71" in cut.where.name
-    check_cut(tmp_path, {"points": 70, "pairs": 40}, {"points": 130, "pairs": 40})
+    assert "-points-41" in cut.where.name
+    check_cut(tmp_path, {"points": 40, "pairs": 40}, {"points": 130, "pairs": 40})
     assert examine(tmp_path / "log").epoch > epoch
     assert examine(cut.where).log_id == examine(tmp_path / "log").log_id
 
