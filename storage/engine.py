@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 import time
@@ -101,6 +102,8 @@ class Engine:
     """The trees of a data directory, by topic: `engine["trades"].get(key)`.
 
     schemas: of the topics to keep; codecs: their keys, from settings.codecs. The log must have them all.
+    committed: up to which sequence rows of a topic can never be taken back (any thread calls it); no other row goes into tables.
+    Call `committed_rose` when it has risen. None: all of them.
     take_over: another engine, whose log was taken over, may still be at work here; what it makes is given up.
     Raises Corruption, FormatMismatch, OSError.
     """
@@ -113,8 +116,11 @@ class Engine:
         codecs: Mapping[str, KeyCodec],
         settings: StoreSettings,
         *,
+        committed: Callable[[str], int] | None = None,
         take_over: bool = False,
     ) -> None:
+        self._committed = committed
+        self._waiting: dict[str, int] = {}  # by topic, the sequence that must be committed before it can be flushed
         self.directory, self._log, self._settings = directory, log, settings
         self._rate = _Rate(settings.compaction_bytes_per_s, self._check_open)
         self._closing = threading.Event()
@@ -176,6 +182,7 @@ class Engine:
                     next_number=lambda: next(self._numbers),
                     changed=self._changed,
                     sync_log=self._log.appender.sync_behind if self._log.syncs_files else None,
+                    may_flush=functools.partial(self._is_committed, name),
                 )
                 self._trees[name].take_back(memtables)
 
@@ -234,7 +241,10 @@ class Engine:
         return iter(self._trees)
 
     def snapshot(self) -> None:
-        """Write everything that is in memtables to tables, so that a restart need not read the log for it."""
+        """Write everything that is in memtables to tables, so that a restart need not read the log for it.
+
+        Waits until all of it is committed.
+        """
         self._check_open()
         for writer in self._trees.values():
             with writer.tree.lock:
@@ -271,6 +281,11 @@ class Engine:
         writer = self._trees[topic]
         return writer.tree.core, writer.rotate
 
+    def committed_rose(self) -> None:
+        """More is committed than before: flush what has waited for that. Any thread may call; it is cheap where nothing has."""
+        if any(self._may_go(name, last) for name, last in tuple(self._waiting.items())):
+            self._changed()
+
     def close(self) -> None:
         """Stop flushing and compacting, and let the tables go. Does nothing the second time."""
         if not self._closing.is_set():
@@ -294,6 +309,18 @@ class Engine:
         if self._closing.is_set():
             raise ValueError(f"{self.directory}: this store is closed")
 
+    def _may_go(self, topic: str, last: int) -> bool:
+        return self._committed is None or last <= self._committed(topic)
+
+    def _is_committed(self, topic: str, last: int) -> bool:
+        """Whether a memtable that ends with that sequence may be flushed. If not, `committed_rose` tells when."""
+        if not self._may_go(topic, last):
+            self._waiting[topic] = last
+            if not self._may_go(topic, last):  # looked at again: who raises it from here on finds what is waiting
+                return False
+        self._waiting.pop(topic, None)
+        return True
+
     # --- threads ----------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
@@ -313,9 +340,10 @@ class Engine:
             seen = self._change_count
             if snapshot_at is not None and time.monotonic() >= snapshot_at:
                 snapshot_at = _deadline(self._settings.snapshot_interval)
-                for writer in self._trees.values():
-                    with writer.tree.lock:
-                        writer.set_aside()
+                for name, writer in self._trees.items():
+                    if name not in self._waiting:
+                        with writer.tree.lock:
+                            writer.set_aside()
             busy = False
             for writer in self._trees.values():
                 with self._failing(writer, "flush"):

@@ -5,7 +5,8 @@
    Such a process finds its spares gone and its next file's name taken, and its keeper does nothing more.
 2. `keep` is the keeper's work: called by one thread, it makes spare files and gives back expired ones. The appender never
    waits for it unless it has used up every spare.
-3. A file expires when retention allows it and, where checkpoints are told (`release`), no row in it is needed any more.
+3. A file expires when retention allows it and, where checkpoints are told (`release`, `hold_back`), no row in it is needed any
+   more.
 4. An expired file goes into the archive, if there is one. Without one it becomes a spare if this writer wrote it, no reader has it
    mapped, and there are not SPARE_COUNT_MAX yet; otherwise it is unlinked.
 """
@@ -39,6 +40,7 @@ from .log_files import LogTopic, file_path, list_files, open_file
 from .log_retention import Archive, Numbered, Retention
 from .recovery import Contents, examine
 from .schema import Schema
+from .unfinished_cut import finish_cut
 
 __all__ = ["LOG_FILE_BYTES", "Log", "Recovered"]
 
@@ -66,6 +68,7 @@ class Log:
 
     directory: made if missing. schemas: the topics, in any order; those of earlier writers keep their place in the log even
     when they are not named. bus: the log's owner; a directory belongs to one. epoch: at least this (0: the log's own next).
+    log_id: the id of a log that is made now, for one that has the same rows as others elsewhere; 0: any.
     sync_files: False never waits for the disk (a power cut may then lose everything). mode: the permissions of the files.
     retention_bytes, retention_age_s: how much of the past to keep here, at least; both None keep everything.
     archive: a directory on the same file system (made if missing) for the files that are not kept here; archive_bytes,
@@ -74,7 +77,8 @@ class Log:
     map_small_groups: copy small groups into the mapped file instead of calling the system, where the file system allows it.
 
     found: the files that were there when this was opened, examined, oldest first. recovered: that in figures.
-    Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch, OSError.
+    Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch (also for a log with another
+    log_id), OSError.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Log:
         *,
         bus: str = "",
         epoch: int = 0,
+        log_id: int = 0,
         sync_files: bool = True,
         mode: int = 0o600,
         file_bytes: int = LOG_FILE_BYTES,
@@ -101,11 +106,14 @@ class Log:
             raise ValueError(f"file_bytes: at least {LOG_FILE_BYTES_MIN} are needed, got {file_bytes}")
         if len(bus.encode()) > BUS_BYTES_MAX:
             raise ValueError(f"bus: a name of at most {BUS_BYTES_MAX} bytes is needed, got {len(bus.encode())}")
+        if not 0 <= log_id < 1 << 64:
+            raise ValueError(f"log_id: 0 to 2**64 - 1 is expected, got {log_id}")
         self.directory = Path(directory)
         self._file_bytes, self._sync_files, self._mode = file_bytes, sync_files, mode
         self._retention = Retention(retention_bytes, retention_age_s)
         self._archive_path, self._archive_retention = archive, Retention(archive_bytes, archive_age_s)
         self._checkpoints = dict(checkpoints) if checkpoints is not None else None
+        self._held_back: Mapping[str, int] | None = None
         self._map_small_groups = map_small_groups
         self._spare_number = 0
         make_directory(self.directory)
@@ -120,14 +128,22 @@ class Log:
             raise
         _OPEN.add(self)
         try:
-            self._open(list(schemas), bus, epoch, progress)
+            self._open(list(schemas), bus, epoch, log_id, progress)
         except BaseException:
             self._drop_spares()
             self._release()
             raise
 
-    def _open(self, schemas: list[Schema], bus: str, epoch: int, progress: Callable[[int, int], None] | None) -> None:
+    def _open(
+        self,
+        schemas: list[Schema],
+        bus: str,
+        epoch: int,
+        log_id: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         started = time.monotonic()
+        finish_cut(self.directory)
         contents = examine(self.directory, progress)
         for problem in contents.problems:
             raise problem
@@ -138,6 +154,14 @@ class Log:
                 repr(bus),
                 repr(contents.files[-1].header.bus),
                 "a data directory belongs to one bus: give the bus its old name, or another directory",
+            )
+        if log_id and contents.files and contents.log_id != log_id:
+            raise FormatMismatch(
+                self.directory,
+                "log_id",
+                f"{log_id:#x}",
+                f"{contents.log_id:#x}",
+                "these are the rows of another log: give an empty directory, or the one that belongs here",
             )
         self.archive = (
             Archive(Path(self._archive_path), self.directory, contents.log_id or None, self._archive_retention)
@@ -152,7 +176,7 @@ class Log:
             path.unlink()
         number, position, used_bytes = contents.end
         self.epoch = max(epoch, contents.epoch + 1)
-        self.log_id = contents.log_id or secrets.randbits(63) | 1
+        self.log_id = contents.log_id or log_id or secrets.randbits(63) | 1
         self._first_own_number = number
         self.found = contents.files
         self.recovered = Recovered(
@@ -208,6 +232,10 @@ class Log:
         checkpoints: by topic; a topic that is not named has none. Any thread may call; `keep` acts on it.
         """
         self._checkpoints = dict(checkpoints)
+
+    def hold_back(self, ends: Mapping[str, int]) -> None:
+        """Say up to which sequence each topic's rows may go, as `release`, for another reason. A file expires when both let it."""
+        self._held_back = dict(ends)
 
     def keep(self, timeout_s: float) -> None:
         """The keeper's turn: wait up to `timeout_s` for the appender to want a file, make spares, give back what has expired."""
@@ -292,8 +320,8 @@ class Log:
 
     def _is_released(self, following: Numbered) -> bool:
         """Whether no row before the file `following` is needed any more: what it declares says where each topic stood."""
-        checkpoints = self._checkpoints
-        if checkpoints is None:
+        needed = [ends for ends in (self._checkpoints, self._held_back) if ends is not None]
+        if not needed:
             return True
         try:
             file = open_file(following[1], following[0])
@@ -305,7 +333,7 @@ class Log:
         names = {topic.number: topic.schema.name for topic in self.topics}
         declared = frames[frames["kind"] == _log.FRAME_TOPIC]
         stood = zip(declared["topic"].tolist(), declared["first_sequence"].tolist(), strict=True)
-        return all(sequence - 1 <= checkpoints.get(names[number], 0) for number, sequence in stood)
+        return all(sequence - 1 <= min(ends.get(names[number], 0) for ends in needed) for number, sequence in stood)
 
     def _recycle(self, number: int, path: Path) -> bool:
         """Turn an expired file into a spare, unless it was another writer's or somebody has it mapped (sync LOGFILE)."""

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,22 @@ from .log_files import (
     starting_topics,
     whole_batches,
 )
+from .schema import Schema
 
-__all__ = ["LogCut", "append_kept", "cuts_at_rows", "cuts_at_time", "log_ends", "plan_cut"]
+__all__ = ["LogCut", "append_kept", "cuts_at_rows", "cuts_at_time", "log_ends", "plan_cut", "rows_behind"]
 
 Numbered = tuple[int, Path]
 
 
 @dataclass(slots=True)
 class LogCut:
-    """The log ends behind byte `offset` of file `number`, and then has the rows `kept`: (topic, rows, whether tombstones)."""
+    """The log ends behind byte `offset` of file `number`, and then has the rows `kept`: (schema, rows, whether tombstones)."""
 
     number: int
     offset: int
     bus: str = ""
     file_bytes: int = 0
-    kept: list[tuple[str, Frames, bool]] = field(default_factory=list[tuple[str, Frames, bool]])
+    kept: list[tuple[Schema, Frames, bool]] = field(default_factory=list[tuple[Schema, Frames, bool]])
 
 
 class LogSeries:
@@ -148,15 +149,44 @@ def plan_cut(files: Sequence[Numbered], cuts: Mapping[str, int]) -> LogCut:
     return cut
 
 
-def append_kept(directory: Path, cut: LogCut) -> None:
-    """Append the rows of a cut to a log that has been cut there."""
-    if not cut.kept:
-        return
-    log = Log(directory, [], bus=cut.bus, file_bytes=cut.file_bytes)
+def rows_behind(files: Sequence[Numbered], cuts: Mapping[str, int]) -> Iterator[tuple[str, Frames | int, bool]]:
+    """What a cut takes away, in the log's order: (topic, rows, whether tombstones). cuts: of all of the log's topics.
+
+    Instead of rows, where a repair gave some up: the sequence behind them.
+    """
+    series = LogSeries(files)
+    for place in range(len(series)):
+        file = series.open(place)
+        frames = series.frames(place, file)
+        topics = {topic.number: topic for topic in read_topics(file, frames)}
+        for frame in frames:
+            if frame["kind"] == _log.FRAME_GAP:
+                for entry in lost_ranges(file, frame[None]):
+                    name, behind = (
+                        topics[int(entry["topic"])].schema.name,
+                        int(entry["first_sequence"] + entry["count"]),
+                    )
+                    if behind > cuts[name] + 1:
+                        yield name, behind, False
+            if frame["kind"] not in (_log.FRAME_ROWS, _log.FRAME_TOMBSTONES):
+                continue
+            topic = topics[int(frame["topic"])]
+            rows = _rows(file, topic, frame)[max(0, cuts[topic.schema.name] - int(frame["first_sequence"]) + 1) :]
+            if len(rows):
+                yield topic.schema.name, rows, bool(frame["kind"] == _log.FRAME_TOMBSTONES)
+
+
+def append_kept(directory: Path, cut: LogCut, schemas: Iterable[Schema] = (), epoch: int = 0) -> None:
+    """Append the rows of a cut to a log that has been cut there, in files of their own.
+
+    schemas: topics that are to be in the log, also where it did not know them yet. epoch: at least this.
+    """
+    named = {schema.name: schema for schema in [*schemas, *(schema for schema, _, _ in cut.kept)]}
+    log = Log(directory, named.values(), bus=cut.bus, epoch=epoch, file_bytes=cut.file_bytes)
     try:
-        for topic, rows, tombstones in cut.kept:
+        for schema, rows, tombstones in cut.kept:
             log.keep(0)
-            log.appender.append(log.topic(topic).number, rows, tombstones)
+            log.appender.append(log.topic(schema.name).number, rows, tombstones)
     finally:
         log.close()
 
@@ -201,7 +231,7 @@ def _first_too_new(
 
 def _kept(
     file: LogFile, frames: Frames, topics: Mapping[int, LogTopic], cuts: Mapping[str, int]
-) -> Iterator[tuple[str, Frames, bool]]:
+) -> Iterator[tuple[Schema, Frames, bool]]:
     """The rows in these frames that stay. Raises StorageError where rows were given up between them."""
     for frame in frames:
         if frame["kind"] == _log.FRAME_GAP:
@@ -217,7 +247,7 @@ def _kept(
         topic = topics[int(frame["topic"])]
         count = cuts[topic.schema.name] - int(frame["first_sequence"]) + 1
         if count > 0:
-            yield topic.schema.name, _rows(file, topic, frame)[:count], bool(frame["kind"] == _log.FRAME_TOMBSTONES)
+            yield topic.schema, _rows(file, topic, frame)[:count], bool(frame["kind"] == _log.FRAME_TOMBSTONES)
 
 
 def _topic(file: LogFile, frames: Frames, name: str) -> LogTopic | None:

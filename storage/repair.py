@@ -24,6 +24,7 @@ from .files import lock_directory, sync_directory
 from .log_files import file_path, list_files
 from .recovery import examine
 from .schema import Schema
+from .unfinished_cut import LOST_AND_FOUND, finish_cut
 
 __all__ = [
     "LOST_AND_FOUND",
@@ -38,7 +39,6 @@ __all__ = [
     "set_aside",
 ]
 
-LOST_AND_FOUND = "lost+found"
 TEMPORARY = "spare-repair"  # a name that the next writer clears away
 MOVED = re.compile(r"moved-(\d{10})\.log")
 
@@ -131,6 +131,7 @@ def repair_held(
 
     archive: the directory of the log's oldest files, repaired as a part of it; it may be missing. declared, log_id: as for `plan`.
     """
+    finish_cut(directory)
     (directory / TEMPORARY).unlink(missing_ok=True)
     renamed, strange = _give_names_back(directory, archive)
     if archive is not None and archive.is_dir():

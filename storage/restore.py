@@ -113,7 +113,7 @@ def _build(plan: RestorePlan, building: Path, tally: Tally) -> None:
         with Manifest(store, plan.backup.log_id) as manifest:  # first: it refuses tables of which nothing is known
             manifest.commit(plan.manifest)
         side_by_side(lambda file: _copy_table(plan, file, store, tally), plan.tables)
-    if plan.cut is not None:
+    if plan.cut is not None and plan.cut.kept:
         append_kept(log, plan.cut)
 
 

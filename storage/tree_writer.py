@@ -61,6 +61,7 @@ class TreeWriter:
     tables: the version's, open, by number. active: takes new rows.
     changed: told (under no lock) when there is something to flush or compact.
     sync_log: makes what the log holds durable; None where nothing is promised about power cuts.
+    may_flush: whether rows up to that sequence may go into tables by now. While they may not, they stay in memory.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class TreeWriter:
         next_number: Callable[[], int],
         changed: Callable[[], None],
         sync_log: Callable[[], None] | None,
+        may_flush: Callable[[int], bool],
     ) -> None:
         self.tree, self.version, self.counts = tree, version, WriteCounts()
         self._files, self._manifest, self._memory, self._shape = files, manifest, memory, shape
         self._memtable_bytes, self._immutable_max, self._compression = memtable_bytes, immutable_max, compression
         self._next_number, self._changed, self._sync_log = next_number, changed, sync_log
+        self._may_flush = may_flush
         self._tables = dict(tables)
         self._spare: Memtable | None = None
         self.active = active
@@ -171,12 +174,14 @@ class TreeWriter:
                 self._spare = self._spare if self._spare is not None else fresh
 
     def flush(self) -> bool:
-        """Write the oldest immutable memtable as a table of level 0. False where there is none."""
+        """Write the oldest immutable memtable as a table of level 0. False where there is none, or where it may not be yet."""
         with self.tree.lock:
             if not self.immutables:
                 return False
             memtable = self.immutables[0]
             _, last = memtable.sequences
+            if not self._may_flush(last):
+                return False
             self.tree.dropped_through = max(self.tree.dropped_through, last)
             views = self.tree.views()
             bottom = not any(True for _ in self.version.tables())

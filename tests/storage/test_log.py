@@ -345,6 +345,24 @@ def test_rename_does_not_replace_a_file_that_is_there(tmp_path):
     log.close()
 
 
+# --- the id of a log -------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_log_has_the_id_that_it_was_given_and_an_old_one_must_have_it(tmp_path):
+    log = open_log(tmp_path, log_id=0xC0FFEE)
+    assert log.log_id == 0xC0FFEE
+    log.close()
+    for given in (0, 0xC0FFEE):
+        log = open_log(tmp_path, log_id=given)
+        assert log.log_id == 0xC0FFEE
+        log.close()
+    with pytest.raises(FormatMismatch, match="log_id: expected 0xdecaf, found 0xc0ffee") as caught:
+        open_log(tmp_path, log_id=0xDECAF)
+    assert (caught.value.expected, caught.value.found) == ("0xdecaf", "0xc0ffee")
+    with pytest.raises(ValueError, match="log_id"):
+        open_log(tmp_path / "other", log_id=1 << 64)
+
+
 # --- files: room, retention, recycling --------------------------------------------------------------------------------------
 
 

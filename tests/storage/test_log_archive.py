@@ -250,6 +250,26 @@ def test_files_with_rows_behind_a_checkpoint_do_not_expire(places, archived):
     log.close()
 
 
+@pytest.mark.parametrize("checkpoints", [None, {}])
+def test_files_with_rows_that_are_held_back_do_not_expire_whatever_else_would_let_them(places, checkpoints):
+    log = open_log(places, checkpoints=checkpoints)
+    log.hold_back({})
+    append(log, PAIRS, 5)
+    last = fill_files(log, 3)
+    begins = [first_of(places[0], number) for number in range(1, 5)]
+    log.release({"points": last, "pairs": 5})
+    log.keep(0)
+    assert (numbers(places[0]), numbers(places[1])) == ([1, 2, 3, 4], [])
+    log.hold_back({"points": begins[2] - 1, "pairs": 5})
+    log.keep(0)
+    assert (numbers(places[0]), numbers(places[1])) == ([3, 4], [1, 2])
+    log.hold_back({"points": last, "pairs": 5})
+    log.release({"points": begins[2], "pairs": 5})  # now that is what holds them
+    log.keep(0)
+    assert numbers(places[0]) == [3, 4]
+    log.close()
+
+
 def test_checkpoints_given_at_opening_hold_from_the_beginning(places):
     log = open_log(places, checkpoints={})
     last = fill_files(log, 2)
