@@ -47,5 +47,6 @@ class StreamSettings:
     synced: bool = True
 
     @staticmethod
-    def of_bus(bus: str, replicas: int, bytes_max: int, synced: bool = True, name: str = "") -> StreamSettings:
-        return StreamSettings(name or f"ringmain-{bus}", f"ringmain.{bus}.log", replicas, bytes_max, synced)
+    def of_cluster(cluster: str, replicas: int, bytes_max: int, synced: bool = True, name: str = "") -> StreamSettings:
+        """The stream of a cluster; it is named after it unless told."""
+        return StreamSettings(name or f"ringmain-{cluster}", f"ringmain.{cluster}.log", replicas, bytes_max, synced)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -52,6 +54,7 @@ class Connection:
         self._closing: set[asyncio.Task[None]] = set()
         self.generation = 0
         self.server = ""  # that it is connected to; empty: none
+        self.complaint = ""  # what this user may not do and tried
         self._keeper = asyncio.create_task(self._keep())
 
     async def connected(self, timeout_s: float) -> None:
@@ -59,7 +62,7 @@ class Connection:
         try:
             await asyncio.wait_for(self._there.wait(), timeout_s)
         except TimeoutError:
-            raise NoAnswer(self._why()) from None
+            raise NoAnswer(self.why_not()) from None
 
     async def request(
         self, subject: str, payload: bytes = b"", timeout_s: float = 1.0, headers: Mapping[str, str] | None = None
@@ -95,7 +98,7 @@ class Connection:
                     answers.append(message.data)
         except TimeoutError:
             if not self._there.is_set():
-                raise NoAnswer(self._why()) from None
+                raise NoAnswer(self.why_not()) from None
         except (OSError, nats.errors.Error) as error:
             raise NoAnswer(f"no answer to {subject}: {_words(error)}") from error
         finally:
@@ -106,7 +109,7 @@ class Connection:
         """Send to whoever listens. Raises NoAnswer where there is no connection."""
         client = self._client
         if client is None:
-            raise NoAnswer(self._why())
+            raise NoAnswer(self.why_not())
         try:
             await client.publish(subject, payload, reply=reply)
         except (OSError, nats.errors.Error) as error:
@@ -119,13 +122,13 @@ class Connection:
             await _subscribe(self._client, subject, handler)
 
     async def inbox(self, handler: Handler) -> tuple[str, Callable[[], Awaitable[None]]]:
-        """A subject of our own, and how to end it: what comes below it (`subject.x`) goes to the handler, over this connection only.
+        """A subject of our own, and how to end it: what comes below it (`subject.x`) goes to the handler, by this connection only.
 
         Raises NoAnswer where there is no connection.
         """
         client = self._client
         if client is None:
-            raise NoAnswer(self._why())
+            raise NoAnswer(self.why_not())
         subject = client.new_inbox()
         try:
             subscription = await _subscribe(client, f"{subject}.*", handler)
@@ -137,6 +140,13 @@ class Connection:
                 await subscription.unsubscribe()
 
         return subject, end
+
+    def why_not(self) -> str:
+        """Why there is no connection; "" while there is one."""
+        if self._client is not None:
+            return ""
+        told = "; ".join(f"{server}: {self._reasons.get(server, 'not reached')}" for server in self._access.servers)
+        return f"no server can be reached: {told}"
 
     async def close(self) -> None:
         self._keeper.cancel()
@@ -171,6 +181,9 @@ class Connection:
 
         async def failed(error: Exception) -> None:
             reason.append(error)
+            if self._client is client and "permissions violation" in str(error).lower():
+                self.complaint = f"{server}: {_words(error)}"
+                self._told(self.complaint)
 
         client = Client()
         inbox = client.new_inbox()
@@ -237,10 +250,6 @@ class Connection:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    def _why(self) -> str:
-        told = "; ".join(f"{server}: {self._reasons.get(server, 'not reached')}" for server in self._access.servers)
-        return f"no server can be reached: {told}"
-
 
 async def _subscribe(client: Client, subject: str, handler: Handler) -> Subscription:
     return await client.subscribe(subject, cb=handler)  # pyright: ignore[reportUnknownMemberType]
@@ -260,6 +269,10 @@ def _words(error: BaseException) -> str:
     """What a person can do something with. nats-py wraps some errors in texts of its own."""
     if isinstance(error, TimeoutError | nats.errors.TimeoutError):
         return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not good: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno).lower()
     text = (str(error) or type(error).__name__).removeprefix("nats: ").strip()
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
         return "it does not begin with TLS; its tls block needs `handshake_first: true`"

@@ -19,6 +19,7 @@ __all__ = ["Consumer"]
 PULL_COUNT = 16  # messages that are asked for at once; with two such requests under way at most 32 messages wait here
 PULL_S, HEARTBEAT_S = 30, 0.3
 SILENCE_S = 1.0
+MAKE_S = 0.5
 UNUSED_S = 5  # a consumer of nobody's goes by itself
 NS = 1_000_000_000
 
@@ -43,7 +44,7 @@ class Consumer:
 
     @staticmethod
     async def make(connection: Connection, stream: str, name: str, first: int) -> Consumer:
-        """Raises NoAnswer."""
+        """Raises NoAnswer, ApiError."""
         config = {
             "name": name,
             "deliver_policy": "by_start_sequence",
@@ -56,7 +57,7 @@ class Consumer:
         }
         body = {"stream_name": stream, "config": config, "action": "create"}
         made = Consumer(connection, stream, name, first)
-        await call(connection, f"CONSUMER.CREATE.{stream}.{name}", body)
+        await call(connection, f"CONSUMER.CREATE.{stream}.{name}", body, MAKE_S)
         made._inbox, made._end = await connection.inbox(made._on_message)
         await made._ask()
         return made

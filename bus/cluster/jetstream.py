@@ -23,6 +23,8 @@ Kind = TypeVar("Kind")
 
 APPEND_S = 1.0
 WAIT_S = 0.4
+POLL_S = 0.01
+CONSUMER_PAUSE_S = 1.0
 PAUSE_S = 0.2
 FORMAT = "1"
 DUPLICATE_WINDOW_NS = 120 * 1_000_000_000
@@ -63,6 +65,7 @@ class JetStream:
     def __init__(self, connection: Connection, settings: StreamSettings, log_id: int) -> None:
         self.connection, self.settings, self.log_id = connection, settings, log_id
         self._consumer: Consumer | None = None
+        self._no_consumer_before = 0.0  # on the loop's clock
 
     @staticmethod
     async def open(
@@ -85,7 +88,10 @@ class JetStream:
             return JetStream(connection, settings, log_id)
         except TimeoutError:
             await connection.close()
-            raise NoAnswer(f"the stream {settings.name} did not answer within {timeout_s:g} s") from None
+            words = connection.complaint or connection.why_not()
+            raise NoAnswer(
+                f"the stream {settings.name} did not answer within {timeout_s:g} s{f' ({words})' if words else ''}"
+            ) from None
         except BaseException:
             await connection.close()
             raise
@@ -105,6 +111,8 @@ class JetStream:
     async def read(self, first: int) -> list[Stored]:
         for _ in range(2):
             consumer = await self._consumer_at(first)
+            if consumer is None:
+                return await self._read_singly(first)
             if stored := await consumer.read(WAIT_S):
                 return stored
             if not consumer.broken:
@@ -115,11 +123,24 @@ class JetStream:
             await self._drop_consumer()
             raise Trimmed(first, state.first)
         if first <= state.last:
-            if stored := await (await self._consumer_at(first)).read(WAIT_S):
+            consumer = await self._consumer_at(first)
+            if consumer is not None and (stored := await consumer.read(WAIT_S)):
                 return stored
             await self._drop_consumer()
             raise NoAnswer(f"the stream {self.settings.name} has message {first}, and did not send it in time")
         return []
+
+    async def _read_singly(self, first: int) -> list[Stored]:
+        """Read without a consumer, which only the leader of all streams can make: after its death that takes many seconds."""
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        while (stored := await self.get(first)) is None:
+            if asyncio.get_running_loop().time() >= deadline:
+                state = await self.state()
+                if first < state.first:
+                    raise Trimmed(first, state.first)
+                return []
+            await asyncio.sleep(POLL_S)
+        return [stored]
 
     async def get(self, sequence: int) -> Stored | None:
         try:
@@ -156,17 +177,21 @@ class JetStream:
     async def _ask(self, verb: str, kind: type[Kind], body: object = None) -> Kind:
         return await ask(self.connection, f"{verb}.{self.settings.name}", kind, body)
 
-    async def _consumer_at(self, first: int) -> Consumer:
+    async def _consumer_at(self, first: int) -> Consumer | None:
+        """The consumer whose next message is this one; a new one if need be. None: none can be made now."""
         consumer = self._consumer
-        if consumer is None or consumer.broken or consumer.next != first:
-            await self._drop_consumer()
+        if consumer is not None and not consumer.broken and consumer.next == first:
+            return consumer
+        await self._drop_consumer()
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._no_consumer_before:
+            return None
+        try:
             name = f"r{secrets.token_hex(8)}"
-            try:
-                consumer = await Consumer.make(self.connection, self.settings.name, name, first)
-            except ApiError as error:
-                raise NoAnswer(str(error)) from error
-            self._consumer = consumer
-        return consumer
+            self._consumer = await Consumer.make(self.connection, self.settings.name, name, first)
+        except (NoAnswer, ApiError):
+            self._no_consumer_before = loop.time() + CONSUMER_PAUSE_S
+        return self._consumer
 
     async def _drop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None

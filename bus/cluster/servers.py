@@ -6,11 +6,13 @@ peer is noticed within seconds (pings, on routes too), and one user alone may to
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
 from dataclasses import dataclass
@@ -26,14 +28,17 @@ __all__ = [
     "VERSION_MIN",
     "ServerSettings",
     "ServersUnfit",
+    "User",
     "configuration_text",
     "find_server",
+    "start_server",
     "version_fault",
     "write_configuration",
 ]
 
 SETTINGS_SUBJECT = "$SYS.REQ.SERVER.PING.VARZ"  # servers tell their settings on it; `server_checks.py` asks
 VERSION_MIN = (2, 14, 6)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CLIENT_PORT, ROUTE_PORT = 4222, 6222
 
 
@@ -42,29 +47,37 @@ class ServersUnfit(BusError):
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """The nodes of one cluster, who alone may touch its stream. cluster: its name, mostly that of its bus."""
+
+    cluster: str
+    name: str
+    password: str
+    stream: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     """One of the servers. name: never used again for another one. host: where it listens, for clients and for its peers.
 
     peers: host:port of each server's routes, its own may be among them; none: a server alone, for trying out.
-    user, password: of the nodes. store_bytes: most that its files may take. tls: the server's own files.
+    store_bytes: most that its files may take. tls: the server's own files. synced: what is acknowledged is on the disk.
     """
 
     name: str
-    bus: str
     host: str
     store: Path
-    user: str
-    password: str
+    users: tuple[User, ...]
     port: int = CLIENT_PORT
     route_port: int = ROUTE_PORT
     peers: tuple[str, ...] = ()
     store_bytes: int = 100 * 10**9
-    stream: str = ""
     tls: Tls | None = None
     synced: bool = True
 
     def __post_init__(self) -> None:
-        check_bus_name(self.bus)
+        for user in self.users:
+            check_bus_name(user.cluster)
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise ValueError(f"server name {self.name!r}: letters, digits, - and _ are expected")
         if self.tls is None and not _is_loopback(self.host):
@@ -75,19 +88,6 @@ class ServerSettings:
 
 def configuration_text(settings: ServerSettings) -> str:
     """What stands in the server's file."""
-    stream = settings.stream or f"ringmain-{settings.bus}"
-    may_publish = [
-        f"ringmain.{settings.bus}.>",
-        *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "PURGE", "MSG.GET")),
-        *(f"$JS.API.CONSUMER.{verb}.{stream}.*" for verb in ("CREATE", "DELETE", "MSG.NEXT")),
-        SETTINGS_SUBJECT,
-    ]
-    permissions = {
-        "publish": may_publish,
-        "subscribe": [f"ringmain.{settings.bus}.>", "_INBOX.>"],
-        "allow_responses": True,
-    }
-    user = {"user": settings.user, "password": settings.password, "permissions": permissions}
     jetstream: dict[str, Any] = {"store_dir": str(settings.store), "max_file_store": settings.store_bytes}
     jetstream |= {"max_memory_store": 64 << 20, "sync_interval": "always" if settings.synced else "2m"}
     service = {"service": SETTINGS_SUBJECT, "response_type": "stream", "accounts": ["RINGMAIN"]}
@@ -104,7 +104,7 @@ def configuration_text(settings: ServerSettings) -> str:
             "RINGMAIN": {
                 "jetstream": "enabled",
                 "imports": [{"service": {"account": "SYSTEM", "subject": SETTINGS_SUBJECT}}],
-                "users": [user],
+                "users": [_user(user) for user in settings.users],
             },
         },
     }
@@ -112,7 +112,7 @@ def configuration_text(settings: ServerSettings) -> str:
         tables["tls"] = _tls(settings.tls) | {"handshake_first": True}
     if settings.peers:
         tables["cluster"] = {
-            "name": f"ringmain-{settings.bus}",
+            "name": "ringmain",
             "listen": f"{settings.host}:{settings.route_port}",
             "routes": [f"nats://{peer}" for peer in settings.peers],
             "ping_interval": "2s",
@@ -122,6 +122,22 @@ def configuration_text(settings: ServerSettings) -> str:
     # A server's file may be JSON, but for its outermost braces; so it is easy to read, and nothing need be quoted by hand.
     lines = (f"{name}: {json.dumps(value, indent=2)}" for name, value in tables.items())
     return "\n".join(["# written by ringmain; bus/cluster/servers.py says why", *lines, ""])
+
+
+def _user(user: User) -> dict[str, Any]:
+    stream = user.stream or f"ringmain-{user.cluster}"
+    may_publish = [
+        f"ringmain.{user.cluster}.>",
+        *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "PURGE", "MSG.GET")),
+        *(f"$JS.API.CONSUMER.{verb}.{stream}.*" for verb in ("CREATE", "DELETE", "MSG.NEXT")),
+        SETTINGS_SUBJECT,
+    ]
+    permissions = {
+        "publish": may_publish,
+        "subscribe": [f"ringmain.{user.cluster}.>", "_INBOX.>"],
+        "allow_responses": True,
+    }
+    return {"user": user.name, "password": user.password, "permissions": permissions}
 
 
 def write_configuration(path: Path, settings: ServerSettings) -> None:
@@ -142,6 +158,23 @@ def find_server() -> Path:
     if fault := version_fault(told):
         raise ServersUnfit(f"{found}: {fault}")
     return Path(found)
+
+
+def start_server(program: Path, configuration: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Run it in the background. It does not outlive the thread that started it, however that ends."""
+    with open(log, "ab") as written:
+        return subprocess.Popen(
+            [program, "-c", configuration],
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=written,
+            preexec_fn=_end_with_parent,
+            start_new_session=True,  # Ctrl-C is for whoever runs it
+        )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def version_fault(told: str) -> str:
