@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Access", "StreamSettings", "Tls"]
+__all__ = ["Access", "StreamSettings", "Tls", "is_loopback"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,11 @@ class StreamSettings:
     def of_cluster(cluster: str, replicas: int, bytes_max: int, synced: bool = True, name: str = "") -> StreamSettings:
         """The stream of a cluster; it is named after it unless told."""
         return StreamSettings(name or f"ringmain-{cluster}", f"ringmain.{cluster}.log", replicas, bytes_max, synced)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it is this machine under a name that no other machine can have."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

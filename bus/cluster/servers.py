@@ -7,7 +7,6 @@ peer is noticed within seconds (pings, on routes too), and one user alone may to
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 from ..errors import BusError, NotFound
 from ..segments import check_bus_name
-from .access import Tls
+from .access import Tls, is_loopback
 
 __all__ = [
     "SETTINGS_SUBJECT",
@@ -80,7 +79,7 @@ class ServerSettings:
             check_bus_name(user.cluster)
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise ValueError(f"server name {self.name!r}: letters, digits, - and _ are expected")
-        if self.tls is None and not _is_loopback(self.host):
+        if self.tls is None and not is_loopback(self.host):
             raise ValueError(
                 f"server {self.name}: without TLS it may listen on this machine only (127.0.0.1), not on {self.host}"
             )
@@ -188,10 +187,3 @@ def version_fault(told: str) -> str:
 
 def _tls(tls: Tls) -> dict[str, Any]:
     return {"ca_file": str(tls.ca), "cert_file": str(tls.cert), "key_file": str(tls.key), "verify": True}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
