@@ -23,6 +23,9 @@ memtable_bytes = "128 MiB"
 
 [gateway]                               # these buses over WebSocket; see gateway/table.py
 port = 8765
+
+[cluster]                               # this host is one of several that hold the bus; see cluster_table.py
+node = "a"
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ import msgspec
 from ..bus.segments import check_bus_name
 from ..bus.writer import check_slots
 from ..storage import SHIPPED, Schema, SchemaError, Shape, StoreSettings
+from .cluster_table import ClusterPlan, read_cluster
 from .gateway import GatewaySettings
 from .gateway.table import read_gateway
 from .quantities import read_bytes, read_seconds
@@ -68,6 +72,7 @@ class Configuration:
     path: str
     buses: tuple[BusPlan, ...]
     gateway: GatewaySettings | None
+    cluster: ClusterPlan | None
 
 
 class _Store(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -109,6 +114,7 @@ class _Bus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class _Document(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     bus: dict[str, Any]
     gateway: dict[str, Any] | None = None
+    cluster: dict[str, Any] | None = None
 
 
 def load_configuration(path: str | Path) -> Configuration:
@@ -126,7 +132,10 @@ def parse_configuration(content: bytes, path: Path) -> Configuration:
     checkers = (_BusChecker(document, folder, name) for name in tables.bus)
     plans = tuple(checker.plan(tables.bus[checker.name]) for checker in checkers)
     gateway = None if tables.gateway is None else read_gateway(document, tables.gateway, folder, list(tables.bus))
-    return Configuration(str(path), plans, gateway)
+    cluster = None if tables.cluster is None else read_cluster(document, tables.cluster, folder, list(tables.bus))
+    if cluster is not None and "data_dir" not in plans[0].settings:
+        raise document.error(f"bus.{plans[0].name}", "data_dir: a node of a cluster keeps a log")
+    return Configuration(str(path), plans, gateway, cluster)
 
 
 class _BusChecker:

@@ -56,7 +56,8 @@ class Stream(Protocol):
     async def append(self, payload: bytes, expected: int, message_id: str) -> int:
         """Append if the last message's sequence is `expected`; returns the new one's. Raises Refused, StreamFull.
 
-        A message that is already there under the same id (of the last two minutes) is not appended again: its sequence is returned.
+        A message that is already there under the same id (of the last two minutes) is not appended again: its sequence is returned,
+        or Refused raised where its place is not the last one any more or the servers are one alone.
         """
         ...
 

@@ -1,0 +1,105 @@
+"""Requests to JetStream, and its answers, checked."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import BusError
+from .connection import Connection
+from .stream import NoAnswer
+
+__all__ = ["ApiError", "StreamInfo", "ask", "call"]
+
+Kind = TypeVar("Kind")
+
+
+class ApiError(BusError):
+    """JetStream said no. code: its `err_code`."""
+
+    def __init__(self, code: int, words: str) -> None:
+        self.code = code
+        super().__init__(f"the servers answer: {words} (error {code})")
+
+
+class _Error(msgspec.Struct, frozen=True):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: _Error | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    subjects: list[str] = []
+    retention: str = ""
+    storage: str = ""
+    discard: str = ""
+    num_replicas: int = 0
+    max_bytes: int = 0
+    max_age: int = 0
+    max_msgs: int = -1
+    duplicate_window: int = 0
+    deny_delete: bool = False
+    metadata: dict[str, str] = {}
+
+
+class _State(msgspec.Struct, frozen=True):
+    first_seq: int = 0
+    last_seq: int = 0
+    bytes: int = 0
+    messages: int = 0
+
+
+class _Peer(msgspec.Struct, frozen=True):
+    name: str = ""
+    current: bool = False
+    offline: bool = False
+    lag: int = 0
+
+
+class _Cluster(msgspec.Struct, frozen=True):
+    leader: str = ""
+    replicas: list[_Peer] = []
+
+
+class StreamInfo(msgspec.Struct, frozen=True):
+    """What a stream says of itself. cluster: None where there is one server only."""
+
+    config: _Config
+    state: _State
+    cluster: _Cluster | None = None
+
+    @property
+    def servers(self) -> list[str]:
+        """The names of those that keep it."""
+        return (
+            [] if self.cluster is None else [self.cluster.leader, *(replica.name for replica in self.cluster.replicas)]
+        )
+
+
+async def call(connection: Connection, verb: str, body: Any = None, timeout_s: float = 1.0) -> bytes:
+    """The answer to `$JS.API.<verb>`. Raises ApiError, NoAnswer."""
+    payload = b"" if body is None else msgspec.json.encode(body)
+    return check(await connection.request(f"$JS.API.{verb}", payload, timeout_s))
+
+
+async def ask(connection: Connection, verb: str, kind: type[Kind], body: Any = None) -> Kind:
+    """The same, as a type. What is not of it counts as no answer."""
+    return convert(await call(connection, verb, body), kind)
+
+
+def check(answer: bytes) -> bytes:
+    refusal = convert(answer, _Refusal)
+    if refusal.error is not None:
+        raise ApiError(refusal.error.err_code, refusal.error.description)
+    return answer
+
+
+def convert(answer: bytes, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.DecodeError as error:
+        raise NoAnswer(f"an answer that is none: {error}") from error

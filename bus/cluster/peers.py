@@ -1,0 +1,173 @@
+"""What nodes ask each other, and a command asks them: how they are, and to hand the lead over. JSON, over the same servers.
+
+`ringmain.CLUSTER.status` is answered by every node, `ringmain.CLUSTER.node.NAME.status` and `….switchover` by the one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+from nats.aio.msg import Msg
+
+from ..errors import BusError
+from .connection import Connection
+from .stream import NoAnswer
+
+__all__ = [
+    "ClaimStatus",
+    "NodeStatus",
+    "Peers",
+    "StreamStatus",
+    "TopicStatus",
+    "ask_all",
+    "ask_status",
+    "ask_switchover",
+]
+
+STATUS_S = 1.0
+SWITCHOVER_S = 15.0  # the leader's own limit is lower
+
+Kind = TypeVar("Kind")
+
+
+class TopicStatus(msgspec.Struct, frozen=True):
+    """A topic on one host, as sequences: published (on a follower: applied), durable, and replicated."""
+
+    applied: int
+    durable: int
+    replicated: int
+    row_bytes: int
+
+
+class StreamStatus(msgspec.Struct, frozen=True):
+    """The stream as a node sees it."""
+
+    first: int
+    last: int
+    stored_bytes: int
+    bytes_max: int
+    leader: str
+    peers_behind: int
+
+
+class ClaimStatus(msgspec.Struct, frozen=True):
+    """A change of leadership. time_ns: by the clock of the node that tells of it."""
+
+    epoch: int
+    node: str
+    time_ns: int
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A node, as it says itself. sequence: of the last message of the stream that it has taken. stream: None: it does not answer.
+
+    lag_ms: how long it took lately until what was in the stream was here; None: not known, since the stream does not answer.
+    """
+
+    node: str
+    bus: str
+    pid: int
+    leads: bool
+    leader: str
+    epoch: int
+    sequence: int
+    acknowledge: str
+    server: str
+    lag_ms: float | None
+    stream_full: bool = False
+    stream: StreamStatus | None = None
+    topics: dict[str, TopicStatus] = {}
+    claims: list[ClaimStatus] = []
+
+
+class _Switchover(msgspec.Struct, frozen=True):
+    to: str = ""
+
+
+class _Done(msgspec.Struct, frozen=True):
+    error: str = ""
+
+
+class Peers:
+    """Answers for one node, until the connection is closed. switchover: hands the lead over; raises BusError, ValueError."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        cluster: str,
+        node: str,
+        status: Callable[[], NodeStatus],
+        switchover: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._connection, self._status, self._switchover = connection, status, switchover
+        self._subject, self._own = _subject(cluster), _subject(cluster, node)
+        self._handing_over: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._connection.listen(f"{self._subject}.status", self._tell_status)
+        await self._connection.listen(f"{self._own}.status", self._tell_status)
+        await self._connection.listen(f"{self._own}.switchover", self._hand_over)
+
+    async def _tell_status(self, message: Msg) -> None:
+        await self._answer(message, self._status())
+
+    async def _hand_over(self, message: Msg) -> None:
+        """Beside what else comes: it takes a while."""
+        if self._handing_over is not None and not self._handing_over.done():
+            await self._answer(message, _Done("a switchover is under way"))
+            return
+        self._handing_over = asyncio.create_task(self._hand_over_now(message))
+
+    async def _hand_over_now(self, message: Msg) -> None:
+        try:
+            await self._switchover(msgspec.json.decode(message.data, type=_Switchover).to)
+            done = _Done()
+        except (BusError, ValueError, msgspec.DecodeError) as error:
+            done = _Done(str(error))
+        await self._answer(message, done)
+
+    async def _answer(self, message: Msg, answer: object) -> None:
+        if message.reply:
+            try:
+                await self._connection.publish(message.reply, msgspec.json.encode(answer))
+            except NoAnswer:
+                return  # whoever asked asks again
+
+
+async def ask_all(connection: Connection, cluster: str, timeout_s: float = STATUS_S) -> list[NodeStatus]:
+    """All nodes that answer in time, by name; none where nobody does. Raises NoAnswer where no server can be reached."""
+    try:
+        answers = await connection.gather(f"{_subject(cluster)}.status", b"", timeout_s)
+    except NoAnswer:
+        if connection.why_not():
+            raise
+        return []
+    found = {status.node: status for status in (_decode(answer, NodeStatus) for answer in answers)}
+    return [found[node] for node in sorted(found)]
+
+
+async def ask_status(connection: Connection, cluster: str, node: str, timeout_s: float = STATUS_S) -> NodeStatus:
+    """One node. Raises NoAnswer."""
+    return _decode(await connection.request(f"{_subject(cluster, node)}.status", b"", timeout_s), NodeStatus)
+
+
+async def ask_switchover(connection: Connection, cluster: str, leader: str, to: str = "") -> None:
+    """Have the leader hand over; to: to whom, "": whoever is first. Raises NoAnswer, and BusError in the leader's own words."""
+    request = msgspec.json.encode(_Switchover(to))
+    done = _decode(await connection.request(f"{_subject(cluster, leader)}.switchover", request, SWITCHOVER_S), _Done)
+    if done.error:
+        raise BusError(done.error)
+
+
+def _subject(cluster: str, node: str = "") -> str:
+    return f"ringmain.{cluster}.node.{node}" if node else f"ringmain.{cluster}"
+
+
+def _decode(answer: bytes, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.DecodeError as error:
+        raise NoAnswer(f"an answer that is none: {error}") from error

@@ -1,0 +1,99 @@
+"""Whether the servers are fit to keep the stream: recent enough, and acknowledging only what is on the disk.
+
+They are asked for their settings by a request that the system account lets ours make (servers.py writes that into their
+configuration), so that no port for monitoring need be open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from .connection import Connection
+from .servers import SETTINGS_SUBJECT, ServersUnfit, version_fault
+from .stream import NoAnswer
+
+__all__ = ["check_servers"]
+
+PAYLOAD_BYTES_MIN = (1 << 20) + (1 << 16)
+GATHER_S = 1.0
+TRIES = 3
+
+
+class _Config(msgspec.Struct, frozen=True):
+    sync_always: bool = False
+
+
+class _JetStream(msgspec.Struct, frozen=True):
+    config: _Config | None = None
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    version: str = ""
+    max_payload: int = 0
+    jetstream: _JetStream | None = None
+
+
+class _Server(msgspec.Struct, frozen=True):
+    name: str = ""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    server: _Server
+    data: _Settings
+
+
+async def check_servers(connection: Connection, names: Sequence[str], synced: bool) -> None:
+    """Check every server that answers. names: of those that keep the stream; empty: one server, whatever its name.
+
+    Raises ServersUnfit saying of each server what is wrong, and NoAnswer where none answers.
+    """
+    answers = await _settings(connection, names)
+    if not answers:
+        if not synced:
+            return
+        raise ServersUnfit(
+            f"no server tells its settings ({SETTINGS_SUBJECT}), so nobody knows whether an acknowledged message is on a disk: "
+            'give the account the import that `ringmain cluster server-config` writes, or choose acknowledge = "async"'
+        )
+    faults = [f"{name}: {fault}" for name, found in sorted(answers.items()) for fault in _faults(found, synced)]
+    if faults:
+        raise ServersUnfit("; ".join(faults))
+
+
+async def _settings(connection: Connection, names: Sequence[str]) -> dict[str, _Settings]:
+    found: dict[str, _Settings] = {}
+    enough = len(names) or 1
+    for attempt in range(TRIES):
+        try:  # the first answers are often all; else others are among them, or one is down
+            answers = await connection.gather(SETTINGS_SUBJECT, b"", GATHER_S, 1000 if attempt else enough)
+        except NoAnswer:
+            continue
+        for answer in answers:
+            try:
+                one = msgspec.json.decode(answer, type=_Answer)
+            except msgspec.DecodeError:
+                continue
+            if not names or one.server.name in names:
+                found[one.server.name] = one.data
+        if len(found) >= enough:
+            break
+    return found
+
+
+def _faults(found: _Settings, synced: bool) -> list[str]:
+    faults: list[str] = []
+    if fault := version_fault(found.version):
+        faults.append(fault)
+    config = None if found.jetstream is None else found.jetstream.config
+    if config is None:
+        faults.append("it has no jetstream block")
+    elif synced and not config.sync_always:
+        faults.append(
+            "it acknowledges messages minutes before it syncs them: its jetstream block needs `sync_interval: always` "
+            '(or choose acknowledge = "async")'
+        )
+    if found.max_payload < PAYLOAD_BYTES_MIN:
+        faults.append(f"max_payload {found.max_payload} is too small: `max_payload: 2MB`")
+    return faults

@@ -1,0 +1,316 @@
+"""The stream over real nats-servers: one of them, and three that keep it together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from support.nats_servers import TIMEOUT_S, Servers, nats_servers
+
+pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
+from ringmain.bus.cluster.api import ApiError
+from ringmain.bus.cluster.jetstream import JetStream, StreamDiffers
+from ringmain.bus.cluster.servers import ServersUnfit
+from ringmain.bus.cluster.stream import NoAnswer, Refused, Stored, StreamFull, Trimmed
+
+pytestmark = pytest.mark.process
+Value = TypeVar("Value")
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Servers]:
+    with nats_servers(1) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Servers]:
+    with nats_servers(3) as servers:
+        yield servers
+
+
+@pytest.fixture
+def three(running: Servers) -> Iterator[Servers]:
+    yield running
+    running.mend()
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    servers: Servers, cluster: str, first: int = 0, bytes_max: int = 64 << 20
+) -> AsyncGenerator[JetStream]:
+    stream = await JetStream.open(servers.access(cluster, first), servers.stream(cluster, bytes_max))
+    try:
+        yield stream
+    finally:
+        await stream.close()
+
+
+async def insist(call: Callable[[], Awaitable[Value]], *passing: type[Exception]) -> Value:
+    """Call again while there is no answer, as a node does."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            try:
+                return await call()
+            except (NoAnswer, *passing):
+                await asyncio.sleep(0.02)
+
+
+async def append_run(stream: JetStream, first: int, count: int) -> None:
+    for sequence in range(first, first + count):
+        assert await insist(lambda at=sequence: stream.append(payload(at), at - 1, f"n-1-{at}")) == sequence
+
+
+async def read_run(stream: JetStream, first: int, count: int) -> list[Stored]:
+    found: list[Stored] = []
+    while len(found) < count:
+        at = first + len(found)
+        found += await insist(lambda at=at: stream.read(at))
+    return found
+
+
+def payload(sequence: int) -> bytes:
+    return b"%d " % sequence * (sequence % 97 + 1)
+
+
+def check_run(found: list[Stored], first: int, count: int) -> None:
+    assert found == [Stored(sequence, payload(sequence)) for sequence in range(first, first + count)]
+
+
+def test_the_first_node_makes_the_stream_and_all_know_it_by_one_number(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c0", 0) as a, opened(three, "c0", 1) as b, opened(three, "c0", 2) as c:
+            assert a.log_id == b.log_id == c.log_id
+            assert 0 < a.log_id < 1 << 63
+        made = await asyncio.gather(*(JetStream.open(three.access("c1", n), three.stream("c1")) for n in range(3)))
+        assert len({stream.log_id for stream in made}) == 1
+        for stream in made:
+            await stream.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_appended_on_one_node_is_read_on_another(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c2", 0) as leader, opened(three, "c2", 1) as follower:
+            assert await follower.read(1) == []
+            reading = asyncio.create_task(read_run(follower, 1, 60))
+            await append_run(leader, 1, 60)
+            check_run(await reading, 1, 60)
+            assert await follower.read(61) == []
+            check_run(await read_run(follower, 17, 44), 17, 44)  # from anywhere, again
+            assert await follower.get(5) == Stored(5, payload(5))
+            assert await follower.get(61) is None
+            state = await leader.state()
+            assert (state.first, state.last, state.bytes_max) == (1, 60, 64 << 20)
+            assert state.leader in three.names
+            assert state.stored_bytes > 0
+
+    asyncio.run(scenario())
+
+
+def test_large_messages_go_through_whole(one: Servers) -> None:
+    body = os.urandom((1 << 20) + (1 << 16))
+
+    async def scenario() -> None:
+        async with opened(one, "c0") as stream:
+            for sequence in range(1, 41):
+                await stream.append(body, sequence - 1, f"n-1-{sequence}")
+            at = 1
+            while at <= 40:
+                for stored in await stream.read(at):
+                    assert stored == Stored(at, body)
+                    at += 1
+
+    asyncio.run(scenario())
+
+
+def test_an_append_behind_another_message_than_the_expected_is_refused(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c3", 0) as a, opened(three, "c3", 1) as b:
+            await append_run(a, 1, 3)
+            for expected in (0, 2, 4):
+                with pytest.raises(Refused, match=f"message {expected} is not the last one"):
+                    await b.append(b"another's", expected, f"b-2-{expected}")
+            assert (await b.state()).last == 3
+            assert await b.append(b"another's", 3, "b-2-3") == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_message_that_is_sent_twice_is_stored_once(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c4", 0) as stream:
+            await append_run(stream, 1, 2)
+            assert await stream.append(payload(2), 1, "n-1-2") == 2
+            assert (await stream.state()).last == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_full_stream_says_so_and_takes_messages_again_once_it_is_trimmed(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c5", bytes_max=1 << 20) as stream:
+            last = 12
+            for sequence in range(1, last + 1):
+                await stream.append(bytes(80 << 10), sequence - 1, f"n-1-{sequence}")
+            with pytest.raises(StreamFull, match=r"no room: .*maximum bytes"):
+                await stream.append(bytes(80 << 10), last, "n-1-13")
+            await stream.trim(last - 2)
+            assert await stream.append(bytes(80 << 10), last, "n-1-13") == last + 1
+            state = await stream.state()
+            assert (state.first, state.last) == (last - 2, last + 1)
+
+    asyncio.run(scenario())
+
+
+def test_who_wants_a_trimmed_message_learns_which_is_the_oldest(one: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(one, "c1") as stream:
+            await append_run(stream, 1, 20)
+            await stream.trim(11)
+            with pytest.raises(Trimmed) as trimmed:
+                await stream.read(4)
+            assert (trimmed.value.wanted, trimmed.value.oldest) == (4, 11)
+            assert await stream.get(4) is None
+            check_run(await read_run(stream, 11, 10), 11, 10)
+            await stream.trim(21)  # nothing is left
+            with pytest.raises(Trimmed) as trimmed:
+                await stream.read(20)
+            assert trimmed.value.oldest == 21
+            assert await stream.read(21) == []
+            await append_run(stream, 21, 1)
+            check_run(await read_run(stream, 21, 1), 21, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_that_is_trimmed_past_while_it_reads_learns_it(one: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(one, "c2") as stream:
+            await append_run(stream, 1, 200)
+            at = 1 + len(await read_run(stream, 1, 1))
+            await stream.trim(151)
+            with contextlib.suppress(Trimmed):  # after what was on its way already
+                while at < 151:
+                    found = await stream.read(at)
+                    check_run(found, at, len(found))
+                    at += len(found)
+            assert at < 151
+
+    asyncio.run(scenario())
+
+
+def test_without_a_leader_nobody_says_that_there_is_nothing(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c6") as stream:
+            await append_run(stream, 1, 3)
+            leader = three.names.index((await stream.state()).leader)
+        own, other = (number for number in range(3) if number != leader)
+        async with opened(three, "c6", own) as stream:
+            check_run(await read_run(stream, 1, 3), 1, 3)
+            three.stop(leader)
+            three.stop(other)
+            for call in (lambda: stream.append(b"4", 3, "n-1-4"), lambda: stream.read(4), stream.state):
+                with pytest.raises(NoAnswer):
+                    await call()
+            three.mend()
+            assert await insist(lambda: stream.append(b"4", 3, "n-1-4"), Refused) == 4
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_it_goes_on_with_another_server_when_its_own_is_gone(three: Servers, how: str) -> None:
+    cluster = {"kill": "c7", "stop": "c8"}[how]
+
+    async def scenario() -> None:
+        told: list[str] = []
+        settings = three.stream(cluster)
+        stream = await JetStream.open(three.access(cluster, 1), settings, told=told.append)
+        try:
+            await append_run(stream, 1, 5)
+            check_run(await read_run(stream, 1, 5), 1, 5)
+            getattr(three, how)(1)
+            await append_run(stream, 6, 5)
+            check_run(await read_run(stream, 6, 5), 6, 5)
+        finally:
+            await stream.close()
+        own, other = three.addresses[1], three.addresses[2]
+        assert told[0] == f"connected to {own}"
+        assert told[1] == f"the connection to {own} is lost"
+        assert told[-2] == f"connected to {other}"
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_lost_or_doubled_when_the_server_that_leads_the_stream_dies(three: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(three, "c9", 0) as writer, opened(three, "c9", 1) as reader:
+            reading = asyncio.create_task(read_run(reader, 1, 120))
+            await append_run(writer, 1, 40)
+            leader = three.names.index((await writer.state()).leader)
+            three.kill(leader)
+            await append_run(writer, 41, 40)
+            three.start(leader)
+            await append_run(writer, 81, 40)
+            check_run(await reading, 1, 120)
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_password_is_told(one: Servers) -> None:
+    access = replace(one.access("c3"), password="guessed")
+    with pytest.raises(NoAnswer, match="refuses this user or password"):
+        asyncio.run(JetStream.open(access, one.stream("c3"), timeout_s=1.0))
+
+
+def test_the_user_of_another_cluster_cannot_touch_the_stream(one: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(one, "c4") as stream:
+            await append_run(stream, 1, 1)
+            with pytest.raises(NoAnswer, match=r"(?i)permissions violation"):
+                await JetStream.open(one.access("c5"), one.stream("c4"), timeout_s=2.5)
+            async with opened(one, "c5") as other:
+                with pytest.raises(NoAnswer):
+                    await other.connection.request(stream.settings.subject, b"x", 0.5, {"Nats-Msg-Id": "x"})
+            assert (await stream.state()).last == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_is_not_as_configured_is_told(one: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(one, "c6"):
+            with pytest.raises(StreamDiffers, match=r"max_bytes = 67108864, and 1048576 is wanted"):
+                await JetStream.open(one.access("c6"), one.stream("c6", 1 << 20))
+
+    asyncio.run(scenario())
+
+
+def test_more_replicas_than_servers_are_told_at_once(one: Servers) -> None:
+    with pytest.raises(ApiError, match=r"cannot be made: .*replicas"):
+        asyncio.run(JetStream.open(one.access("c7"), replace(one.stream("c7"), replicas=3)))
+
+
+def test_servers_that_acknowledge_before_they_sync_will_not_do_unless_asked_for() -> None:
+    async def scenario(servers: Servers) -> None:
+        with pytest.raises(ServersUnfit, match="s0: it acknowledges messages minutes before it syncs them"):
+            await JetStream.open(servers.access("c0"), servers.stream("c0"))
+        stream = await JetStream.open(servers.access("c0"), servers.stream("c0", synced=False))
+        await stream.close()
+
+    with nats_servers(1, synced=False) as servers:
+        asyncio.run(scenario(servers))
+
+
+def test_where_no_server_runs_each_one_is_named(one: Servers) -> None:
+    host = one.hosts[0]
+    access = replace(one.access("c8"), servers=(f"{host}:1", f"{host}:2"))
+    with pytest.raises(NoAnswer, match=rf"{host}:1: connection refused; {host}:2: connection refused"):
+        asyncio.run(JetStream.open(access, one.stream("c8"), timeout_s=1.0))

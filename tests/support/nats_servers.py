@@ -1,0 +1,140 @@
+"""Real nats-servers for tests, on loopback addresses of their own, that can be killed, stopped and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from ringmain.bus import NotFound
+from ringmain.bus.cluster.access import Access, StreamSettings, Tls
+from ringmain.bus.cluster.servers import (
+    ServerSettings,
+    User,
+    find_server,
+    start_server,
+    write_configuration,
+)
+from support.logs import wait_until
+
+TIMEOUT_S = 30.0
+PASSWORD = "a 'pass$word"
+CLUSTERS = tuple(f"c{number}" for number in range(16))  # each with a user and a stream of its own
+_NUMBERS = itertools.count(1)
+
+
+class Servers:
+    """Some nats-servers. They end with the tests' process, at the latest."""
+
+    def __init__(self, directory: Path, count: int, tls: bool = False, synced: bool = True) -> None:
+        self.directory, self.count = directory, count
+        pid = os.getpid()
+        net = f"127.{16 + (pid >> 8) % 200}.{pid & 255}"  # all of 127.0.0.0/8 is this machine's, and who else would be there
+        self.hosts = [f"{net}.{next(_NUMBERS)}" for _ in range(count)]
+        self.names = [f"s{number}" for number in range(count)]
+        self.tls: list[Tls | None] = [None] * count
+        if tls:
+            from ringmain.bus.cluster.certificates import make_authority, make_certificate
+
+            make_authority(directory)
+            self.tls = [make_certificate(directory, [host]) for host in self.hosts]
+        users = tuple(User(cluster, f"user-{cluster}", PASSWORD) for cluster in CLUSTERS)
+        peers = tuple(f"{host}:6222" for host in self.hosts) if count > 1 else ()
+        for host, name, files in zip(self.hosts, self.names, self.tls, strict=True):
+            settings = ServerSettings(
+                name, host, directory / name, users, peers=peers, store_bytes=10**9, tls=files, synced=synced
+            )
+            write_configuration(directory / f"{name}.conf", settings)
+        self._program = find_server()
+        self.processes: list[subprocess.Popen[bytes]] = [self._start(number) for number in range(count)]
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        name = self.names[number]
+        return start_server(self._program, self.directory / f"{name}.conf", self.directory / f"{name}.log")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(f"{host}:4222" for host in self.hosts)
+
+    def access(self, cluster: str, first: int = 0) -> Access:
+        """first: the server that is tried first."""
+        servers = self.addresses[first:] + self.addresses[:first]
+        return Access(servers, f"node-{cluster}", f"user-{cluster}", PASSWORD, self.tls[first])
+
+    def stream(self, cluster: str, bytes_max: int = 64 << 20, synced: bool = True) -> StreamSettings:
+        return StreamSettings.of_cluster(cluster, self.count, bytes_max, synced)
+
+    def log(self, number: int) -> str:
+        return (self.directory / f"{self.names[number]}.log").read_text(errors="replace")
+
+    def kill(self, number: int) -> None:
+        self.processes[number].kill()
+        self.processes[number].wait()
+
+    def start(self, number: int) -> None:
+        """Start one that was killed."""
+        self.processes[number] = self._start(number)
+
+    def stop(self, number: int) -> None:
+        """Let it stand still, with its connections open."""
+        self.processes[number].send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{self.processes[number].pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", TIMEOUT_S)
+
+    def resume(self, number: int) -> None:
+        self.processes[number].send_signal(signal.SIGCONT)
+
+    def mend(self) -> None:
+        """Have all of them run again."""
+        for number, process in enumerate(self.processes):
+            process.send_signal(signal.SIGCONT)
+            if process.poll() is not None:
+                self.start(number)
+        self.listening()
+
+    def listening(self) -> None:
+        """Wait until all of them can be connected to."""
+        for host in self.hosts:
+            wait_until(lambda host=host: _listens(host), TIMEOUT_S)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+
+@contextlib.contextmanager
+def nats_servers(count: int, tls: bool = False, synced: bool = True) -> Generator[Servers]:
+    """Skips where there is no nats-server of the right version."""
+    pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
+    try:
+        find_server()
+    except NotFound as error:
+        pytest.skip(str(error))
+    directory = Path(tempfile.mkdtemp(prefix="ringmain-nats-"))
+    servers = None
+    try:
+        servers = Servers(directory, count, tls, synced)
+        servers.listening()
+        yield servers
+    finally:
+        if servers is not None:
+            servers.close()
+        shutil.rmtree(directory)
+
+
+def _listens(host: str) -> bool:
+    try:
+        socket.create_connection((host, 4222), TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return False
+    return True
