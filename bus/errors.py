@@ -78,7 +78,7 @@ class WriterAlive(BusError):
 
 
 class NotLeader(BusError):
-    """This host's node of a replicated bus follows: records are published where another one leads. leader: its name, "" if unknown."""
+    """This host's node of a replicated bus does not lead; another one takes records. leader: its name, "" where none is known."""
 
     def __init__(self, bus: str, leader: str, more: str = "") -> None:
         self.bus, self.leader, self.more = bus, leader, more

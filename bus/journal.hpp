@@ -161,9 +161,21 @@ class Journal {
                 const char *rows = run_behind(ring, ring.indexed, ring.gathered, count);
                 const uint64_t added = ring.feed->add(rows, count);
                 ring.indexed += added;
-                if (added == 0 && !make_room_(context_, number)) ring.feed = nullptr;
+                if (added != 0) continue;
+                let_go(ring);
+                if (!make_room_(context_, number)) ring.feed = nullptr;
             }
         }
+    }
+
+    // Before waiting for room in a memtable: it may come only once earlier rows are in tables, and these may go there only once they are
+    // durable, here and on other hosts. So nothing that is in the log and in a memtable may wait for this thread.
+    void let_go(JournalRing &ring) {
+        if (ring.logged != ring.indexed) {
+            ring.logged = ring.indexed;
+            raise_watermark(*ring.header, *ring.control, LOGGED, ring.logged);
+        }
+        if (mode_ != SYNC_NEVER && log_->sync() == 0 && !fenced()) raise_durable();  // a sync that fails is told by the next
     }
 
     void raise_logged() {

@@ -52,7 +52,8 @@ def open_lane(
     as for room. After one that was killed or taken over the next is waited for in any case.
 
     Raises NotFound where no writer lives, AttachError where it takes no lanes, has none free (there are 64) or refuses this
-    one, NotLeader on a replicated bus whose node here follows, ValueError for another schema; OSError where memory cannot be had. The text says what and why.
+    one, NotLeader on a replicated bus whose node here follows, ValueError for another schema; OSError where memory cannot be had.
+    The text says what and why.
     """
     split_address(address)
     if slots < 1 or slots & (slots - 1):
@@ -148,7 +149,8 @@ class LanePublisher(Publisher):
     """Publishes records of one topic through a lane: see `open_lane`. As Publisher, one thread at a time; sequences are the lane's.
 
     Raises RingFull; Fenced where no next writer came in time, NotFound where the writer has closed, and NotLeader where it follows
-    now: then the text says how far the lane's records are in the topic; WriterFailed; and what Publisher raises for records that do not fit.
+    now: then the text says how far the lane's records are in the topic; WriterFailed; and what Publisher raises for records that do
+    not fit.
     """
 
     def __init__(
@@ -191,9 +193,9 @@ class LanePublisher(Publisher):
     ) -> None:
         """Return once the lane's watermark has reached `sequence`. Any thread may.
 
-        "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed", "replicated": as a Publisher's. "published": it
-        is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable subscribers and groups
-        to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
+        "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed", "replicated": as a Publisher's.
+        "published": it is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable subscribers
+        and groups to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
         Raises as Publisher.wait does, NotFound where the writer has closed before, NotLeader where it follows since.
         """
         names = list(acknowledged_by)

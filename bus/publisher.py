@@ -86,8 +86,8 @@ class Publisher:
     ) -> None:
         """Return once the watermark has reached `sequence`. Any thread may. Once it is indexed, `get` finds it.
 
-        watermark: "durable" unless told, on a replicated bus "replicated". acknowledged_by: wait for these resumable subscribers and groups to be done with
-        everything up to `sequence`; the watermark is then waited for only if it is given.
+        watermark: "durable" unless told, on a replicated bus "replicated". acknowledged_by: wait for these resumable subscribers
+        and groups to be done with everything up to `sequence`; the watermark is then waited for only if it is given.
         Raises TimeoutError after `timeout` seconds (None: never), which says who has not acknowledged, and where each stands;
         WriterFailed as soon as the log has stopped; ValueError for a watermark that this topic does not have (without a log,
         with one that is never synced, not kept by key), or a sequence that is not published.

@@ -2,8 +2,8 @@
 
 1. Rings, log and store are the same ones in both roles. What changes is who publishes in the rings: `apply`, or the drains of the
    topics' lanes; never both.
-2. The bus segment tells the role, and the leader's name, to those who want to publish. That it leads is told when the drains run, that
-   it follows before they end: so nobody waits for an answer that does not come.
+2. The bus segment tells the role, and the leader's name, to those who want to publish. That it leads is told when the drains run,
+   that it follows before they end: so nobody waits for an answer that does not come.
 3. What is replicated is said by whoever holds this object (`raise_replicated`), and knows what the other hosts have.
 
 It belongs to one thread at a time.
@@ -19,6 +19,7 @@ from typing_extensions import Buffer
 
 from ..storage import Schema
 from . import _lanes, _segment
+from ._journal import Journal
 from ._publish import RingPublisher
 from .errors import NotLeader
 from .lanes import LeftLane, TopicLanes, find_left
@@ -77,8 +78,19 @@ class Drains:
 class Replicating:
     """A replicated writer's role. It follows at first; whom, nobody has told yet."""
 
-    def __init__(self, bus: str, bus_segment: Segment, rings: Mapping[str, Ring], drains: Drains) -> None:
+    def __init__(
+        self,
+        bus: str,
+        bus_segment: Segment,
+        rings: Mapping[str, Ring],
+        drains: Drains,
+        journal: Journal,
+        rose: Callable[[], None],
+    ) -> None:
+        """rose: called when more is replicated."""
+        self.journal = journal
         self._bus, self._bus_segment, self._rings, self._drains = bus, bus_segment, rings, drains
+        self._rose = rose
         self._publishers = {topic: ring.make_publisher() for topic, ring in rings.items()}
         self._leader = ""
         self._leads = False
@@ -109,6 +121,7 @@ class Replicating:
         """A topic's rows up to a sequence, as far as they are here, are replicated."""
         ring = self._rings[topic]
         _segment.raise_replicated(ring.data.memory, ring.control.memory, sequence)
+        self._rose()
 
     def lead(self) -> None:
         """Take lanes for all topics from now on."""

@@ -31,8 +31,8 @@ from ..storage.engine import Engine
 from ..storage.log import LOG_FILE_BYTES
 from . import _lanes, _segment
 from ._journal import Journal
-from .errors import AttachError, BusError, NotFound, WriterAlive
 from ._publish import RingPublisher
+from .errors import AttachError, BusError, NotFound, WriterAlive
 from .lane_publisher import open_lane
 from .lanes import LeftLane, TopicLanes, find_left
 from .publisher import Publisher
@@ -196,7 +196,10 @@ class Writer:
                 )
                 epoch = parts.log.epoch
                 if store is not None:
-                    parts.engine = Engine(self.data_dir, parts.log, self.schemas, codecs, store, take_over=take_over)
+                    committed = self._replicated if replication is not None else None
+                    parts.engine = Engine(
+                        self.data_dir, parts.log, self.schemas, codecs, store, committed=committed, take_over=take_over
+                    )
                 parts.journal = Journal(parts.log.appender, sync, sync_interval)
             self.epoch = epoch
             self._open_topics()
@@ -204,8 +207,10 @@ class Writer:
             self._finish_left_lanes()
             if replication is not None:
                 assert parts.bus_segment is not None
+                assert parts.journal is not None
                 rings = {name: self._ring(schema) for name, schema in self.schemas.items()}
-                parts.replicating = Replicating(self.bus, parts.bus_segment, rings, parts.drains)
+                rose = parts.engine.committed_rose if parts.engine is not None else _do_nothing
+                parts.replicating = Replicating(self.bus, parts.bus_segment, rings, parts.drains, parts.journal, rose)
             _OPEN.add(self)
         except BaseException:
             self._finalizer.detach()
@@ -500,6 +505,11 @@ class Writer:
         publisher = self._parts.publishers.get(topic)
         return self._open_own_lane(topic) if publisher is None else publisher
 
+    def _replicated(self, topic: str) -> int:
+        """Up to which sequence rows of a topic are known to be replicated: they go into tables, and their log files expire."""
+        assert self._replication is not None
+        return _replicated(self._parts.data.get(topic)) or self._replication.ends.get(topic, 0)
+
     def _open_own_lane(self, topic: str) -> Publisher:
         """This process's own lane of a topic that has lanes; made when it is asked for first."""
         publishers = self._parts.publishers
@@ -546,7 +556,7 @@ class Writer:
             _close(self._parts)
 
     def close_to_cut(self, ends: Mapping[str, int]) -> None:
-        """Close, so that the bus can be opened again without what it has behind `ends`. Its readers wait for that, and read no further.
+        """Close, so that the bus can be opened again without what it has behind `ends`. Its readers wait for that.
 
         A topic that is not named is left with nothing. Raises as `close`.
         """
@@ -645,6 +655,8 @@ def _keep(parts: _Parts) -> None:
     while not parts.stop.is_set():
         for segment in parts.data.values():
             _segment.beat(segment.memory)
+        if parts.replicating is not None and parts.log is not None:
+            _hold_back(parts.log, parts.replicating)
         if parts.log is not None:
             try:
                 parts.log.keep(HEARTBEAT_S)
@@ -655,6 +667,20 @@ def _keep(parts: _Parts) -> None:
                 raise
         else:
             parts.stop.wait(HEARTBEAT_S)
+
+
+def _hold_back(log: Log, replicating: Replicating) -> None:
+    """Keep log files with rows that are not replicated yet. Topics of earlier writers get no more rows, and hold nothing back."""
+    ends = {topic.schema.name: topic.next_sequence for topic in log.topics}
+    log.hold_back(ends | {name: _replicated(ring.data) for name, ring in replicating.topics.items()})
+
+
+def _replicated(ring: Segment | None) -> int:
+    return _segment.read_state(ring.memory)["replicated"] if ring is not None else 0
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _holds_more_than_log(segment: Segment) -> bool:
