@@ -194,8 +194,8 @@ class LanePublisher(Publisher):
         """Return once the lane's watermark has reached `sequence`. Any thread may.
 
         "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed", "replicated": as a Publisher's.
-        "published": it is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable subscribers
-        and groups to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
+        "published": it is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable
+        subscribers and groups to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
         Raises as Publisher.wait does, NotFound where the writer has closed before, NotLeader where it follows since.
         """
         names = list(acknowledged_by)

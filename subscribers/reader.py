@@ -382,8 +382,8 @@ class TopicReader(Subscriber):
                 self._enter(ring, began)
                 cursor.release()
                 raise BusError(
-                    f"{self.address}: this reader had read up to {position}, but the topic was opened again with {began} as its end: the "
-                    "records between were published and never logged, or never replicated. Reading goes on behind what is there"
+                    f"{self.address}: this reader had read up to {position}, but the topic was opened again and ended at {began}: "
+                    "the records between were published and never logged, or never replicated. Reading goes on behind what is there"
                 )
             self.reopen_count += 1
             if restarted:  # nothing of the former stream is left: rings only, or another log

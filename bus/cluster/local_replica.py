@@ -154,7 +154,7 @@ class LocalReplica:
         if (schema.hash, schema.row_bytes) != (run.schema_hash, run.row_bytes):
             raise Diverged(
                 f"bus {self.bus!r}: the stream has rows of {run.row_bytes} bytes of topic {run.topic!r}, schema "
-                f"{run.schema_hash:016x}; here they have {schema.row_bytes}, schema {schema.hash:016x}: give all nodes the same schemas"
+                f"{run.schema_hash:016x}; here they have {schema.row_bytes}, schema {schema.hash:016x}: nodes need the same ones"
             )
         return schema
 
