@@ -20,6 +20,7 @@ import numpy as np
 
 from ...storage import HistoryGone, LogReader, Schema
 from ...storage.files import make_directory
+from ...storage.log_tail import cut_tail
 from .. import _segment
 from ..errors import BusError, Fenced, WriterFailed
 from ..replicating import Replication
@@ -223,8 +224,6 @@ class LocalReplica:
         raise BusError(f"bus {self.bus!r}: publishers keep leaving rows to be cut")
 
     def _close_and_cut(self, ends: Mapping[str, int]) -> int:
-        from ...storage.log_tail import cut_tail
-
         self.writer.close_to_cut(ends)
         return cut_tail(self.data_dir, ends).row_count
 
