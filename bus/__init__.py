@@ -9,6 +9,7 @@ from .errors import (
     BusError,
     Fenced,
     NotFound,
+    NotLeader,
     Overrun,
     PositionRefused,
     RingFull,
@@ -17,6 +18,7 @@ from .errors import (
 )
 from .lane_publisher import LanePublisher, open_lane
 from .publisher import Claim, Publisher
+from .replicating import Replication
 from .writer import Carried, Writer
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "Fenced",
     "LanePublisher",
     "NotFound",
+    "NotLeader",
     "Overrun",
     "PositionRefused",
     "Publisher",
+    "Replication",
     "RingFull",
     "Watermarks",
     "Writer",

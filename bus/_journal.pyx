@@ -28,6 +28,8 @@ cdef extern from "journal.hpp" namespace "ringmain" nogil:
         void add_ring(char *, ControlHeader *, Feed *) except +
         const uint32_t *asleep()
         void kick()
+        int event_fd()
+        void arm()
         void request_stop()
         int run()
 
@@ -101,6 +103,15 @@ cdef class Journal:
     def kick(self):
         """Wake the journal if it naps."""
         self.journal.kick()
+
+    @property
+    def event_fd(self):
+        """An eventfd that becomes readable once when `logged` or `durable` rises after `arm`, or the journal stops."""
+        return self.journal.event_fd()
+
+    def arm(self):
+        """Have the event told from now on: look at the watermarks afterwards, they may have risen before."""
+        self.journal.arm()
 
     def failure(self):
         """The LogFailed that stopped the log, or None."""

@@ -34,6 +34,8 @@ cdef extern from "lanes.hpp" namespace "ringmain" nogil:
         void raise_known()
         const vector[CLane] &lanes()
         void request_stop(int64_t)
+        void hold(cbool)
+        cbool holds()
         int run()
     cdef enum:
         C_DRAIN_LOOK "ringmain::DRAIN_LOOK", C_DRAIN_STOPPED "ringmain::DRAIN_STOPPED", C_DRAIN_STUCK "ringmain::DRAIN_STUCK"
@@ -202,7 +204,7 @@ cdef class _Held:
 cdef class LaneDrain:
     """Moves rows from a topic's lanes into its ring. `run` and what changes the lanes belong to one thread.
 
-    segment, control: the topic's, writable. journal: the writer's, or None. logged, durable, indexed: whether the topic has that.
+    segment, control: the topic's, writable. journal: the writer's, or None. durable, indexed, replicated: whether the topic has that.
     drop: drop slow readers when the ring is full, instead of waiting for them.
     """
 
@@ -211,7 +213,8 @@ cdef class LaneDrain:
     cdef object journal
     cdef dict held
 
-    def __cinit__(self, segment, control, *, journal, bint durable, bint indexed, bint drop, int64_t last_timestamp_ns):
+    def __cinit__(self, segment, control, *, journal, bint durable, bint indexed, bint replicated, bint drop,
+                  int64_t last_timestamp_ns):
         cdef uint32_t known = 0
         cdef CJournal *c_journal = NULL
         self.data.hold(segment, True)
@@ -219,7 +222,7 @@ cdef class LaneDrain:
         self.journal, self.held = journal, {}
         if journal is not None:
             c_journal = <CJournal *>PyCapsule_GetPointer(journal.capsule(), "ringmain.Journal")
-            known = 1 | durable << 1 | indexed << 2
+            known = 1 | durable << 1 | indexed << 2 | replicated << 3
         self.drain = new CDrain(self.data.data(), <ControlHeader *>self.control.data(), known, drop, c_journal, last_timestamp_ns)
 
     def __dealloc__(self):
@@ -242,10 +245,10 @@ cdef class LaneDrain:
         with nogil:
             self.drain.end(index, 0)
 
-    def end_all(self):
-        """Let all lanes end, since the writer closes."""
+    def end_all(self, bint closed):
+        """Let all lanes end. closed: since the writer closes; else their publishers look for another."""
         with nogil:
-            self.drain.end_all(C_STATUS_CLOSED)
+            self.drain.end_all(C_STATUS_CLOSED if closed else 0)
 
     def remove(self, uint32_t index):
         """Forget a lane."""
@@ -264,6 +267,15 @@ cdef class LaneDrain:
     def request_stop(self, double patience_s):
         """Ask `run` to return once all lanes have ended and are drained, or after so many seconds. From any thread."""
         self.drain.request_stop(<int64_t>(min(patience_s, 1e9) * 1e9))
+
+    def hold(self, bint held):
+        """Take nothing from the lanes for now; those that end meanwhile end where they are drained. From any thread."""
+        self.drain.hold(held)
+
+    @property
+    def holds(self):
+        """Whether nothing is taken any more, since `hold`."""
+        return self.drain.holds()
 
     def run(self):
         """Work, without the interpreter's lock, until there is something to do for the caller. Returns one of DRAIN_…"""

@@ -107,8 +107,8 @@ cdef class RingPublisher:
 
     @property
     def watermarks(self):
-        """(claimed, published, logged, durable, indexed), each read once."""
-        return tuple([load_acquire_u64(self.ring.header.watermarks[which].sequence) for which in range(5)])
+        """(claimed, published, logged, durable, indexed, replicated), each read once."""
+        return tuple([load_acquire_u64(self.ring.header.watermarks[which].sequence) for which in range(6)])
 
     @property
     def published(self):
@@ -266,6 +266,55 @@ cdef class RingPublisher:
             done += take
             source += <int64_t>take * stride
         return self.ring.published
+
+    def apply(self, rows):
+        """Publish whole rows, sequences and stamps included, which must go on right behind the last: as many as there is room for now.
+
+        rows: their bytes. Returns how many were published. Never waits. Raises ValueError where they do not go on there (nothing is
+        published then), and what stands in the way of publishing.
+        """
+        cdef HeldBuffer hold
+        cdef const char *source
+        cdef uint64_t count, done = 0, take, first, until_end, row_bytes = self.ring.row_bytes, sequence, at
+        cdef int64_t stamp
+        hold.hold(rows, False)
+        source, count = hold.data(), hold.bytes() // row_bytes
+        self._refuse()
+        if hold.bytes() % row_bytes:
+            raise ValueError(f"topic {self.topic!r}: whole rows of {row_bytes} bytes are expected, got {hold.bytes()} bytes")
+        for at in range(count):
+            memcpy(&sequence, source + at * row_bytes, 8)
+            if sequence != self.ring.published + 1 + at:
+                raise ValueError(f"topic {self.topic!r}: sequence {self.ring.published + 1 + at} is expected, got {sequence}")
+        while done < count:
+            take = self._room(min(count - done, self.chunk_rows))
+            if take == 0:
+                break
+            first = self.ring.published + 1
+            self.ring.claim(self.ring.published + take)
+            until_end = min(take, self.ring.slot_count - (first & self.ring.mask))
+            memcpy(self.ring.slot(first), source, until_end * row_bytes)
+            if until_end < take:
+                memcpy(self.ring.slot(first + until_end), source + until_end * row_bytes, (take - until_end) * row_bytes)
+            source += take * row_bytes
+            memcpy(&stamp, source - row_bytes + 8, 8)
+            self.ring.last_timestamp_ns = max(self.ring.last_timestamp_ns, stamp)
+            self.ring.publish(self.ring.published + take)
+            done += take
+            if self._must_wake():
+                self._wake()
+        return done
+
+    cdef uint64_t _room(self, uint64_t count) noexcept:
+        """How many of `count` records may be published now."""
+        if self.ring.may_publish(count):
+            return count
+        if load_relaxed_u32(self.ring.control.attention.wake[1]):
+            self.ring.rescan()
+        self.ring.update_limit()
+        if self.ring.limit <= self.ring.published and free_dead_readers(self.ring.control[0]):
+            self.ring.rescan()
+        return min(count, self.ring.limit - self.ring.published) if self.ring.limit > self.ring.published else 0
 
     def begin(self, uint64_t count):
         """Claim `count` slots and return a zeroed writable array over their payloads, for `commit` or `abort`.

@@ -2,7 +2,7 @@
 
 Whoever attaches believes nothing: a header is checked here before anything in it is used.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from core cimport *
@@ -11,7 +11,7 @@ import os
 
 from .errors import AttachError
 
-WATERMARKS = ("claimed", "published", "logged", "durable", "indexed")
+WATERMARKS = ("claimed", "published", "logged", "durable", "indexed", "replicated")
 DRAINED = <int>W_DRAINED  # a lane's watermark, by its number
 DATA_HEADER_BYTES = C_DATA_HEADER_BYTES
 BUS_BYTES = sizeof(BusHeader)
@@ -19,6 +19,7 @@ CONTROL_BYTES = sizeof(ControlHeader)
 READERS_MAX = C_READERS_MAX
 STATUS_FENCED, STATUS_LOG_FAILED, STATUS_CLOSED = C_STATUS_FENCED, C_STATUS_LOG_FAILED, C_STATUS_CLOSED
 STATUS_SETTLED = C_STATUS_SETTLED
+ROLE_ALONE, ROLE_FOLLOWS, ROLE_LEADS = C_ROLE_ALONE, C_ROLE_FOLLOWS, C_ROLE_LEADS
 
 
 def process_start(uint32_t pid):
@@ -54,7 +55,8 @@ def data_segment_bytes(schema_bytes, row_bytes, slot_count):
 
 
 def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t row_bytes, uint64_t slot_count, str bus,
-                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs, bint indexes, bint lanes=False):
+                str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs, bint indexes, bint lanes=False,
+                bint replicates=False, uint64_t began=0):
     """Write a fresh data segment's header. It is not ready until `publish_ready`."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
@@ -68,7 +70,7 @@ def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t ro
     header.schema_hash, header.schema_bytes, header.row_bytes = schema_hash, <uint32_t>len(schema_json), row_bytes
     header.slot_count, header.slots_offset, header.segment_bytes = slot_count, slots_offset, segment_bytes
     header.log_id, header.epoch, header.pid, header.syncs = log_id, epoch, os.getpid(), syncs
-    header.indexes, header.lanes = indexes, lanes
+    header.indexes, header.lanes, header.replicates, header.began = indexes, lanes, replicates, began
     header.process_start, header.created_ns = c_process_start(header.pid), wall_ns()
     header.heartbeat_ns = header.created_ns
     _put_text(header.bus, bus, 64, "bus")
@@ -117,6 +119,7 @@ def read_data(segment, str name):
         "slots_offset": header.slots_offset, "segment_bytes": header.segment_bytes,
         "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "created_ns": header.created_ns,
         "syncs": header.syncs != 0, "indexes": header.indexes != 0, "lanes": header.lanes != 0,
+        "replicates": header.replicates != 0, "began": header.began,
         "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
         "data_dir": _get_text(header.data_dir, 1024),
     }
@@ -137,14 +140,27 @@ def read_state(segment):
 
 
 def set_watermarks(segment, *, uint64_t claimed, uint64_t published, uint64_t logged, uint64_t durable,
-                   uint64_t indexed):
+                   uint64_t indexed, uint64_t replicated=0):
     """Set a fresh data segment's watermarks, before it is ready."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
     cdef DataHeader *header = <DataHeader *>hold.data()
-    cdef uint64_t[5] values = [claimed, published, logged, durable, indexed]
-    for which in range(5):
+    cdef uint64_t[6] values = [claimed, published, logged, durable, indexed, replicated]
+    for which in range(6):
         store_relaxed_u64(header.watermarks[which].sequence, values[which])
+
+
+def raise_replicated(segment, control, uint64_t sequence):
+    """Say that a topic's records up to a sequence, but none behind `published`, are replicated. It never falls."""
+    cdef HeldBuffer hold, control_hold
+    hold.hold(segment, True)
+    control_hold.hold(control, True)
+    cdef DataHeader *header = <DataHeader *>hold.data()
+    cdef ControlHeader *control_header = <ControlHeader *>control_hold.data()
+    sequence = min(sequence, load_acquire_u64(header.watermarks[<int>W_PUBLISHED].sequence))
+    if sequence > load_relaxed_u64(header.watermarks[<int>W_REPLICATED].sequence):
+        raise_watermark(header[0], control_header[0], W_REPLICATED, sequence)
+        wake_drain(control_header[0])
 
 
 def publish_ready(segment):
@@ -166,17 +182,17 @@ def add_status(segment, control, uint32_t bits):
                       header.doorbells[which].bell)
 
 
-def fence(segment, control, uint32_t bits=0):
+def fence(segment, control, uint32_t bits=0, uint64_t last=UINT64_MAX):
     """Stop whoever holds a ring from publishing into it, settle where it ends, and wake everybody who sleeps on the topic.
 
-    bits: more for its status. Returns where it ends. A writer that is in the middle of a call is told, whatever it still publishes;
+    bits: more for its status. last: it does not end behind this. Returns where it ends. A writer that is in the middle of a call is told, whatever it still publishes;
     nobody reads behind the end (sync FENCE).
     """
     cdef HeldBuffer hold
     cdef uint64_t ended
     hold.hold(segment, True)
     with nogil:
-        ended = fence_ring((<DataHeader *>hold.data())[0], C_STATUS_FENCED | bits)
+        ended = fence_ring((<DataHeader *>hold.data())[0], C_STATUS_FENCED | bits, last)
     add_status(segment, control, C_STATUS_FENCED)
     return ended
 
@@ -224,7 +240,7 @@ def check_control(segment, str name):
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
 
 
-def format_bus(segment, *, str bus, str data_dir, uint64_t log_id, uint32_t epoch):
+def format_bus(segment, *, str bus, str data_dir, uint64_t log_id, uint32_t epoch, uint32_t role=C_ROLE_ALONE):
     """Write the bus segment's content, in place of an earlier writer's."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
@@ -235,7 +251,28 @@ def format_bus(segment, *, str bus, str data_dir, uint64_t log_id, uint32_t epoc
     header.process_start, header.created_ns, header.log_id = c_process_start(header.pid), wall_ns(), log_id
     _put_text(header.bus, bus, 64, "bus")
     _put_text(header.data_dir, data_dir, 1024, "data_dir")
+    set_role(segment, role)
     store_release_u32(header.ready, READY)
+
+
+def set_role(segment, uint32_t role, str leader=""):
+    """Say in the bus segment whether this writer follows or leads, and who leads if it follows ("": nobody known)."""
+    cdef HeldBuffer hold
+    cdef char[64] text
+    hold.hold(segment, True)
+    _put_text(text, leader, 64, "leader")
+    write_role((<BusHeader *>hold.data())[0], role, text)
+
+
+def read_bus_role(segment):
+    """(role, name of the leader) as the bus segment, which was checked, has them; None while they change."""
+    cdef HeldBuffer hold
+    cdef uint32_t role = 0
+    cdef char[64] text
+    hold.hold(segment, False)
+    if not read_role((<const BusHeader *>hold.data())[0], role, text):
+        return None
+    return role, _get_text(text, 64)
 
 
 def read_bus(segment, str name):
@@ -246,7 +283,8 @@ def read_bus(segment, str name):
     _check_head(hold.data(), BUS_MAGIC, name, hold.bytes(), sizeof(BusHeader))
     if load_acquire_u32(header.ready) != READY:
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
-    return {"epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "log_id": header.log_id,
+    role, leader = read_bus_role(segment) or (C_ROLE_ALONE, "")
+    return {"role": role, "leader": leader, "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "log_id": header.log_id,
             "created_ns": header.created_ns, "bus": _get_text(header.bus, 64), "data_dir": _get_text(header.data_dir, 1024)}
 
 
@@ -281,7 +319,7 @@ def list_readers(control):
             "index": index, "pid": owner_pid(owner), "process_start": entry.process_start,
             "state": {READER_JOINING: "joining", READER_ACTIVE: "active", READER_DROPPED: "dropped"}.get(owner_state(owner), "unknown"),
             "name": _get_text(entry.name, 48), "policy": "reliable" if entry.policy == RELIABLE else "lossy",
-            "follow": WATERMARKS[entry.follow] if entry.follow < 5 else "unknown", "attached_ns": entry.attached_ns,
+            "follow": WATERMARKS[entry.follow] if entry.follow < 6 else "unknown", "attached_ns": entry.attached_ns,
             "consumed": load_acquire_u64(entry.consumed), "acknowledged": load_acquire_u64(entry.acknowledged),
             "heartbeat_ns": load_relaxed_i64(entry.heartbeat_ns),
             "overrun_count": entry.overrun_count, "lost_count": entry.lost_count, "refilled_count": entry.refilled_count,

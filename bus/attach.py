@@ -22,6 +22,7 @@ class Watermarks(NamedTuple):
     logged: int
     durable: int
     indexed: int
+    replicated: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
     const size_t C_DATA_HEADER_BYTES "ringmain::DATA_HEADER_BYTES"
     cdef enum Watermark "ringmain::Watermark":
         W_CLAIMED "ringmain::CLAIMED", W_PUBLISHED "ringmain::PUBLISHED", W_LOGGED "ringmain::LOGGED"
-        W_DURABLE "ringmain::DURABLE", W_INDEXED "ringmain::INDEXED", W_ENDED "ringmain::ENDED", W_DRAINED "ringmain::DRAINED"
+        W_DURABLE "ringmain::DURABLE", W_INDEXED "ringmain::INDEXED", W_REPLICATED "ringmain::REPLICATED", W_ENDED "ringmain::ENDED", W_DRAINED "ringmain::DRAINED"
     const uint32_t WATERMARK_COUNT
     cdef enum:
         C_STATUS_FENCED "ringmain::STATUS_FENCED", C_STATUS_LOG_FAILED "ringmain::STATUS_LOG_FAILED"
@@ -54,8 +54,8 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         uint64_t schema_hash
         uint32_t schema_bytes, row_bytes
         uint64_t slot_count, slots_offset, segment_bytes, log_id
-        uint32_t epoch, pid, syncs, indexes, lanes
-        uint64_t process_start
+        uint32_t epoch, pid, syncs, indexes, lanes, replicates
+        uint64_t process_start, began
         int64_t created_ns
         char bus[64]
         char topic[64]
@@ -99,6 +99,13 @@ cdef extern from "layout.hpp" namespace "ringmain" nogil:
         ReaderEntry readers[1024]
     ControlHeader *lane_control(char *)
 
+cdef extern from "role.hpp" namespace "ringmain" nogil:
+    cdef enum:
+        C_ROLE_ALONE "ringmain::ROLE_ALONE", C_ROLE_FOLLOWS "ringmain::ROLE_FOLLOWS", C_ROLE_LEADS "ringmain::ROLE_LEADS"
+    const size_t LEADER_WORDS
+    void write_role(BusHeader &, uint32_t, const char *)
+    cbool read_role(const BusHeader &, uint32_t &, char *)
+
 cdef extern from "wait.hpp" namespace "ringmain" nogil:
     cdef enum WaitStrategy "ringmain::WaitStrategy":
         WAIT_FUTEX "ringmain::WAIT_FUTEX"
@@ -111,6 +118,7 @@ cdef extern from "wait.hpp" namespace "ringmain" nogil:
     int64_t monotonic_ns()
     void ring_doorbell(uint32_t &, uint32_t &)
     void wake_drain(ControlHeader &)
+    void raise_watermark(DataHeader &, ControlHeader &, Watermark, uint64_t)
 
 cdef extern from "readers.hpp" namespace "ringmain" nogil:
     uint64_t owner_word(uint32_t, int)
@@ -149,7 +157,7 @@ cdef extern from "ring.hpp" namespace "ringmain" nogil:
         uint64_t consumed(uint32_t)
         uint32_t drop_slow_readers(uint64_t)
         cbool wait_for_room(uint64_t, int64_t)
-    uint64_t fence_ring(DataHeader &, uint32_t)
+    uint64_t fence_ring(DataHeader &, uint32_t, uint64_t)
     cdef enum:
         POLL_NOTHING "ringmain::POLL_NOTHING", POLL_ROWS "ringmain::POLL_ROWS", POLL_LAPPED "ringmain::POLL_LAPPED"
     cdef cppclass RingReader:

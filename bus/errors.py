@@ -8,6 +8,7 @@ __all__ = [
     "BusError",
     "Fenced",
     "NotFound",
+    "NotLeader",
     "Overrun",
     "PositionRefused",
     "RingFull",
@@ -74,6 +75,18 @@ class WriterAlive(BusError):
 
     def __reduce__(self) -> tuple[type[WriterAlive], tuple[str, int]]:
         return type(self), (self.bus, self.pid)
+
+
+class NotLeader(BusError):
+    """This host's node of a replicated bus does not lead; another one takes records. leader: its name, "" where none is known."""
+
+    def __init__(self, bus: str, leader: str, more: str = "") -> None:
+        self.bus, self.leader, self.more = bus, leader, more
+        who = f"node {leader!r} does: publish there" if leader else "no node is known to; try again soon"
+        super().__init__(f"bus {bus!r}: this node does not lead; {who}{more}")
+
+    def __reduce__(self) -> tuple[type[NotLeader], tuple[str, str, str]]:
+        return type(self), (self.bus, self.leader, self.more)
 
 
 class NotFound(BusError):

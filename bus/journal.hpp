@@ -7,9 +7,13 @@
 // 3. With nothing to do it naps, 50 µs at first; after 20 ms it sleeps until `kick` or, through `asleep`, the next publish.
 // 4. When the log fails it says so in every ring's status and stops for good.
 // 5. When a ring is fenced by a newer writer it stops before the next write, and nothing more is acknowledged.
+// 6. Who waits for `logged` or `durable` in an event loop arms `event_fd`, and looks: it is written when one of them rises then, and
+//    when the journal stops.
 #pragma once
 
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
@@ -43,6 +47,20 @@ class Journal {
   public:
     Journal(LogWriter *log, SyncMode mode, int64_t interval_ns, MakeRoom make_room, void *context)
         : log_(log), mode_(mode), interval_ns_(interval_ns), make_room_(make_room), context_(context) {}
+    Journal(const Journal &) = delete;
+    Journal &operator=(const Journal &) = delete;
+    ~Journal() {
+        if (event_fd_ >= 0) close(event_fd_);
+    }
+
+    // -1 where the system refuses it.
+    int event_fd() const { return event_fd_; }
+
+    // The event is written once when something rises from now on: look afterwards whether it has.
+    void arm() {
+        store_relaxed(armed_, 1u);
+        std::atomic_thread_fence(std::memory_order_seq_cst);  // sync ARM: arm first, then look at the watermarks
+    }
 
     // feed: where the topic is kept by key; it must outlive the journal.
     void add_ring(char *data, ControlHeader *control, Feed *feed) {
@@ -143,9 +161,21 @@ class Journal {
                 const char *rows = run_behind(ring, ring.indexed, ring.gathered, count);
                 const uint64_t added = ring.feed->add(rows, count);
                 ring.indexed += added;
-                if (added == 0 && !make_room_(context_, number)) ring.feed = nullptr;
+                if (added != 0) continue;
+                let_go(ring);
+                if (!make_room_(context_, number)) ring.feed = nullptr;
             }
         }
+    }
+
+    // Before waiting for room in a memtable: it may come only once earlier rows are in tables, and these may go there only once they are
+    // durable, here and on other hosts. So nothing that is in the log and in a memtable may wait for this thread.
+    void let_go(JournalRing &ring) {
+        if (ring.logged != ring.indexed) {
+            ring.logged = ring.indexed;
+            raise_watermark(*ring.header, *ring.control, LOGGED, ring.logged);
+        }
+        if (mode_ != SYNC_NEVER && log_->sync() == 0 && !fenced()) raise_durable();  // a sync that fails is told by the next
     }
 
     void raise_logged() {
@@ -157,6 +187,7 @@ class Journal {
             if (ring.feed != nullptr) raise_watermark(*ring.header, *ring.control, INDEXED, ring.indexed);
             wake_drain(*ring.control);
         }
+        tell();
     }
 
     void raise_durable() {
@@ -166,6 +197,14 @@ class Journal {
             raise_watermark(*ring.header, *ring.control, DURABLE, ring.durable);
             wake_drain(*ring.control);
         }
+        tell();
+    }
+
+    void tell() {
+        std::atomic_thread_fence(std::memory_order_seq_cst);  // sync ARM: raise first, then look whether somebody waits
+        if (load_relaxed(armed_) == 0) return;
+        store_relaxed(armed_, 0u);
+        eventfd_write(event_fd_, 1);
     }
 
     int sync_if_due(bool now) {
@@ -213,7 +252,9 @@ class Journal {
             ring_doorbell(ring.control->doorbells[LOGGED].want, ring.control->doorbells[LOGGED].bell);
             ring_doorbell(ring.control->doorbells[DURABLE].want, ring.control->doorbells[DURABLE].bell);
             ring_doorbell(ring.control->doorbells[INDEXED].want, ring.control->doorbells[INDEXED].bell);
+            ring_doorbell(ring.control->doorbells[REPLICATED].want, ring.control->doorbells[REPLICATED].bell);
         }
+        tell();
         return error;
     }
 
@@ -228,6 +269,8 @@ class Journal {
     uint32_t stop_ = 0;
     alignas(LINE) uint32_t kicks_ = 0;
     uint32_t napping_ = 0;
+    const int event_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    alignas(LINE) uint32_t armed_ = 0;
     alignas(LINE) uint32_t asleep_ = 0;  // publishing looks at this word: set only before a long sleep
 };
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from ..storage import Schema
 from . import _lanes, _segment
 from .attach import Attached, attach
-from .errors import AttachError, NotFound, WriterFailed
+from .errors import AttachError, NotFound, NotLeader, WriterFailed
 from .lanes import REFUSALS
-from .segments import MODES, Segment, lane_name
+from .segments import MODES, Segment, bus_name, lane_name
 
 __all__ = ["POLL_S", "Lane", "ask", "leave"]
 
@@ -37,10 +37,11 @@ class Lane:
 
 
 def ask(address: str, schema: Schema | None, slots: int, last: int, deadline: float) -> Lane:
-    """Open a lane whose first sequence is last + 1. Waits until `deadline` for a writer."""
+    """Open a lane whose first sequence is last + 1. Waits until `deadline` for a writer; not for a node to lead."""
     while True:
         try:
             topic = attach(address)
+            _check_role(topic)
             _check_writer(topic)
         except (NotFound, AttachError):
             if time.monotonic() >= deadline:
@@ -62,6 +63,21 @@ def _check_writer(topic: Attached) -> None:
         )
     if not _segment.process_lives(header["pid"], header["process_start"]):
         raise NotFound(f"{topic.bus}/{topic.topic}: its writer, process {header['pid']}, is dead; start it again")
+
+
+def _check_role(topic: Attached) -> None:
+    """Raise NotLeader where the bus is replicated and this host's node does not lead."""
+    if not topic.header["replicates"]:
+        return
+    name = bus_name(topic.bus)
+    bus = Segment.open(name, writable=False)
+    while (found := _segment.read_bus_role(bus.memory)) is None:
+        _segment.read_bus(bus.memory, name)  # a writer that begins, or died amid a change
+        if not bus.is_current() or not _segment.process_lives(topic.header["pid"], topic.header["process_start"]):
+            raise NotFound(f"{topic.bus}/{topic.topic}: its writer is gone; start it again")
+    role, leader = found
+    if role != _segment.ROLE_LEADS:
+        raise NotLeader(topic.bus, leader)
 
 
 def _check_topic(topic: Attached, schema: Schema | None) -> None:
@@ -98,6 +114,7 @@ def _ask_writer(topic: Attached, slots: int, last: int, deadline: float) -> Lane
             if entry["state"] == _lanes.OPEN:
                 opened = True
                 return Lane(topic, segment, index, number)
+            _check_role(topic)
             if entry["state"] == _lanes.REFUSED:
                 raise AttachError(f"{topic.bus}/{topic.topic}: no lane: {REFUSALS.get(entry['why'], 'refused')}")
             try:
@@ -150,6 +167,7 @@ def _make_segment(name: str, topic: Attached, slots: int, last: int) -> Segment:
         epoch=header["epoch"],
         syncs=header["syncs"],
         indexes=header["indexes"],
+        replicates=header["replicates"],
     )
     _lanes.format_lane(segment.memory, last)
     _segment.publish_ready(segment.memory)

@@ -22,7 +22,7 @@ from . import _segment
 from ._publish import RingPublisher
 from .acknowledgement import wait_for_standings
 from .attach import attach
-from .errors import Fenced, NotFound
+from .errors import Fenced, NotFound, NotLeader
 from .lane_opening import POLL_S, Lane, ask, leave
 from .publisher import Publisher
 from .segments import split_address
@@ -52,7 +52,8 @@ def open_lane(
     as for room. After one that was killed or taken over the next is waited for in any case.
 
     Raises NotFound where no writer lives, AttachError where it takes no lanes, has none free (there are 64) or refuses this
-    one, ValueError for another schema; OSError where memory cannot be had. The text says what and why.
+    one, NotLeader on a replicated bus whose node here follows, ValueError for another schema; OSError where memory cannot be had.
+    The text says what and why.
     """
     split_address(address)
     if slots < 1 or slots & (slots - 1):
@@ -76,7 +77,7 @@ class _Holder:
         """Lead the ring from a lane that was fenced into a new one, unless another thread has. deadline: of time.monotonic.
 
         behind: not where all that the ring has published is within the lane's end; False then. Raises Fenced where no next writer
-        came in time, NotFound where this one has closed and another is not waited for.
+        came in time, NotFound where this one has closed and another is not waited for, NotLeader where the bus follows now.
         """
         deadline = time.monotonic() + self._patience_s if deadline is None else deadline
         with self._moving:
@@ -97,6 +98,12 @@ class _Holder:
                 raise Fenced(
                     f"{self._address}: the bus's writer was taken over behind {end}, by this lane's count, and no next one "
                     f"came: {error}"
+                ) from None
+            except NotLeader as error:
+                raise NotLeader(
+                    error.bus,
+                    error.leader,
+                    f"; what was published up to {end}, by this lane's count, was taken in before",
                 ) from None
             while (
                 ring.busy
@@ -141,8 +148,9 @@ os.register_at_fork(after_in_child=_close_in_child)
 class LanePublisher(Publisher):
     """Publishes records of one topic through a lane: see `open_lane`. As Publisher, one thread at a time; sequences are the lane's.
 
-    Raises RingFull; Fenced where no next writer came in time, and NotFound where the writer has closed: then the text says how far
-    the lane's records are in the topic; WriterFailed; and what Publisher raises for records that do not fit.
+    Raises RingFull; Fenced where no next writer came in time, NotFound where the writer has closed, and NotLeader where it follows
+    now: then the text says how far the lane's records are in the topic; WriterFailed; and what Publisher raises for records that do
+    not fit.
     """
 
     def __init__(
@@ -168,6 +176,7 @@ class LanePublisher(Publisher):
             journal=lane.door(),
             syncs=lane.topic.header["syncs"],
             indexes=lane.topic.header["indexes"],
+            replicates=lane.topic.header["replicates"],
             mover=self._holder.move,
         )
         self._logs = bool(lane.topic.header["data_dir"])
@@ -177,21 +186,21 @@ class LanePublisher(Publisher):
     def wait(
         self,
         sequence: int,
-        watermark: Literal["published", "logged", "durable", "indexed", "drained"] | None = None,
+        watermark: Literal["published", "logged", "durable", "indexed", "replicated", "drained"] | None = None,
         timeout: float | None = None,
         *,
         acknowledged_by: Iterable[str] = (),
     ) -> None:
         """Return once the lane's watermark has reached `sequence`. Any thread may.
 
-        "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed": as a Publisher's. "published": it
-        is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable subscribers and groups
-        to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
-        Raises as Publisher.wait does, and NotFound where the writer has closed before.
+        "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed", "replicated": as a Publisher's.
+        "published": it is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable
+        subscribers and groups to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
+        Raises as Publisher.wait does, NotFound where the writer has closed before, NotLeader where it follows since.
         """
         names = list(acknowledged_by)
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait_for(sequence, watermark or ("drained" if names else "durable"), deadline)
+        self._wait_for(sequence, watermark or ("drained" if names else self._safest), deadline)
         if names:
             if watermark == "published":
                 self._wait_for(sequence, "drained", deadline)

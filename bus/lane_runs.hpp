@@ -13,7 +13,7 @@ namespace ringmain {
 class LaneRuns {
   public:
     static constexpr size_t RUNS_MAX = 4096;
-    static constexpr uint32_t KINDS = 3;  // watermarks that follow the topic's, numbered from 0
+    static constexpr uint32_t KINDS = 4;  // watermarks that follow the topic's, numbered from 0
 
     // kinds: bit n is set where watermark n exists, and will be asked for.
     explicit LaneRuns(uint32_t kinds) : kinds_(kinds) {}

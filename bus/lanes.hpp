@@ -79,13 +79,13 @@ enum DrainEvent : int {
 
 class Drain {
   public:
-    // known: a bit for each of LOGGED, DURABLE, INDEXED that the topic has. drop: drop slow readers when the ring is full.
+    // known: a bit for each of LOGGED, DURABLE, INDEXED, REPLICATED that the topic has. drop: drop slow readers when the ring is full.
     // journal: the writer's, or null; it must outlive this.
     Drain(char *data, ControlHeader *control, uint32_t known, bool drop, Journal *journal, int64_t last_timestamp_ns)
         : known_(known), drop_(drop), journal_(journal) {
         barrier_register();
         ring_.open(data, control, journal != nullptr);
-        ring_.last_timestamp_ns = last_timestamp_ns;
+        ring_.last_timestamp_ns = std::max(ring_.last_timestamp_ns, last_timestamp_ns);
         if (journal != nullptr) ring_.journal_asleep = journal->asleep();
         turn_rows_ = std::clamp<uint64_t>(ring_.slot_count / 8, 1, 1024);
     }
@@ -111,6 +111,7 @@ class Drain {
     }
 
     void end_all(uint32_t bits) {
+        raise_known();  // before the fence: who waits looks there no more behind it
         for (Lane &lane : lanes_)
             if (lane.end == Lane::ENDLESS) end(lane, bits);
     }
@@ -140,6 +141,15 @@ class Drain {
         ring_doorbell(ring_.control->drain.want, ring_.control->drain.bell);
     }
 
+    // From any thread: take nothing for now; lanes that end meanwhile end where they are drained.
+    void hold(bool held) {
+        store_release(held_, held ? 1u : 0u);
+        ring_doorbell(ring_.control->drain.want, ring_.control->drain.bell);
+    }
+
+    // From any thread: whether nothing is taken any more, since `hold`.
+    bool holds() const { return load_acquire(holds_) != 0; }
+
     DrainEvent run() {
         prctl(PR_SET_TIMERSLACK, 1'000);
         for (;;) {
@@ -156,7 +166,9 @@ class Drain {
                 return DRAIN_LOOK;
             }
             blocked_ = false;
-            const bool moved = pass();
+            const bool held = load_acquire(held_) != 0;
+            store_release(holds_, held ? 1u : 0u);  // behind all that was published before
+            const bool moved = !held && pass();
             if (fenced_) return DRAIN_FENCED;
             raise_known();
             if (std::any_of(lanes_.begin(), lanes_.end(), [](const Lane &lane) { return lane.finished(); })) {
@@ -182,7 +194,7 @@ class Drain {
     static constexpr int64_t DEAD_CHECK_NS = 250'000'000;  // every lane's publisher is looked at this often
 
     void end(Lane &lane, uint32_t bits) {
-        lane.end = fence_ring(*lane.header, STATUS_FENCED | bits);
+        lane.end = fence_ring(*lane.header, STATUS_FENCED | bits, load_acquire(held_) != 0 ? lane.drained : Lane::ENDLESS);
         if (lane.end - lane.drained > lane.slot_count) lane.end = lane.drained;  // it contradicts itself: what is it worth
         for (uint32_t which = LOGGED; which < WATERMARK_COUNT; ++which)
             ring_doorbell(lane.control->doorbells[which].want, lane.control->doorbells[which].bell);
@@ -304,8 +316,11 @@ class Drain {
         if (load_acquire(ring_.header->status) != 0) return false;
         for (uint32_t kind = 0; kind < LaneRuns::KINDS; ++kind)
             if ((known_ >> kind & 1) != 0 && load_acquire(ring_.header->watermarks[LOGGED + kind].sequence) != seen_[kind]) return false;
+        if (load_acquire(held_) != load_relaxed(holds_)) return false;
         for (const Lane &lane : lanes_)
-            if (lane.end == Lane::ENDLESS && load_acquire(lane.header->watermarks[PUBLISHED].sequence) != lane.drained) return false;
+            if (lane.end == Lane::ENDLESS && load_relaxed(holds_) == 0 &&
+                load_acquire(lane.header->watermarks[PUBLISHED].sequence) != lane.drained)
+                return false;
         return true;
     }
 
@@ -330,6 +345,7 @@ class Drain {
     bool blocked_ = false, fenced_ = false, stop_told_ = false;
     int64_t active_ns_ = monotonic_ns(), dead_looked_ns_ = active_ns_, readers_looked_ns_ = 0, stop_at_ns_ = 0;
     alignas(LINE) uint32_t stop_ = 0;
+    uint32_t held_ = 0, holds_ = 0;
 };
 
 }  // namespace ringmain

@@ -93,6 +93,7 @@ class TopicLanes:
         journal: Journal | None,
         durable: bool,
         indexed: bool,
+        replicated: bool,
         full: Literal["block", "raise", "drop"],
         last_timestamp_ns: int,
         left: list[LeftLane],
@@ -104,12 +105,13 @@ class TopicLanes:
             journal=journal,
             durable=durable,
             indexed=indexed,
+            replicated=replicated,
             drop=full == "drop",
             last_timestamp_ns=last_timestamp_ns,
         )
         self._lanes: dict[int, tuple[int, int]] = {}  # by index: pid and number
         self._left = {index: lane.number for index, lane in enumerate(left)}
-        self._closing = False
+        self._closing = self._for_good = False
         self.event = _lanes.DRAIN_LOOK  # what ended `run`
         for index, lane in enumerate(left):
             self._drain.add(
@@ -128,9 +130,21 @@ class TopicLanes:
             self._look()
         self.event = event
 
-    def request_stop(self, patience_s: float) -> None:
-        """Let every lane end, and `run` return once they are drained, or after so many seconds."""
-        self._closing = True
+    def hold(self, held: bool) -> None:
+        """Take nothing from the lanes for now; those that end meanwhile end where they are drained."""
+        self._drain.hold(held)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is taken any more, since `hold`."""
+        return self._drain.holds
+
+    def request_stop(self, patience_s: float, *, for_good: bool = True) -> None:
+        """Let every lane end, and `run` return once they are drained, or after so many seconds.
+
+        for_good: the writer closes; otherwise the lanes' publishers look at once for who takes their records now.
+        """
+        self._closing, self._for_good = True, for_good
         self._drain.request_stop(patience_s)
 
     def finish(self) -> bool:
@@ -151,7 +165,7 @@ class TopicLanes:
     def _look(self) -> None:
         """Do what the drain cannot: let publishers in, and take away what has ended."""
         if self._closing:
-            self._drain.end_all()
+            self._drain.end_all(self._for_good)
         else:
             for index in self._drain.finished():
                 self._remove(index)

@@ -75,6 +75,8 @@ struct DataHeader {
     uint32_t syncs;          // 1244  1: the log is synced, so that records become durable
     uint32_t indexes;        // 1248  1: records are kept by key in the bus's store
     uint32_t lanes;          // 1252  1: other processes may publish, each through a lane
+    uint32_t replicates;     // 1256  1: other hosts hold the bus as well, so that records become replicated
+    uint64_t began;          // 1264  the topic's last sequence when this ring was made
     alignas(LINE) WatermarkLine watermarks[WATERMARK_COUNT];  // 1280
     alignas(LINE) uint32_t status;                            // 2304
     uint32_t log_errno;
@@ -85,7 +87,12 @@ struct DataHeader {
 };
 static_assert(offsetof(DataHeader, watermarks) == 1280 && offsetof(DataHeader, status) == 2304);
 static_assert(offsetof(DataHeader, lanes) == 1252 && offsetof(DataHeader, positions) == 4096);
+static_assert(offsetof(DataHeader, replicates) == 1256 && offsetof(DataHeader, began) == 1264);
 static_assert(offsetof(DataHeader, heartbeat_ns) == 2432 && sizeof(DataHeader) == DATA_HEADER_BYTES);
+
+enum Role : uint32_t { ROLE_ALONE = 0, ROLE_FOLLOWS = 1, ROLE_LEADS = 2 };
+
+inline constexpr size_t LEADER_WORDS = 8;
 
 // A bus's own small segment: its writer holds flock(2) on it for life, and so is known to live.
 struct BusHeader {
@@ -99,10 +106,13 @@ struct BusHeader {
     uint64_t log_id;
     char bus[64];
     char data_dir[1024];
-    uint32_t ready;
-    char tail[4096 - 1140];
+    uint32_t ready;                 // 1136
+    uint32_t role;                  // 1140  Role; with `leader` it changes while the bus is open, see role.hpp
+    uint32_t role_turn;             // 1144  odd while they change
+    uint64_t leader[LEADER_WORDS];  // 1152  of ROLE_FOLLOWS: the name of the node that leads, as text; empty: none is known
+    char tail[4096 - 1216];
 };
-static_assert(sizeof(BusHeader) == 4096 && offsetof(BusHeader, ready) == 1136);
+static_assert(sizeof(BusHeader) == 4096 && offsetof(BusHeader, ready) == 1136 && offsetof(BusHeader, leader) == 1152);
 
 // Set by readers, cleared by the writer; one line, so that the writer's look at both costs one load.
 struct alignas(LINE) Attention {

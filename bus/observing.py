@@ -34,6 +34,7 @@ from .snapshot import (
 __all__ = ["Observer", "schema_facts"]
 
 
+ROLES = {_segment.ROLE_FOLLOWS: "follows", _segment.ROLE_LEADS: "leads"}
 LANE_STATES = {
     _lanes.TAKEN: "taken",
     _lanes.ASKED: "asked",
@@ -107,7 +108,7 @@ class Observer:
             control = self._open(control_name(bus, topic))
             _segment.check_control(control.memory, control.name)
             entries = _segment.list_readers(control.memory)
-            readers = tuple(_reader(entry, state["published"], now_ns) for entry in entries)
+            readers = tuple(_reader(entry, state, now_ns) for entry in entries)
             lanes = tuple(self._lanes(bus, topic, _lanes.list_entries(control.memory)))
         except (NotFound, AttachError) as error:
             problem = problem or str(error)
@@ -130,6 +131,7 @@ class Observer:
             logged=state["logged"] if header["data_dir"] else None,
             durable=state["durable"] if header["data_dir"] else None,
             indexed=state["indexed"] if header["indexes"] else None,
+            replicated=state["replicated"] if header["replicates"] else None,
             readers=readers,
             lanes=lanes,
             positions=_positions(header, state["published"]) if self._positions else (),
@@ -178,8 +180,14 @@ def _writer(bus: str, header: dict[str, Any] | None, topics: tuple[TopicFacts, .
     ages = [topic.heartbeat_age_s for topic in topics if topic.heartbeat_age_s is not None]
     state = process_state(header["pid"], header["process_start"]) if header is not None else "dead"
     if header is not None and state != "dead":
+        role, leader = header["role"], header["leader"]
         return WriterFacts(
-            state=state, pid=header["pid"], epoch=header["epoch"], heartbeat_age_s=min(ages, default=None)
+            state=state,
+            pid=header["pid"],
+            epoch=header["epoch"],
+            heartbeat_age_s=min(ages, default=None),
+            role=ROLES.get(role),
+            leader=leader,
         )
     starting = flock_holder(DIRECTORY / bus_name(bus)[1:])
     if starting is not None:
@@ -198,7 +206,7 @@ def _writer(bus: str, header: dict[str, Any] | None, topics: tuple[TopicFacts, .
     )
 
 
-def _reader(entry: dict[str, Any], published: int, now_ns: int) -> ReaderFacts:
+def _reader(entry: dict[str, Any], state: dict[str, int], now_ns: int) -> ReaderFacts:
     started = 0 if entry["state"] == "joining" else entry["process_start"]
     return ReaderFacts(
         index=entry["index"],
@@ -210,7 +218,7 @@ def _reader(entry: dict[str, Any], published: int, now_ns: int) -> ReaderFacts:
         follow=entry["follow"],
         consumed=entry["consumed"],
         acknowledged=entry["acknowledged"],
-        lag_count=max(0, published - entry["consumed"]),
+        lag_count=max(0, state.get(entry["follow"], state["published"]) - entry["consumed"]),
         overrun_count=entry["overrun_count"],
         lost_count=entry["lost_count"],
         refilled_count=entry["refilled_count"],

@@ -43,11 +43,12 @@ class Publisher:
         journal: Journal | LaneDoor | None,
         syncs: bool = True,
         indexes: bool = False,
+        replicates: bool = False,
         mover: Callable[[RingPublisher, bool], bool] | None = None,
     ) -> None:
         self.schema = schema
         self._data, self._control = data, control
-        self._journal, self._syncs, self._indexes = journal, syncs, indexes
+        self._journal, self._syncs, self._indexes, self._replicates = journal, syncs, indexes, replicates
         asleep = journal.asleep() if journal is not None else None
         self._ring = RingPublisher(
             data.memory,
@@ -78,22 +79,22 @@ class Publisher:
     def wait(
         self,
         sequence: int,
-        watermark: Literal["published", "logged", "durable", "indexed"] | None = None,
+        watermark: Literal["published", "logged", "durable", "indexed", "replicated"] | None = None,
         timeout: float | None = None,
         *,
         acknowledged_by: Iterable[str] = (),
     ) -> None:
         """Return once the watermark has reached `sequence`. Any thread may. Once it is indexed, `get` finds it.
 
-        watermark: "durable" unless told. acknowledged_by: wait for these resumable subscribers and groups to be done with
-        everything up to `sequence`; the watermark is then waited for only if it is given.
+        watermark: "durable" unless told, on a replicated bus "replicated". acknowledged_by: wait for these resumable subscribers
+        and groups to be done with everything up to `sequence`; the watermark is then waited for only if it is given.
         Raises TimeoutError after `timeout` seconds (None: never), which says who has not acknowledged, and where each stands;
         WriterFailed as soon as the log has stopped; ValueError for a watermark that this topic does not have (without a log,
         with one that is never synced, not kept by key), or a sequence that is not published.
         """
         names, started = list(acknowledged_by), time.monotonic()
         if watermark is not None or not names:
-            self._wait_for_watermark(sequence, watermark or "durable", timeout)
+            self._wait_for_watermark(sequence, watermark or self._safest, timeout)
         elif sequence > self.watermarks.published:
             raise ValueError(f"topic {self.schema.name!r}: sequence {sequence} is not published yet")
         if names:
@@ -106,13 +107,15 @@ class Publisher:
 
     def _wait_for_watermark(self, sequence: int, watermark: str, timeout: float | None) -> None:
         if watermark not in WATERMARKS[1:]:
-            raise ValueError(f'watermark: "published", "logged", "durable" or "indexed" is expected, got {watermark!r}')
+            raise ValueError(f"watermark: one of {', '.join(WATERMARKS[1:])} is expected, got {watermark!r}")
         if self._journal is None and watermark != "published":
             raise ValueError(f"topic {self.schema.name!r}: nothing is {watermark} without a data_dir")
         if watermark == "durable" and not self._syncs:
             raise ValueError(f"topic {self.schema.name!r}: nothing is durable with sync='never'; wait for 'logged'")
         if watermark == "indexed" and not self._indexes:
             raise ValueError(f"topic {self.schema.name!r}: nothing is indexed: the writer does not keep it by key")
+        if watermark == "replicated" and not self._replicates:
+            raise ValueError(f"topic {self.schema.name!r}: nothing is replicated: the bus is on this host alone")
         if sequence > self.watermarks.published:
             raise ValueError(f"topic {self.schema.name!r}: sequence {sequence} is not published yet")
         if self._journal is not None:
@@ -122,6 +125,10 @@ class Publisher:
                 f"topic {self.schema.name!r}: sequence {sequence} was not {watermark} within {timeout} s; "
                 f"{getattr(self.watermarks, watermark)} is"
             )
+
+    @property
+    def _safest(self) -> Literal["durable", "replicated"]:
+        return "replicated" if self._replicates else "durable"
 
     def stamp_after(self, timestamp_ns: int) -> None:
         """Stamp no record earlier than this: time never steps back within a topic, whatever the clock does."""

@@ -67,6 +67,13 @@ struct RingWriter {
         claim_ahead = slot_count / 64 > 1024 ? 1024 : slot_count / 64;
         published = load_relaxed(header->watermarks[PUBLISHED].sequence);
         claimed = load_relaxed(header->watermarks[CLAIMED].sequence);
+        uint64_t newest;
+        std::memcpy(&newest, slot(published), 8);
+        if (published != 0 && newest == published) {  // no later record has an earlier stamp
+            int64_t stamp;
+            std::memcpy(&stamp, slot(published) + 8, 8);
+            if (stamp > last_timestamp_ns) last_timestamp_ns = stamp;
+        }
         rescan();
     }
 
@@ -175,12 +182,13 @@ struct RingWriter {
 };
 
 // Ends a ring whose writer may be in the middle of a call: sets `bits`, FENCED among them, settles where it ends, and returns
-// that. What the call still publishes is either within, or its caller sees the fence (sync FENCE). Nobody is woken yet.
-inline uint64_t fence_ring(DataHeader &header, uint32_t bits) {
+// that; `last`: not behind this. What the call still publishes is either within, or its caller sees the fence (sync FENCE). Nobody is woken yet.
+inline uint64_t fence_ring(DataHeader &header, uint32_t bits, uint64_t last = UINT64_MAX) {
     or_release(header.status, bits);
     if (!barrier_heavy()) usleep(50'000);  // more than any store takes to be seen
     if ((load_acquire(header.status) & STATUS_SETTLED) == 0) {  // else an earlier one, who then died, has settled it
-        store_release(header.watermarks[ENDED].sequence, load_acquire(header.watermarks[PUBLISHED].sequence));
+        const uint64_t published = load_acquire(header.watermarks[PUBLISHED].sequence);
+        store_release(header.watermarks[ENDED].sequence, published < last ? published : last);
         or_release(header.status, uint32_t{STATUS_SETTLED});
     }
     return load_acquire(header.watermarks[ENDED].sequence);

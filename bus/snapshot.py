@@ -35,7 +35,7 @@ class ReaderFacts(msgspec.Struct, frozen=True, kw_only=True):
     follow: str  # the watermark it reads up to
     consumed: int  # sequence
     acknowledged: int  # sequence up to which it is done with for good; 0 where it does not say
-    lag_count: int  # published minus consumed
+    lag_count: int  # the watermark that it follows minus consumed
     overrun_count: int  # times lapped
     lost_count: int
     refilled_count: int  # read from the log after being lapped
@@ -100,6 +100,7 @@ class TopicFacts(msgspec.Struct, frozen=True, kw_only=True):
     logged: int | None = None
     durable: int | None = None
     indexed: int | None = None  # where the topic is kept by key
+    replicated: int | None = None  # where other hosts hold the bus as well
     published_per_s: float | None = None
     logged_per_s: float | None = None
     durable_per_s: float | None = None
@@ -127,6 +128,8 @@ class WriterFacts(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     epoch: int | None = None
     heartbeat_age_s: float | None = None
+    role: str | None = None  # of a replicated bus: leads, follows
+    leader: str = ""  # the node that leads, where it follows and knows
 
 
 class BusFacts(msgspec.Struct, frozen=True, kw_only=True):

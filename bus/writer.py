@@ -6,6 +6,7 @@
    and what of that the log does not hold yet is logged first: a killed writer loses nothing that was published.
 3. Control segments, and so the reader table, outlive a crashed writer; closing in good order removes everything.
 4. The ring of a topic with lanes is published in by the lanes' drain alone; `writer[topic]` is then a lane as well.
+5. A replicated bus may have to be opened again with less than it had: its rings then say where they end, and their readers wait.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from ..storage.engine import Engine
 from ..storage.log import LOG_FILE_BYTES
 from . import _lanes, _segment
 from ._journal import Journal
+from ._publish import RingPublisher
 from .errors import AttachError, BusError, NotFound, WriterAlive
 from .lane_publisher import open_lane
 from .lanes import LeftLane, TopicLanes, find_left
 from .publisher import Publisher
+from .replicating import Drains, Replicating, Replication, Ring
 from .segments import (
     DIRECTORY,
     MODES,
@@ -78,8 +81,8 @@ class _Parts:
     data: dict[str, Segment] = field(default_factory=dict[str, Segment])
     control: dict[str, Segment] = field(default_factory=dict[str, Segment])
     publishers: dict[str, Publisher] = field(default_factory=dict[str, Publisher])
-    lanes: dict[str, TopicLanes] = field(default_factory=dict[str, TopicLanes])
-    drains: list[threading.Thread] = field(default_factory=list[threading.Thread])
+    drains: Drains = field(default_factory=Drains)
+    replicating: Replicating | None = None
     drain_s: float = DRAIN_S
     log: Log | None = None
     journal: Journal | None = None
@@ -117,6 +120,7 @@ class Writer:
     then: the sequences that it returns are its lane's, not the topic's.
     group_readable: let the user's group attach; otherwise only the user.
     retention_bytes, retention_age (seconds): how much of the log to keep at least; None keeps everything.
+    replication: other hosts hold the bus too: see Replication, and `replicating`. All topics have lanes then, while it leads.
     store: keep topics by key as well, in memtables and sstables in data_dir, so that `get` finds their rows; None: only log them.
     take_over: fence a writer that is alive but should not be.
     progress: called with (bytes checked, bytes in all) while the log is recovered.
@@ -140,6 +144,7 @@ class Writer:
         retention_bytes: int | None = None,
         retention_age: float | None = None,
         store: StoreSettings | None = None,
+        replication: Replication | None = None,
         log_file_bytes: int = LOG_FILE_BYTES,
         take_over: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -156,7 +161,12 @@ class Writer:
             raise ValueError(f"sync_interval: a positive number of seconds is expected, got {sync_interval}")
         if store is not None and data_dir is None:
             raise ValueError("store: needs a data_dir")
-        self._laned = _laned_topics(lanes, self.schemas)
+        if replication is not None and (data_dir is None or full == "drop"):
+            raise ValueError(
+                'replication: needs a data_dir, and full="block": rows wait in the rings for the other hosts'
+            )
+        self._replication = replication
+        self._laned = _laned_topics(lanes if replication is None else False, self.schemas)
         codecs = store.codecs(self.schemas) if store is not None else {}
         self._slots = check_slots(slots, self.schemas)
         self._full: Literal["block", "raise", "drop"] = full
@@ -182,15 +192,25 @@ class Writer:
                     checkpoints={} if store is not None else None,
                     take_over=take_over,
                     progress=progress,
+                    log_id=replication.log_id if replication is not None else 0,
                 )
                 epoch = parts.log.epoch
                 if store is not None:
-                    parts.engine = Engine(self.data_dir, parts.log, self.schemas, codecs, store, take_over=take_over)
+                    committed = self._replicated if replication is not None else None
+                    parts.engine = Engine(
+                        self.data_dir, parts.log, self.schemas, codecs, store, committed=committed, take_over=take_over
+                    )
                 parts.journal = Journal(parts.log.appender, sync, sync_interval)
             self.epoch = epoch
             self._open_topics()
             self._start(parts)
             self._finish_left_lanes()
+            if replication is not None:
+                assert parts.bus_segment is not None
+                assert parts.journal is not None
+                rings = {name: self._ring(schema) for name, schema in self.schemas.items()}
+                rose = parts.engine.committed_rose if parts.engine is not None else _do_nothing
+                parts.replicating = Replicating(self.bus, parts.bus_segment, rings, parts.drains, parts.journal, rose)
             _OPEN.add(self)
         except BaseException:
             self._finalizer.detach()
@@ -300,12 +320,13 @@ class Writer:
             data_dir=str(self.data_dir or ""),
             log_id=log_id,
             epoch=self.epoch,
+            role=_segment.ROLE_FOLLOWS if self._replication is not None else _segment.ROLE_ALONE,
         )
 
     def _open_topic(self, schema: Schema, log_id: int) -> int:
         """Make the topic's ring, carrying over what an earlier one holds; returns how many records the log did not have."""
         parts, topic = self._parts, schema.name
-        indexes = parts.engine is not None and topic in parts.engine
+        indexes = self._indexes(topic)
         logged = parts.log.topic(topic).next_sequence - 1 if parts.log is not None else None
         control = self._open_control(topic)
         schema_json = schema.to_json()
@@ -338,7 +359,9 @@ class Writer:
                 epoch=self.epoch,
                 syncs=self._syncs,
                 indexes=indexes,
-                lanes=topic in self._laned,
+                lanes=topic in self._laned or (self._replication is not None and topic in self.schemas),
+                replicates=self._replication is not None,
+                began=last,
             )
             for index, lane in enumerate(left):
                 _lanes.begin_position(data.memory, index, lane.number, lane.drained)
@@ -356,11 +379,13 @@ class Writer:
                 logged=known if logged is not None else 0,
                 durable=known if logged is not None else 0,
                 indexed=known if indexes else 0,
+                replicated=min(self._replication.ends.get(topic, 0), last) if self._replication is not None else 0,
             )
+            parts.data[topic], parts.control[topic] = data, control
             if left or topic in self._laned:
-                parts.lanes[topic] = self._make_lanes(schema, data, control, indexes, left)
-            else:
-                parts.publishers[topic] = self._make_publisher(schema, data, control, indexes)
+                parts.drains.lanes[topic] = self._make_lanes(schema, left)
+            elif self._replication is None:
+                parts.publishers[topic] = self._make_publisher(schema)
             if parts.journal is not None:
                 feeding = parts.engine.feeding(topic) if parts.engine is not None and indexes else (None, None)
                 parts.journal.add_ring(data.memory, control.memory, *feeding)
@@ -368,35 +393,55 @@ class Writer:
             data.rename(name)  # the old ring is there until the new one holds all that it held
         except BaseException:
             Segment.unlink(draft)
+            parts.data.pop(topic, None)
             raise
-        parts.data[topic], parts.control[topic] = data, control
         return last - logged if logged is not None else 0
 
-    def _make_publisher(self, schema: Schema, data: Segment, control: Segment, indexes: bool) -> Publisher:
+    def _indexes(self, topic: str) -> bool:
+        return self._parts.engine is not None and topic in self._parts.engine
+
+    def _ring(self, schema: Schema) -> Ring:
+        return Ring(
+            schema,
+            self._parts.data[schema.name],
+            self._parts.control[schema.name],
+            lambda left: self._make_lanes(schema, left),
+            lambda: self._make_applier(schema),
+        )
+
+    def _make_applier(self, schema: Schema) -> RingPublisher:
+        parts = self._parts
+        assert parts.journal is not None
+        data, control = parts.data[schema.name].memory, parts.control[schema.name].memory
+        journal = parts.journal
+        return RingPublisher(
+            data, control, schema, full="block", full_timeout=None, journal=journal, asleep=journal.asleep()
+        )
+
+    def _make_publisher(self, schema: Schema) -> Publisher:
         publisher = Publisher(
-            data,
-            control,
+            self._parts.data[schema.name],
+            self._parts.control[schema.name],
             schema,
             full=self._full,
             full_timeout=self._full_timeout,
             journal=self._parts.journal,
             syncs=self._syncs,
-            indexes=indexes,
+            indexes=self._indexes(schema.name),
         )
         publisher.stamp_after(self._last_timestamp_ns(schema.name))
         return publisher
 
-    def _make_lanes(
-        self, schema: Schema, data: Segment, control: Segment, indexes: bool, left: list[LeftLane]
-    ) -> TopicLanes:
+    def _make_lanes(self, schema: Schema, left: list[LeftLane]) -> TopicLanes:
         return TopicLanes(
             self.bus,
             schema,
-            data,
-            control,
+            self._parts.data[schema.name],
+            self._parts.control[schema.name],
             journal=self._parts.journal,
             durable=self._syncs,
-            indexed=indexes,
+            indexed=self._indexes(schema.name),
+            replicated=self._replication is not None,
             full=self._full,
             last_timestamp_ns=self._last_timestamp_ns(schema.name),
             left=left,
@@ -429,16 +474,14 @@ class Writer:
         parts.threads.append(threading.Thread(target=_keep, args=(parts,), name="ringmain-keeper", daemon=True))
         for thread in parts.threads:
             thread.start()
-        for topic in self._laned & parts.lanes.keys():
-            thread = threading.Thread(target=parts.lanes[topic].run, name=f"ringmain-lanes-{topic}", daemon=True)
-            parts.drains.append(thread)
-            thread.start()
+        for topic in self._laned & parts.drains.lanes.keys():
+            parts.drains.start(topic)
 
     def _finish_left_lanes(self) -> None:
         """Topics that had lanes and have none now: drain what is left before anybody publishes in their rings."""
         parts = self._parts
-        for topic in parts.lanes.keys() - self._laned:
-            lanes = parts.lanes[topic]
+        for topic in parts.drains.lanes.keys() - self._laned:
+            lanes = parts.drains.lanes[topic]
             lanes.request_stop(parts.drain_s)
             lanes.run()
             if not lanes.finish():
@@ -447,19 +490,25 @@ class Writer:
                     "writer has left; they stay there for the next try"
                 )
             schema = self.schemas.get(topic)
-            del parts.lanes[topic]
-            if schema is not None:
-                indexes = parts.engine is not None and topic in parts.engine
-                parts.publishers[topic] = self._make_publisher(schema, parts.data[topic], parts.control[topic], indexes)
+            del parts.drains.lanes[topic]
+            if schema is not None and self._replication is None:
+                parts.publishers[topic] = self._make_publisher(schema)
 
     # --- using ------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, topic: str) -> Publisher:
-        """The topic's Publisher. KeyError names the topics there are."""
+        """The topic's Publisher. KeyError names the topics there are; NotLeader where a replicated bus is led elsewhere."""
         if topic not in self.schemas:
             raise KeyError(f"bus {self.bus!r} has no topic {topic!r}; it has {', '.join(sorted(self.schemas))}")
+        if self._parts.replicating is not None:
+            self._parts.replicating.check_leads()
         publisher = self._parts.publishers.get(topic)
         return self._open_own_lane(topic) if publisher is None else publisher
+
+    def _replicated(self, topic: str) -> int:
+        """Up to which sequence rows of a topic are known to be replicated: they go into tables, and their log files expire."""
+        assert self._replication is not None
+        return _replicated(self._parts.data.get(topic)) or self._replication.ends.get(topic, 0)
 
     def _open_own_lane(self, topic: str) -> Publisher:
         """This process's own lane of a topic that has lanes; made when it is asked for first."""
@@ -469,6 +518,13 @@ class Writer:
                 full = "raise" if self._full == "raise" else "block"
                 publishers[topic] = open_lane(f"{self.bus}/{topic}", full=full, full_timeout=self._full_timeout)
         return publishers[topic]
+
+    @property
+    def replicating(self) -> Replicating:
+        """The role of a replicated bus, for who replicates it. Raises ValueError where it is on this host alone."""
+        if self._parts.replicating is None:
+            raise ValueError(f"bus {self.bus!r}: is not replicated; open the writer with replication=Replication(…)")
+        return self._parts.replicating
 
     @property
     def keeps_by_key(self) -> bool:
@@ -498,6 +554,14 @@ class Writer:
         """
         if self._finalizer.detach() is not None:
             _close(self._parts)
+
+    def close_to_cut(self, ends: Mapping[str, int]) -> None:
+        """Close, so that the bus can be opened again without what it has behind `ends`. Its readers wait for that.
+
+        A topic that is not named is left with nothing. Raises as `close`.
+        """
+        if self._finalizer.detach() is not None:
+            _close(self._parts, ends)
 
     def __enter__(self) -> Writer:
         return self
@@ -591,6 +655,8 @@ def _keep(parts: _Parts) -> None:
     while not parts.stop.is_set():
         for segment in parts.data.values():
             _segment.beat(segment.memory)
+        if parts.replicating is not None and parts.log is not None:
+            _hold_back(parts.log, parts.replicating)
         if parts.log is not None:
             try:
                 parts.log.keep(HEARTBEAT_S)
@@ -603,22 +669,38 @@ def _keep(parts: _Parts) -> None:
             parts.stop.wait(HEARTBEAT_S)
 
 
+def _hold_back(log: Log, replicating: Replicating) -> None:
+    """Keep log files with rows that are not replicated yet. Topics of earlier writers get no more rows, and hold nothing back."""
+    ends = {topic.schema.name: topic.next_sequence for topic in log.topics}
+    log.hold_back(ends | {name: _replicated(ring.data) for name, ring in replicating.topics.items()})
+
+
+def _replicated(ring: Segment | None) -> int:
+    return _segment.read_state(ring.memory)["replicated"] if ring is not None else 0
+
+
+def _do_nothing() -> None:
+    pass
+
+
 def _holds_more_than_log(segment: Segment) -> bool:
     state = _segment.read_state(segment.memory)
     return state["published"] > state["logged"]
 
 
-def _close(parts: _Parts) -> None:
-    """Let go of everything in order. In a forked child nothing is the child's to close."""
+def _close(parts: _Parts, ends: Mapping[str, int] | None = None) -> None:
+    """Let go of everything in order. In a forked child nothing is the child's to close.
+
+    ends: where the rings end, by topic, when the bus is to be opened again with less than they hold.
+    """
     if os.getpid() != parts.pid:
         return
     for publisher in parts.publishers.values():
         publisher.close()
+    if parts.replicating is not None:
+        parts.replicating.close()
     started = any(thread.ident is not None for thread in parts.threads)
-    for topic in parts.lanes if parts.drains else ():
-        parts.lanes[topic].request_stop(parts.drain_s)
-    for thread in parts.drains:
-        thread.join()
+    parts.drains.stop(parts.drain_s, for_good=True)
     failure: Exception | None = None
     fenced = False
     if parts.journal is not None and started:
@@ -638,12 +720,15 @@ def _close(parts: _Parts) -> None:
         # The newer writer may have removed what this one would tidy up.
         with contextlib.suppress(FileNotFoundError) if fenced else contextlib.nullcontext():
             parts.log.close(finish=not started)
-    undrained = [topic for topic, lanes in parts.lanes.items() if not lanes.finish()]
+    undrained = [topic for topic, lanes in parts.drains.lanes.items() if not lanes.finish()]
     clean = failure is None and (not parts.journal_result or parts.journal_result[0] == 0)
     for topic, segment in parts.data.items():
         # A ring may hold what no log does: after a failed log, or one that was carried over by an opening that then failed.
         # It stays then, and the next writer saves it.
         if not clean or topic in undrained or (not started and _holds_more_than_log(segment)):
+            continue
+        if ends is not None:
+            _segment.fence(segment.memory, parts.control[topic].memory, last=ends.get(topic, 0))
             continue
         if _segment.read_state(segment.memory)["status"] & _segment.STATUS_FENCED:
             continue  # a newer writer reads it, replaces it, and leads its readers on
@@ -660,7 +745,7 @@ def _close(parts: _Parts) -> None:
         parts.lock_fd = -1
     if failure is not None:
         raise failure
-    stuck = [topic for topic in undrained if parts.lanes[topic].event == _lanes.DRAIN_STUCK]
+    stuck = [topic for topic in undrained if parts.drains.lanes[topic].event == _lanes.DRAIN_STUCK]
     if stuck:
         raise BusError(
             f"bus {parts.bus!r}: the readers of {', '.join(stuck)} left no room for all that is in its lanes within "

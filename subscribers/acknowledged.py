@@ -70,7 +70,7 @@ class Acknowledged(Subscriber):
         dead_letter: DeadLetter | None = None,
         batch_rows: int = BATCH_ROWS,
         directory: str | os.PathLike[str] | None = None,
-        follow: Follow = "published",
+        follow: Follow | None = None,
         wait: Wait = "futex",
         reopen: bool = False,
         open_timeout: float = 0.0,

@@ -68,7 +68,7 @@ class Delayed(Subscriber):
         reduce: Reduction | None = None,
         rows_held_max: int | None = None,
         start: Start = "latest",
-        follow: Follow = "published",
+        follow: Follow | None = None,
         reliable: bool = False,
         name: str = "",
         reopen: bool = False,

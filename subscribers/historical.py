@@ -42,7 +42,7 @@ class Historical(TopicReader):
         last: int | None = None,
         until: int | None = None,
         live: bool = False,
-        follow: Follow = "published",
+        follow: Follow | None = None,
         reliable: bool = False,
         wait: Wait = "futex",
         name: str = "",

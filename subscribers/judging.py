@@ -80,19 +80,19 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Course:
-    """When a topic's newest record had which sequence, so that a lag in records is one in seconds."""
+    """When a watermark of a topic stood where, so that a lag in records is one in seconds."""
 
     points: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
 
-    def add(self, now: float, published: int, keep: float) -> None:
-        if not self.points or published > self.points[-1][1]:
-            self.points.append((now, published))
+    def add(self, now: float, sequence: int, keep: float) -> None:
+        if not self.points or sequence > self.points[-1][1]:
+            self.points.append((now, sequence))
         while len(self.points) > 1 and self.points[1][0] < now - keep:
             self.points.popleft()
 
     def behind_since(self, consumed: int) -> float | None:
         """When the first record behind `consumed` was seen to be there."""
-        return next((at for at, published in self.points if published > consumed), None)
+        return next((at for at, sequence in self.points if sequence > consumed), None)
 
 
 class Judge:
@@ -101,22 +101,25 @@ class Judge:
     def __init__(self, thresholds: Thresholds) -> None:
         self.thresholds = thresholds
         self._seen: dict[Subject, _Seen] = {}
-        self._courses: dict[str, _Course] = {}
+        self._courses: dict[tuple[str, str], _Course] = {}  # by topic and watermark
         self._silent_since: float | None = None
 
     def judge(self, facts: BusFacts, now: float) -> dict[Subject, Condition]:
         """The condition of everybody there. now: seconds, of a clock that only goes on."""
         found = {Subject("writer", facts.bus, facts.bus, pid=facts.writer.pid or 0): self._writer(facts, now)}
         for topic in facts.topics:
-            course = self._courses.setdefault(topic.topic, _Course())
-            if topic.published is not None:
-                course.add(now, topic.published, 4 * self.thresholds.lag_seconds)
+            for watermark in {"published", *(reader.follow for reader in topic.readers)}:
+                newest: int | None = getattr(topic, watermark, None)
+                if newest is not None:
+                    course = self._courses.setdefault((topic.topic, watermark), _Course())
+                    course.add(now, newest, 4 * self.thresholds.lag_seconds)
             for lane in topic.lanes:
                 found[Subject("publisher", facts.bus, lane.lane, topic.topic, lane.pid)] = self._publisher(lane)
             for reader in topic.readers:
                 if reader.entry == "joining":
                     continue
                 subject = Subject("subscriber", facts.bus, reader.name, topic.topic, reader.pid, reader.index)
+                course = self._courses.get((topic.topic, reader.follow)) or _Course()
                 found[subject] = self._reader(subject, topic, reader, course, now)
         self._seen = {subject: seen for subject, seen in self._seen.items() if subject in found}
         return found

@@ -16,7 +16,15 @@ class LeaseReader(TopicReader):
     """
 
     def __init__(
-        self, address: str, ring: Attached, *, follow: Follow, wait: Wait, name: str, batch_rows: int, reopen: bool
+        self,
+        address: str,
+        ring: Attached,
+        *,
+        follow: Follow | None,
+        wait: Wait,
+        name: str,
+        batch_rows: int,
+        reopen: bool,
     ) -> None:
         assert ring.data_directory is not None
         super().__init__(

@@ -24,9 +24,9 @@ from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoc
 from ..storage import HistoryGone, LogReader, Schema
 from .subscriber import SLICE_S, Stats, Subscriber
 
-__all__ = ["Follow", "Start", "TopicReader", "Wait"]
+__all__ = ["Follow", "Start", "TopicReader", "Wait", "followed"]
 
-Follow: TypeAlias = Literal["published", "logged", "durable", "indexed"]
+Follow: TypeAlias = Literal["published", "logged", "durable", "indexed", "replicated"]
 Start: TypeAlias = Literal["latest", "earliest"] | int
 Wait: TypeAlias = Literal["futex", "spin", "yield"]
 
@@ -38,6 +38,13 @@ BATCH_ROWS_MAX = 65_536
 ROWS_MAX = 1 << 62  # no limit but the reader's own
 
 
+def followed(ring: Attached | None, follow: Follow | None) -> Follow:
+    """The watermark to follow where None was said: on a replicated bus rows that may still vanish are not handed out."""
+    if follow is not None:
+        return follow
+    return "replicated" if ring is not None and ring.header["replicates"] else "published"
+
+
 class TopicReader(Subscriber):
     """Reads one topic. Use the subclasses: RealTime and Historical."""
 
@@ -47,15 +54,16 @@ class TopicReader(Subscriber):
         *,
         ring: Attached | None,
         log: LogReader | None,
-        follow: Follow,
+        follow: Follow | None,
         wait: Wait,
         reliable: bool,
         name: str,
         batch_rows: int | None,
         reopen: bool,
     ) -> None:
+        follow = followed(ring, follow)
         if follow not in WATERMARKS[1:]:
-            raise ValueError(f'follow: "published", "logged", "durable" or "indexed" is expected, got {follow!r}')
+            raise ValueError(f"follow: one of {', '.join(WATERMARKS[1:])} is expected, got {follow!r}")
         if wait not in STRATEGIES:
             raise ValueError(f'wait: "futex", "spin" or "yield" is expected, got {wait!r}')
         if ring is not None and follow != "published" and ring.log_directory is None:
@@ -66,6 +74,8 @@ class TopicReader(Subscriber):
             raise ValueError(
                 f"{address}: nothing is indexed, since the writer does not keep the topic by key; follow logged"
             )
+        if ring is not None and follow == "replicated" and not ring.header["replicates"]:
+            raise ValueError(f"{address}: nothing is replicated, since the bus is on this host alone; follow durable")
         if batch_rows is not None and batch_rows < 1:
             raise ValueError(f"batch_rows: at least 1 is expected, got {batch_rows}")
         self.address, self.name = address, name or Path(sys.argv[0]).name or "python"
@@ -362,13 +372,18 @@ class TopicReader(Subscriber):
                 difference = old.schema.describe_difference(ring.schema)
                 raise BusError(f"{self.address}: the new writer publishes another schema: {difference}; subscribe anew")
             newest = ring.watermarks().published
+            known = (
+                ring.header["began"] or ring.header["replicates"]
+            )  # a writer of 0.1.0 does not say where its ring began
+            began = ring.header["began"] if known else newest
             restarted = newest < position
-            if restarted and ring.header["log_id"] and ring.header["log_id"] == old.header["log_id"]:
-                self._enter(ring, newest)
+            same_log = ring.header["log_id"] == old.header["log_id"] != 0
+            if same_log and began < position:
+                self._enter(ring, began)
                 cursor.release()
                 raise BusError(
-                    f"{self.address}: this reader had read up to {position}, but after a restart the topic ends at {newest}: "
-                    "the records between were published and never logged. Reading goes on behind what is there"
+                    f"{self.address}: this reader had read up to {position}, but the topic was opened again and ended at {began}: "
+                    "the records between were published and never logged, or never replicated. Reading goes on behind what is there"
                 )
             self.reopen_count += 1
             if restarted:  # nothing of the former stream is left: rings only, or another log

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..storage import LogReader
-from .reader import Follow, Start, TopicReader, Wait, wait_for_topic
+from .reader import Follow, Start, TopicReader, Wait, followed, wait_for_topic
 
 __all__ = ["RealTime"]
 
@@ -12,7 +12,8 @@ class RealTime(TopicReader):
     """Follows a topic's ring: `for batch in RealTime("exchange/trades"): …`
 
     address: "BUS/TOPIC".
-    follow: hand records out once they are published (at once), logged (they survive a kill) or durable (and a power cut).
+    follow: hand records out once they are published (at once), logged (they survive a kill), durable (and a power cut), or
+    replicated (and the loss of the host); None: published, on a replicated bus replicated.
     start: "latest" (what comes from now on), "earliest" (all that is kept, log included), or the first sequence wanted.
     reliable: hold the writer back rather than be lapped. Otherwise records missed in the ring are read from the log, and
     where there is no log they are counted in `batch.lost` and `stats.lost_count`.
@@ -28,7 +29,7 @@ class RealTime(TopicReader):
         self,
         address: str,
         *,
-        follow: Follow = "published",
+        follow: Follow | None = None,
         start: Start = "latest",
         reliable: bool = False,
         wait: Wait = "futex",
@@ -57,7 +58,7 @@ class RealTime(TopicReader):
         )
         if start == "latest":
             marks = ring.watermarks()
-            self._open_at(getattr(marks, follow))
+            self._open_at(getattr(marks, followed(ring, follow)))
         elif start == "earliest":
             self._open_at(log.oldest - 1 if log is not None else 0, oldest=not has_log)
         else:

@@ -74,7 +74,7 @@ class Resumable(Subscriber, Generic[T]):
         every_rows: int | None = None,
         gap: Literal["raise", "skip"] = "raise",
         directory: str | os.PathLike[str] | None = None,
-        follow: Follow = "published",
+        follow: Follow | None = None,
         reliable: bool = False,
         wait: Wait = "futex",
         batch_rows: int | None = None,

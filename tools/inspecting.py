@@ -82,11 +82,13 @@ def _found(snapshot: Snapshot, bus: str, topic: str | None) -> Snapshot:
 def print_bus(console: Console, bus: BusFacts) -> None:
     console.print(_title(bus, bus.bus))
     console.print(pairs(("log", _directory(bus)), *_problem_rows(bus.problem)))
+    replicates = any(topic.replicated is not None for topic in bus.topics)
     table = new_table(
         "~topic",
         ">published\nper second",
         ">logged\nbehind",
         ">durable\nbehind",
+        *([">replicated\nbehind"] if replicates else []),
         ">slots\nmemory",
         ">row\nbytes",
         ">readers\nmost lag",
@@ -98,6 +100,7 @@ def print_bus(console: Console, bus: BusFacts) -> None:
             f"{count(topic.published)}\n{rate(topic.published_per_s)}",
             f"{count(topic.logged)}\n{_behind(topic, topic.logged)}",
             f"{count(topic.durable)}\n{_behind(topic, topic.durable)}",
+            *([f"{count(topic.replicated)}\n{_behind(topic, topic.replicated)}"] if replicates else []),
             f"{count(topic.slot_count)}\n{memory(topic.segment_bytes)}",
             count(topic.schema.row_bytes if topic.schema is not None else None),
             f"{len(topic.readers)}\n{count(worst)}",
@@ -150,7 +153,7 @@ def print_topic(console: Console, bus: BusFacts, topic: TopicFacts) -> None:
 def _watermarks(topic: TopicFacts) -> Table:
     table = new_table("watermark", ">sequence", ">behind published", ">per second")
     rates = {"published": topic.published_per_s, "logged": topic.logged_per_s, "durable": topic.durable_per_s}
-    for name in ("claimed", "published", "logged", "durable", "indexed"):
+    for name in ("claimed", "published", "logged", "durable", "indexed", "replicated"):
         sequence: int | None = getattr(topic, name)
         if sequence is not None:
             behind = "" if name in ("claimed", "published") else _behind(topic, sequence)

@@ -45,6 +45,7 @@ class Follow(StrEnum):
     logged = "logged"
     durable = "durable"
     indexed = "indexed"
+    replicated = "replicated"
 
 
 def subscribe(
@@ -65,7 +66,12 @@ def subscribe(
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With historical: read the log there; the bus need not be open.")
     ] = None,
-    follow: Annotated[Follow, typer.Option(help="Show records once they are that safe.")] = Follow.published,
+    follow: Annotated[
+        Follow | None,
+        typer.Option(
+            help="Show records once they are that safe; unless told, once published, on a replicated bus once replicated."
+        ),
+    ] = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="End after so many records.", min=1)] = None,
     reliable: Annotated[
         bool, typer.Option("--reliable", help="Hold the writer back rather than miss anything.")
@@ -107,7 +113,7 @@ def _open(
     begin: Position,
     ending: Position | None,
     data_dir: Path | None,
-    follow: Follow,
+    follow: Follow | None,
     reliable: bool,
     open_timeout: float,
 ) -> TopicReader:
@@ -120,9 +126,10 @@ def _open(
         )
     if open_timeout > 0:
         wait_for_topic(address, open_timeout)
+    watermark = None if follow is None else follow.value
     if mode is Mode.realtime and begin.kind != "time":
         start = begin.value if begin.kind == "sequence" else "latest" if begin.kind == "latest" else "earliest"
-        return RealTime(address, follow=follow.value, start=start, reliable=reliable, name=NAME)
+        return RealTime(address, follow=watermark, start=start, reliable=reliable, name=NAME)
     past = mode is Mode.historical
     if data_dir is not None:
         open_topic(data_dir / "log", split_address(address)[1])  # says what is missing, and what there is instead
@@ -134,7 +141,7 @@ def _open(
         last=ending.value if past and ending is not None and ending.kind == "sequence" else None,
         until=ending.value if past and ending is not None and ending.kind == "time" else None,
         live=not past,
-        follow=follow.value,
+        follow=watermark,
         reliable=reliable,
         name=NAME,
         batch_rows=HISTORY_BATCH_ROWS,

@@ -100,7 +100,7 @@ def frame(snapshot: Snapshot, size: tuple[int, int] | None, bus: str | None = No
     for line in shown:
         table.add_row(*(line.cells[column] for column in columns))
     hidden = f"{len(lines) - len(shown)} more lines do not fit; " if len(shown) < len(lines) else ""
-    legend = f"{hidden}BEHIND: a topic's records not durable yet, a reader's lag. q leaves"
+    legend = f"{hidden}BEHIND: a topic's records not durable (replicated) yet, a reader's lag. q leaves"
     return Group(title, table, Text(legend, style="dim"))
 
 
@@ -117,9 +117,8 @@ def _bus_lines(bus: BusFacts) -> Iterator[_Line]:
     if not bus.topics:
         yield _Line((_name(bus.bus, "bold"), pid, state_text(bus.writer.state), "-", "-", "-", "", ""), TOPIC_LINE)
     for topic in bus.topics:
-        undurable = (
-            None if topic.durable is None or topic.published is None else max(0, topic.published - topic.durable)
-        )
+        safe = topic.durable if topic.replicated is None else topic.replicated
+        unsafe = None if safe is None or topic.published is None else max(0, topic.published - safe)
         state = (
             "log failed"
             if "log failed" in topic.status
@@ -134,7 +133,7 @@ def _bus_lines(bus: BusFacts) -> Iterator[_Line]:
                 state_text(state),
                 count(topic.published),
                 rate(topic.published_per_s),
-                count(undurable),
+                count(unsafe),
                 "",
                 "",
             ),

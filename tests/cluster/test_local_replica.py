@@ -1,0 +1,394 @@
+"""A node's copy of the bus, over a real writer: what the protocol asks of it, through kills, cuts and changes of role."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ringmain.bus import BusError, Fenced, NotLeader, Writer, attach, open_lane
+from ringmain.bus.cluster.local_replica import LocalReplica
+from ringmain.bus.cluster.messages import RUN_BYTES, Kind, Message, Run, decode, encode
+from ringmain.bus.cluster.replica import Diverged, Position
+from ringmain.storage import LogReader, Schema, Shape, StoreSettings
+from ringmain.storage.manifest_reader import read_manifest
+from ringmain.storage.log_files import list_files
+from ringmain.subscribers import Historical, RealTime
+from support.children import TIMEOUT_S, Children
+from support.logs import PAIRS, POINTS, make_rows, wait_until
+from support.replicas import LOG_ID, read_up_to, row_bytes
+
+KEYED = Schema("keyed", {"key": "u8", "value": "u8"}, key=("key",))
+
+LEADER = """if True:
+    import asyncio, os
+    from ringmain.bus.cluster.local_replica import LocalReplica
+    from ringmain.bus.cluster.replica import Position
+
+    async def lead():
+        replica = LocalReplica(bus, [PAIRS, POINTS], data_dir, log_id)
+        await replica.open()
+        await replica.lead(1, {})
+        lane = open_lane(f"{bus}/pairs")
+        await asyncio.to_thread(lane.wait, lane.publish_batch(make_rows(PAIRS, 1, stored)), "durable")
+        replica.raise_replicated({"pairs": stored})
+        await replica.store(Position(7, 1, "north", {"pairs": stored}))
+        await asyncio.to_thread(lane.wait, lane.publish_batch(make_rows(PAIRS, stored + 1, more)), "logged")
+        return replica
+
+    kept = asyncio.run(lead())
+"""
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    with Children() as children:
+        yield children
+
+
+@pytest.fixture
+def other_name(bus_name) -> str:
+    """A second bus: two nodes on one machine are two buses. What is left of it goes with the first one's, by its name."""
+    return f"{bus_name}b"
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def in_time() -> None:
+        async with asyncio.timeout(4 * TIMEOUT_S):
+            await test()
+
+    asyncio.run(in_time())
+
+
+def a_run(schema: Schema, first: int, count: int) -> Run:
+    return Run(schema.name, schema.hash, first, schema.row_bytes, row_bytes(schema, first, count))
+
+
+def through_the_wire(runs: Any) -> tuple[Run, ...]:
+    return decode(encode(Message(Kind.DATA, "north", 1, 1, tuple(runs)))).runs
+
+
+async def gather_all(replica: LocalReplica, until: dict[str, int], bytes_max: int = 1 << 16) -> dict[str, np.ndarray]:
+    """Everything up to these ends, as one array a topic, in the order in which it was gathered."""
+    parts: dict[str, list[np.ndarray]] = {topic: [] for topic in until}
+    ends: dict[str, int] = {}
+    while any(ends.get(topic, 0) < end for topic, end in until.items()):
+        runs = await replica.gather(bytes_max, TIMEOUT_S)
+        assert runs, f"{ends} of {until} came"
+        for found in runs:
+            rows = np.frombuffer(bytes(found.rows), replica.writer.schemas[found.topic].dtype)
+            assert rows["sequence"].tolist() == list(range(found.first, found.last + 1))
+            assert ends.get(found.topic, found.first - 1) == found.first - 1
+            parts[found.topic].append(rows)
+            ends[found.topic] = found.last
+        replica.gathered()
+    return {topic: np.concatenate(rows) for topic, rows in parts.items()}
+
+
+# --- from one to the other ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_leader_ships_becomes_the_same_bytes_on_a_follower_whose_readers_see_it(
+    bus_name, other_name, tmp_path, children
+):
+    child = children.start()
+
+    async def test() -> None:
+        leader = LocalReplica(bus_name, [PAIRS, POINTS], tmp_path / "one", LOG_ID)
+        follower = LocalReplica(other_name, [PAIRS, POINTS], tmp_path / "two", LOG_ID, {"slots": 256})
+        async with leader, follower:
+            child.run("reader = RealTime(address, start='earliest')", address=f"{other_name}/points")
+            await leader.lead(1, {})
+            lanes = {schema.name: open_lane(f"{bus_name}/{schema.name}") for schema in (PAIRS, POINTS)}
+            for schema, lane in zip((PAIRS, POINTS), lanes.values(), strict=True):
+                lane.publish_batch(make_rows(schema, 1, 3000))
+            ends: dict[str, int] = {}
+            while sum(ends.values()) < 6000:
+                runs = await leader.gather(1 << 14, TIMEOUT_S)
+                for found in through_the_wire(runs):
+                    await follower.apply(found)
+                    ends[found.topic] = found.last
+                leader.gathered()
+                leader.raise_replicated(ends)
+            assert follower.ends() == leader.ends() == {"pairs": 3000, "points": 3000}
+            for lane in lanes.values():
+                await asyncio.to_thread(lane.wait, 3000, timeout=TIMEOUT_S)  # replicated, since the bus is
+                lane.close()
+            await follower.store(Position(9, 1, "north", ends))
+            rows = [
+                LogReader(path / "log", "points").read(1, rows_max=3000)
+                for path in (tmp_path / "one", tmp_path / "two")
+            ]
+            assert rows[0] is not None and rows[1] is not None  # noqa: PT018
+            assert rows[0].tobytes() == rows[1].tobytes()
+        assert child.ask("sum(len(batch.copy()) for batch in iter(lambda: reader.take(0.5), None))") == 3000
+
+    run(test)
+
+
+def test_a_run_that_does_not_fit_is_refused(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID) as replica:
+            await replica.apply(a_run(PAIRS, 1, 10))
+            good = a_run(PAIRS, 11, 10)
+            for bad, words in (
+                (a_run(PAIRS, 12, 10), "ends at 10"),
+                (dataclasses.replace(good, topic="other"), "not configured"),
+                (dataclasses.replace(good, schema_hash=1), "same ones"),
+                (dataclasses.replace(good, rows=a_run(PAIRS, 12, 10).rows), "11 is expected"),
+            ):
+                with pytest.raises(Diverged, match=words):
+                    await replica.apply(bad)
+            assert [(stand.topic, stand.first, stand.count) for stand in replica.stands()] == [
+                ("pairs", 11, 0),
+                ("points", 1, 0),
+            ]
+
+    run(test)
+
+
+# --- shipping -----------------------------------------------------------------------------------------------------------
+
+
+def test_topics_share_a_message_and_what_was_not_confirmed_comes_again(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            lanes = [open_lane(f"{bus_name}/{schema.name}") for schema in (PAIRS, POINTS)]
+            lanes[0].publish_batch(make_rows(PAIRS, 1, 10))
+            lanes[1].publish_batch(make_rows(POINTS, 1, 2000))
+            for lane, count in zip(lanes, (10, 2000), strict=True):
+                await asyncio.to_thread(lane.wait, count, "logged")
+            bytes_max = 100 * POINTS.row_bytes + 2 * RUN_BYTES
+            for _ in range(2):
+                runs = {found.topic: found for found in await replica.gather(bytes_max, TIMEOUT_S)}
+                assert runs["pairs"].last == 10
+                assert sum(len(found.rows) + RUN_BYTES for found in runs.values()) <= bytes_max
+                assert runs["points"].last == (bytes_max - 2 * RUN_BYTES - 10 * PAIRS.row_bytes) // POINTS.row_bytes
+            replica.gathered()
+            assert (await replica.gather(bytes_max, TIMEOUT_S))[0].first == runs["points"].last + 1
+            for lane in lanes:
+                lane.close()
+
+    run(test)
+
+
+def test_gathering_waits_for_rows_and_gives_none_after_its_time(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            assert await replica.gather(1 << 16, 0.01) == []
+            waiting = asyncio.create_task(replica.gather(1 << 16, TIMEOUT_S))
+            await asyncio.sleep(0)
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish(1)
+                assert [found.count for found in await waiting] == [1]
+
+    run(test)
+
+
+def test_lanes_wait_while_nothing_is_gathered_from_a_full_ring(bus_name, tmp_path, children):
+    child = children.start()
+
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, {"slots": 256}) as replica:
+            await replica.lead(1, {})
+            child.begin("lane = open_lane(address, slots=64); lane.publish_batch(rows)", address=f"{bus_name}/pairs",
+                        rows=make_rows(PAIRS, 1, 2000))  # fmt: skip
+            await asyncio.to_thread(wait_until, lambda: replica.ends()["pairs"] == 256)
+            assert not child.has_answered()
+            rows = await gather_all(replica, {"pairs": 2000})
+            assert (rows["pairs"]["left"] == make_rows(PAIRS, 1, 2000)["left"]).all()
+            await asyncio.to_thread(child.settle)
+
+    run(test)
+
+
+def test_while_held_it_tells_when_all_that_was_taken_was_handed_out(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            lane = open_lane(f"{bus_name}/pairs")
+            lane.publish_batch(make_rows(PAIRS, 1, 100))
+            await asyncio.to_thread(lane.wait, 100, "drained")
+            assert not await replica.drained()
+            replica.hold(True)
+            await gather_all(replica, {"pairs": 100})
+            await asyncio.to_thread(wait_until, lambda: replica.writer.replicating.holds)
+            assert await replica.drained()
+            replica.raise_replicated({"pairs": 100})
+            await replica.follow("south")
+            with pytest.raises(NotLeader, match="south"):
+                await asyncio.to_thread(lane.publish, 1)
+            await replica.apply(a_run(PAIRS, 101, 10))
+
+    run(test)
+
+
+# --- its life -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tail_of_a_killed_leader_is_compared_and_shipped_when_it_leads_again(bus_name, tmp_path, children):
+    child = children.start()
+    given = {"bus": bus_name, "data_dir": str(tmp_path), "log_id": LOG_ID, "stored": 100, "more": 3000}
+    child.run(LEADER, **given)
+    child.kill()
+
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID, {"slots": 64}) as replica:
+            assert replica.position == Position(7, 1, "north", {"pairs": 100})
+            assert replica.ends() == {"pairs": 3100, "points": 0}
+            assert attach(f"{bus_name}/pairs").watermarks().replicated == 100
+            rows = LogReader(tmp_path / "log", "pairs").read(101, rows_max=3000)
+            assert rows is not None
+            mine = Run("pairs", PAIRS.hash, 101, PAIRS.row_bytes, rows.tobytes())
+            assert await replica.same(mine)
+            rows = rows.copy()
+            rows["left"][-1] += 1
+            assert not await replica.same(dataclasses.replace(mine, rows=rows.tobytes()))
+
+            await replica.lead(2, replica.position.ends)
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish_batch(make_rows(PAIRS, 3101, 50))
+                found = await gather_all(replica, {"pairs": 3150})
+            expected = make_rows(PAIRS, 1, 3150)["left"]
+            assert (found["pairs"]["left"] == expected[100:]).all()
+            replica.raise_replicated({"pairs": 3150})
+            await replica.store(Position(9, 2, "north", {"pairs": 3150}))
+            assert attach(f"{bus_name}/pairs").watermarks().replicated == 3150
+
+    run(test)
+
+
+def test_a_tail_that_is_cut_is_set_aside_and_only_who_had_read_of_it_is_told(bus_name, tmp_path, children):
+    child = children.start()
+    given = {"bus": bus_name, "data_dir": str(tmp_path), "log_id": LOG_ID, "stored": 100, "more": 30}
+    child.run(LEADER, **given)
+    address = f"{bus_name}/pairs"
+    careful = RealTime(address, start="earliest", reliable=True)
+    hasty = RealTime(address, start="earliest", follow="published")
+    read_up_to(careful, 100, TIMEOUT_S)
+    read_up_to(hasty, 130, TIMEOUT_S)
+    child.kill()
+
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID) as replica:
+            assert await replica.cut({"pairs": 130}) == 0
+            assert await replica.cut({"pairs": 100}) == 30
+            assert replica.ends() == {"pairs": 100, "points": 0}
+            await replica.apply(a_run(PAIRS, 101, 60))
+            rows = await asyncio.to_thread(read_up_to, careful, 160, TIMEOUT_S)
+            assert (rows == make_rows(PAIRS, 101, 60)).all()
+            with pytest.raises(BusError, match=r"had read up to 130.*ended at 100"):
+                hasty.take(TIMEOUT_S)
+            assert len(await asyncio.to_thread(read_up_to, hasty, 160, TIMEOUT_S)) == 60
+            history = Historical(address)
+            assert len(read_up_to(history, 160, TIMEOUT_S)) == 160
+            assert await replica.cut({"pairs": 160}) == 0
+        (aside,) = (tmp_path / "lost+found").iterdir()
+        assert LogReader(aside, "pairs").read(101) is not None
+
+    run(test)
+
+
+def test_a_leader_that_is_deposed_tells_its_publishers_and_loses_what_is_not_in_the_stream(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            lane = open_lane(f"{bus_name}/pairs")
+            lane.publish_batch(make_rows(PAIRS, 1, 100))
+            await gather_all(replica, {"pairs": 100})
+            replica.raise_replicated({"pairs": 60})
+            assert await replica.cut({"pairs": 60}) == 40
+            with pytest.raises(NotLeader):
+                await asyncio.to_thread(lane.publish, 1)
+            assert (replica.ends()["pairs"], attach(f"{bus_name}/pairs").watermarks().replicated) == (60, 60)
+            await replica.apply(a_run(PAIRS, 61, 10))
+            await replica.lead(3, {"pairs": 70})
+            assert await asyncio.to_thread(lane.publish, 5) == 101
+            assert len((await gather_all(replica, {"pairs": 71}))["pairs"]) == 1
+
+    run(test)
+
+
+def test_a_position_is_stored_once_its_rows_are_on_the_disk_and_found_again(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            assert replica.position == Position()
+            await replica.apply(a_run(PAIRS, 1, 1000))
+            position = Position(3, 2, "south", {"pairs": 1000})
+            await replica.store(position)
+            assert attach(f"{bus_name}/pairs").watermarks().durable == 1000
+            with pytest.raises(ValueError, match="before the position"):
+                await replica.store(Position(4, 2, "south", {"pairs": 1001}))
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            assert replica.position == position
+            assert attach(f"{bus_name}/pairs").watermarks().replicated == 1000
+
+    run(test)
+
+
+def test_a_replica_whose_bus_is_taken_over_says_so(bus_name, tmp_path):
+    async def test() -> None:
+        replica = LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID)
+        await replica.open()
+        await replica.apply(a_run(PAIRS, 1, 10))
+        with Writer(bus_name, [PAIRS], data_dir=tmp_path, take_over=True):
+            with pytest.raises(Fenced):
+                await replica.apply(a_run(PAIRS, 11, 10))
+            await replica.close()
+
+    run(test)
+
+
+# --- the store ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_table_holds_a_row_that_is_not_replicated(bus_name, tmp_path, children):
+    child = children.start()
+    settings = StoreSettings(memtable_bytes=1 << 20, immutable_max=2, shape=Shape(table_bytes=1 << 20))
+    rows = np.zeros(60_000, KEYED.payload_dtype)
+    rows["key"] = rows["value"] = np.arange(len(rows))
+    child.run(
+        """if True:
+        import asyncio
+        from ringmain.bus.cluster.local_replica import LocalReplica
+
+        async def lead():
+            replica = LocalReplica(bus, [schema], data_dir, log_id, {"store": settings, "log_file_bytes": 4 << 20})
+            await replica.open()
+            await replica.lead(1, {})
+            lane = open_lane(f"{bus}/keyed")
+            for part in np.array_split(rows, 60):
+                lane.publish_batch(part)
+                shipped = 0
+                while shipped < len(part):
+                    runs = await replica.gather(1 << 20, 30.0)
+                    shipped += sum(run.count for run in runs)
+                    replica.gathered()
+                end = lane._ring.published
+                replica.raise_replicated({"keyed": max(0, end - 5000)})
+                await asyncio.sleep(0.001)
+            return replica
+
+        kept = asyncio.run(lead())
+        """,
+        bus=bus_name,
+        schema=KEYED,
+        data_dir=str(tmp_path),
+        log_id=LOG_ID,
+        rows=rows,
+        settings=settings,
+    )
+    wait_until(lambda: _tables_end(tmp_path) > 0)
+    child.kill()
+    assert 0 < _tables_end(tmp_path) <= 55_000
+    assert len(list_files(tmp_path / "log"))
+
+
+def _tables_end(data_dir: Path) -> int:
+    return max((info.sequence_max for info in read_manifest(data_dir / "store").versions["keyed"].tables()), default=0)
