@@ -28,6 +28,7 @@ from ..storage.files import (
     sync_data,
     sync_directory,
     write_at,
+    write_through,
 )
 
 __all__ = ["SlotFile", "SlotsDamaged"]
@@ -166,9 +167,7 @@ class SlotFile:
         checked = CHECKED.pack(VERSION, slot.generation, len(slot.payload)) + slot.payload
         data = UNCHECKED.pack(MAGIC, crc32c(checked)) + checked
         with naming(self.path):
-            write_at(self.descriptor, data, slot.place * self._slot_bytes)
-            if sync:
-                sync_data(self.descriptor)
+            (write_through if sync else write_at)(self.descriptor, data, slot.place * self._slot_bytes)
         self._newest = slot
 
 

@@ -48,8 +48,12 @@ class PositionKeeper:
 
     log_id: what the positions belong to. stored: what the file holds, None where there is none.
     safe: up to where records will not go any more. tell: called with every sequence that was stored.
-    whole: checkpoints are stored as they were offered. Otherwise a part of the way counts, too: up to what is safe by then.
+    whole: checkpoints are stored as they were offered. Otherwise `done`, which the subscriber sets, and no state: a part of the way
+    counts, too, up to what is safe by then.
     every: seconds between two, at least. every_rows: or as soon as so many records are done with.
+
+    done: everything up to this sequence is done with. listens: after `done` was set, `look` is to be called; else there is no need:
+    reading pays for a position with one store and one load.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class PositionKeeper:
     ) -> None:
         self.path, self.stored = path, stored
         self._log_id, self._safe, self._tell, self._whole = log_id, safe, tell, whole
-        self._every, self._every_rows = every, every_rows or 1 << 64
-        self._offered = stored or Checkpoint(0)
+        self._every, self._every_rows = every, every_rows
+        self.done = 0
+        self.listens = every_rows is not None
+        self._offered = stored or Checkpoint(0)  # where `whole`
         self._held: Checkpoint | None = None  # offered before, and waiting to become safe
         self._file: SlotFile | None = None
         self._failure: OSError | None = None
@@ -79,27 +85,35 @@ class PositionKeeper:
 
     # --- the subscriber's thread ------------------------------------------------------------------------------------
 
-    def start(self, begin: Checkpoint) -> None:
-        """Begin to keep. begin: where the subscriber stands."""
-        if self.stored is None:
-            self._offered = begin
-        else:
+    def start(self, begin: int) -> None:
+        """Begin to keep. begin: the sequence up to which everything is done with."""
+        self.done = begin
+        if self.stored is not None:
             self._tell(self.stored.sequence)
+        elif self._whole:
+            self._offered = Checkpoint(begin)
         self._thread = threading.Thread(target=self._run, name="ringmain-position", daemon=True)
         self._thread.start()
 
     def offer(self, checkpoint: Checkpoint) -> None:
-        """Have this stored, sooner or later, unless a newer one is. Raises BusError where nothing is stored any more."""
+        """Have this stored, sooner or later, unless a newer one is. Raises BusError as `look`."""
+        self._offered, self.done = checkpoint, checkpoint.sequence
+        if self.listens:
+            self.look()
+
+    def look(self) -> None:
+        """See to what `done` was set to. Raises BusError where nothing is stored any more."""
         if self._failure is not None:
             self._check()
-        self._offered = checkpoint
         stored = self.stored
-        if self._idle or (stored is not None and checkpoint.sequence - stored.sequence >= self._every_rows):
+        if self._idle or (
+            self._every_rows is not None and stored is not None and self.done - stored.sequence >= self._every_rows
+        ):
             self._wake()
 
     def sync(self, timeout: float | None) -> None:
-        """Wait until what was offered is on the disk. Raises TimeoutError after `timeout` seconds, BusError as `offer`."""
-        wanted = self._offered
+        """Wait until what was offered is on the disk. Raises TimeoutError after `timeout` seconds, BusError as `look`."""
+        wanted = self._wanted()
         with self._moved:
             self._waiting += 1
             self._wake()
@@ -113,7 +127,7 @@ class PositionKeeper:
             )
 
     def close(self) -> None:
-        """Store what can be stored still, and end. Raises BusError as `offer`."""
+        """Store what can be stored still, and end. Raises BusError as `look`."""
         if self._thread is None:
             return
         self._stopping = True
@@ -139,7 +153,7 @@ class PositionKeeper:
             self._keep()
         except OSError as error:
             with self._moved:
-                self._failure = error
+                self._failure, self.listens = error, True
                 self._moved.notify_all()
 
     def _keep(self) -> None:
@@ -147,19 +161,23 @@ class PositionKeeper:
         while not self._stopping:
             if self._store_due():
                 nap_s = self._every
-            elif self._covers(self._offered):
-                self._idle = True
-                if self._covers(self._offered) and not self._stopping:
+            elif self._covers(self._wanted()):
+                self._idle = self.listens = True
+                if self._covers(self._wanted()) and not self._stopping:
                     self._alarm.acquire()
-                self._idle = False
+                self._idle, self.listens = False, self._every_rows is not None
                 continue
             else:
                 nap_s = min(2 * nap_s, NAP_S_MAX)
             self._alarm.acquire(timeout=min(NAP_WAITED_FOR_S if self._waiting else nap_s, threading.TIMEOUT_MAX))
         give_up = time.monotonic() + CLOSE_S
-        while not self._covers(self._offered) and time.monotonic() < give_up:
+        while not self._covers(self._wanted()) and time.monotonic() < give_up:
             if not self._store_due():
                 time.sleep(NAP_WAITED_FOR_S)
+
+    def _wanted(self) -> Checkpoint:
+        """What is to be stored now, or once it is safe."""
+        return self._offered if self._whole else Checkpoint(self.done)
 
     def _covers(self, wanted: Checkpoint) -> bool:
         stored = self.stored
@@ -171,7 +189,7 @@ class PositionKeeper:
 
     def _due(self) -> Checkpoint | None:
         """What may be stored now and is not yet."""
-        offered, safe = self._offered, self._safe()
+        offered, safe = self._wanted(), self._safe()
         if offered.sequence <= safe:
             self._held = None
             return None if self._covers(offered) else offered

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
 from ..bus._read import RingCursor, log_batch
-from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch, read_state
+from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch, read_safe
 from ..storage import HistoryGone, LogReader, Schema
 from .subscriber import SLICE_S, Stats, Subscriber
 
@@ -164,11 +164,7 @@ class TopicReader(Subscriber):
     @property
     def safe_position(self) -> int:
         """Up to where records will not go any more: they are durable, or logged where the log is never synced."""
-        if self._ring is None:
-            return self._position
-        state = read_state(self._ring.data.memory)
-        safe = state["durable" if self._ring.header["syncs"] else "logged"]
-        return min(safe, state["ended"]) if state["status"] & STATUS_FENCED else safe
+        return read_safe(self._ring.data.memory) if self._ring is not None else self._position
 
     def acknowledge(self, sequence: int) -> None:
         """Show in the reader table that everything up to a sequence is done with for good. Any thread may."""

@@ -116,8 +116,7 @@ class Resumable(Subscriber, Generic[T]):
                 every=every,
                 every_rows=every_rows,
             )
-            self._done = self._reader.position
-            self._keeper.start(Checkpoint(self._done))
+            self._keeper.start(self._reader.position)
             opened.pop_all()
 
     def _load(self, ring: Attached) -> Position | None:
@@ -157,16 +156,19 @@ class Resumable(Subscriber, Generic[T]):
         topic has moved to another log.
         """
         reader = self._reader
-        if self._type is None and (position := reader.position) != self._done:
-            self._done = position
-            self._keeper.offer(Checkpoint(position))
+        if self._type is None:
+            keeper, position = self._keeper, reader.position
+            if position != keeper.done:
+                keeper.done = position
+                if keeper.listens:
+                    keeper.look()
         try:
             batch = reader.poll()
         except HistoryGone:
             if self._gap != "skip":
                 raise
             batch = reader.poll()
-        if reader.reopen_count != self._reopen_count:
+        if batch is None and reader.reopen_count != self._reopen_count:  # a reader that moves has nothing to hand out
             self._check_log()
         return batch
 
@@ -194,8 +196,7 @@ class Resumable(Subscriber, Generic[T]):
         if state is not None:
             encoded = state if isinstance(state, bytes) else msgspec.msgpack.encode(state)
             self.state = state
-        self._done = self._reader.position
-        self._keeper.offer(Checkpoint(self._done, encoded))
+        self._keeper.offer(Checkpoint(self._reader.position, encoded))
 
     def sync(self, timeout: float | None = None) -> None:
         """Wait until what is done with is stored. Raises TimeoutError after `timeout` seconds (None: never), BusError as `poll`."""
@@ -224,7 +225,7 @@ class Resumable(Subscriber, Generic[T]):
         return ResumableStats(
             **asdict(stats),
             stored=stored.sequence if stored is not None else 0,
-            behind=stats.lag + stats.position - self._done,
+            behind=stats.lag + stats.position - self._keeper.done,
         )
 
     def close(self) -> None:

@@ -49,16 +49,20 @@ class Stage:
     def begin(self, *, settle: bool = False) -> None:
         """Return when all processes have opened what they need. From here on no garbage collection disturbs.
 
-        Pins the calling thread only: threads that a library has started meanwhile may run where they like.
-        settle: wait a moment longer, as publishers should.
+        Pins the calling thread only: threads that a library has started meanwhile may run where they like, unless `pin` was called
+        before. settle: wait a moment longer, as publishers should.
         """
-        if self._core is not None and self._core in os.sched_getaffinity(0):
-            os.sched_setaffinity(0, {self._core})
+        self.pin()
         gc.collect()
         gc.disable()
         self._barrier.wait()
         if settle:
             time.sleep(SETTLE_S)
+
+    def pin(self) -> None:
+        """Pin the calling thread now, and so the threads that it starts: for a worker of which another thread does the work."""
+        if self._core is not None and self._core in os.sched_getaffinity(0):
+            os.sched_setaffinity(0, {self._core})
 
     def report(self, result: object) -> None:
         """Hand over the result, and wait until everybody has. Called with what `work` returns, unless it was before."""
