@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..service_log import event
+from .connection import CONNECTION
 from .hub import Hub
 from .limits import Connections, Refused
 from .past import Past
@@ -74,7 +75,8 @@ class Application:
                 token = self._admit(scope, address, places)
                 if token is not None:
                     count(token)
-                session = Session(receive, send, self._settings, self._hub, self._past, token, count)
+                connection = scope["state"][CONNECTION]
+                session = Session(receive, send, connection, self._settings, self._hub, self._past, token, count)
                 chosen = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
                 await send({"type": "websocket.accept", "subprotocol": chosen})
                 await self._serve(session, address)

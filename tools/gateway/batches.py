@@ -10,6 +10,7 @@ import numpy as np
 from ...bus import Batch
 from ...bus._read import owned_batch
 from ...subscribers.folding import Rows, pick
+from .connection import Framed, framed
 from .frames import Message
 from .selecting import project
 
@@ -22,11 +23,11 @@ Encode: TypeAlias = Callable[[int, Rows, int, int, int, bool], Message]
 
 def encode_batch(
     batch: Batch, stream: int, dtype: np.dtype[np.void], encode: Encode, *, conflated: bool = False
-) -> Sequence[Message]:
+) -> Sequence[Framed]:
     """A batch's rows, with the fields of `dtype`, in as many messages as they take."""
     rows = project(batch.rows, dtype)
     return [
-        encode(stream, piece, first, last, lost, conflated)
+        framed(encode(stream, piece, first, last, lost, conflated))
         for piece, first, last, lost in _pieces(batch, rows, max(1, MESSAGE_ROWS_BYTES // rows.itemsize))
     ]
 

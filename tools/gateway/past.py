@@ -15,7 +15,7 @@ from ...bus._read import owned_batch
 from ...storage import HistoryGone
 from ...subscribers import Historical
 from ...subscribers.folding import Newest
-from .frames import Message
+from .connection import Framed
 from .outbox import Outbox
 from .source import behind_restart
 from .stream import Stream
@@ -96,7 +96,7 @@ class Past:
 class _Piece(NamedTuple):
     """What was read up to a position. reset: the topic went back to that position, and why."""
 
-    messages: Sequence[Message]
+    messages: Sequence[Framed]
     position: int
     reset: str = ""
 
@@ -163,7 +163,7 @@ class _Reader:
             self._told = batch.last
             return _Piece(self._messages(rows), batch.last)
 
-    def _messages(self, batch: Batch) -> Sequence[Message]:
+    def _messages(self, batch: Batch) -> Sequence[Framed]:
         selected = self._selection.select(batch)
         if selected is None:
             return ()

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..service_log import LOGGER, event
 from .application import Application
+from .connection import Connection
 from .settings import GatewaySettings
 
 __all__ = ["run_gateway"]
@@ -58,7 +59,7 @@ async def _serve(
         uvicorn.Config(
             application,
             http=_FirmHttp,
-            ws="websockets-sansio",
+            ws=Connection,
             ws_max_size=settings.message_bytes_max,
             ws_per_message_deflate=False,
             lifespan="off",

@@ -18,7 +18,8 @@ from ...bus import BusError, NotFound, attach
 from ...bus.segments import split_address
 from ...storage import StorageError
 from ..service_log import event
-from .frames import Message, describe, encode_message
+from .connection import Connection, framed
+from .frames import describe, encode_message
 from .hub import Busy, Hub
 from .limits import Refused, TokenBucket
 from .outbox import Outbox
@@ -74,6 +75,7 @@ class Session:
         self,
         receive: Receive,
         send: Send,
+        connection: Connection,
         settings: GatewaySettings,
         hub: Hub,
         past: Past,
@@ -81,10 +83,10 @@ class Session:
         count_token: Callable[[Token], None],
     ) -> None:
         self.token, self._count_token = token, count_token
-        self._receive, self._send_event = receive, send
+        self._receive, self._send = receive, send
         self._settings, self._hub, self._past = settings, hub, past
         self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst)
-        self.outbox = Outbox(self._send, settings.queue_bytes, self._hand_out_held)
+        self.outbox = Outbox(connection, settings.queue_bytes, self._hand_out_held)
         self._held: dict[int, _Held] = {}
         self._dropping = set[asyncio.Task[None]]()
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -120,29 +122,20 @@ class Session:
         if ending.code != NORMAL:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
-                    await self._send_event(
+                    await self._send(
                         {"type": "websocket.close", "code": ending.code, "reason": ending.reason[:REASON_CHARS]}
                     )
         return ending
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, OSError):  # the connection is gone
-                self.end(Ending(NORMAL, "the connection was lost"))
-            else:
-                event("a client's session failed", level=logging.ERROR, error=error)
-                self.end(Ending(DEFECT, "the gateway failed"))
+            event("a client's session failed", level=logging.ERROR, error=error)
+            self.end(Ending(DEFECT, "the gateway failed"))
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    async def _send(self, message: Message) -> None:
-        try:
-            await self._send_event({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
-        except RuntimeError as error:  # uvicorn has closed, for what the client sent; that will be received next
-            raise ConnectionAbortedError(str(error)) from None
-
     def _tell(self, kind: str, **facts: Any) -> None:
-        self.outbox.put(encode_message(kind, **facts))
+        self.outbox.put(framed(encode_message(kind, **facts)))
         if self.outbox.fill > 1:
             self.end(Ending(TOO_SLOW, "the queue is full of answers that were not read"))
 

@@ -46,7 +46,8 @@ class Source:
         self.takers: set[Taker] = set()
         self.ended = False
         self._reader, self._loop = reader, loop
-        self._closing, self._turn = threading.Event(), threading.Semaphore(1)
+        self._closing = threading.Event()
+        self._turn = threading.Lock()  # not a Semaphore: that is Python, and the loop would wait for it to be through
         threading.Thread(target=self._read, name=f"ringmain-gateway-{address}", daemon=True).start()
 
     def close(self) -> None:

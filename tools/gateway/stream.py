@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from ...bus import Batch
 from ...storage import Schema
 from .batches import encode_batch
-from .frames import Message, encode_binary, encode_json
+from .connection import Framed
+from .frames import encode_binary, encode_json
 from .requests import Subscribe
 from .selecting import Selection, projected
 from .source import Source
@@ -23,7 +24,7 @@ class StreamTaker(Protocol):
         """Whether it wants the messages that all get. Otherwise it has taken the rows by now, in its own way."""
         ...
 
-    def put(self, batch: Batch, messages: Sequence[Message]) -> None: ...
+    def put(self, batch: Batch, messages: Sequence[Framed]) -> None: ...
 
     def reset(self, sequence: int, reason: str) -> None: ...
 
@@ -48,7 +49,7 @@ class Stream:
         """What selects this stream's rows; a new one, since each serves one thread."""
         return Selection(self.source.schema, self.request.key, self.request.where)
 
-    def encode(self, batch: Batch, *, conflated: bool = False) -> Sequence[Message]:
+    def encode(self, batch: Batch, *, conflated: bool = False) -> Sequence[Framed]:
         return encode_batch(batch, self.number, self.schema.dtype, self._encode, conflated=conflated)
 
     @property
@@ -60,7 +61,7 @@ class Stream:
         selected = self._selection.select(batch)
         if selected is None:
             return
-        messages: Sequence[Message] | None = None
+        messages: Sequence[Framed] | None = None
         for taker in tuple(self.takers):
             if taker.takes(selected):
                 if messages is None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from ...bus import Batch
 from .batches import rows_behind
-from .frames import Message, encode_message
+from .connection import Framed, framed
+from .frames import encode_message
 from .outbox import Outbox
 from .requests import Slow, Subscribe
 from .slow import Held, fold_of
@@ -65,14 +66,14 @@ class Subscription:
             self._too_slow(f"subscription {self.id}: more keys are held back than its queue may have bytes")
         return False
 
-    def put(self, batch: Batch, messages: Sequence[Message]) -> None:
+    def put(self, batch: Batch, messages: Sequence[Framed]) -> None:
         for message in messages:
             self._outbox.put(message)
         self.position = batch.last
         if self._outbox.fill > 1 and self._held is None:
             self._too_slow(f"subscription {self.id}: the queue is full, and no conflation was asked for")
 
-    def put_past(self, messages: Sequence[Message], position: int) -> None:
+    def put_past(self, messages: Sequence[Framed], position: int) -> None:
         """What catching up has brought: all wanted rows up to that position. Its pace is the client's own."""
         for message in messages:
             self._outbox.put(message)
@@ -88,7 +89,8 @@ class Subscription:
     def reset(self, sequence: int, reason: str) -> None:
         self.hand_out_held()
         self.position = sequence
-        self._outbox.put(encode_message("reset", stream=self.stream.number, sequence=sequence, reason=reason))
+        message = encode_message("reset", stream=self.stream.number, sequence=sequence, reason=reason)
+        self._outbox.put(framed(message))
 
     def end(self, reason: str) -> None:
         self.hand_out_held()

@@ -1,0 +1,50 @@
+"""The way to a client's socket: a message becomes a WebSocket frame once, for all who are sent it, and is written as it is.
+
+uvicorn's own way takes a step of a task and makes the frame anew for each client; both cost more than the socket does.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+
+from .frames import Message
+
+__all__ = ["CONNECTION", "Connection", "Framed", "framed"]
+
+CONNECTION = "connection"  # in the state of an ASGI scope
+Framed: TypeAlias = bytes
+
+
+def framed(message: Message) -> Framed:
+    """A message as any client may be sent it: one whole frame. Nothing is masked or compressed."""
+    if isinstance(message, str):
+        return Frame(Opcode.TEXT, message.encode()).serialize(mask=False)
+    return Frame(Opcode.BINARY, message).serialize(mask=False)
+
+
+class Connection(WebSocketsSansIOProtocol):
+    """uvicorn's, which the application finds in its scope. Lives in the event loop."""
+
+    async def run_asgi(self) -> None:
+        self.scope.setdefault("state", {})[CONNECTION] = self
+        await super().run_asgi()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether little of what was written waits to be sent."""
+        return self.writable.is_set()
+
+    async def room(self) -> None:
+        """Return once it has room, or is lost."""
+        await self.writable.wait()
+
+    def write(self, message: Framed) -> bool:
+        """Never waits. False, with nothing written, once either side has begun to close: the application receives that too."""
+        if self.conn.state is not State.OPEN or self.transport.is_closing():
+            return False
+        self.transport.write(message)
+        return True
