@@ -8,39 +8,46 @@ import os
 import signal
 import sys
 from collections.abc import Generator
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from .backup_command import backup_command
-from .bench import bench_app
-from .cleaning import clean
-from .demo import demo
 from .exit_codes import EXIT_CODES_HELP, OK, explain
-from .exporting import export
-from .gateway_command import gateway, token
-from .getting import get
-from .health_command import health
-from .inspecting import inspect
-from .listing import ls
-from .log_command import log_app
-from .manifest_command import manifest_app
 from .printing import note
-from .publishing import publish
-from .restore_command import restore_command
-from .scanning import scan
-from .serving import serve
-from .sstable_command import sstable_app
-from .store_command import store_app
-from .subscribing import subscribe
-from .top import top
-from .verify_command import verify
 
 __all__ = ["app", "main"]
 
 TERMINATED = 128 + signal.SIGTERM
+MARKUP = "markdown"  # a paragraph of a docstring is one, however its lines break
+
+COMMANDS = {  # where each is, in the order of the help
+    "demo": ".demo:demo",
+    "publish": ".publishing:publish",
+    "subscribe": ".subscribing:subscribe",
+    "ls": ".listing:ls",
+    "inspect": ".inspecting:inspect",
+    "top": ".top:top",
+    "health": ".health_command:health",
+    "serve": ".serving:serve",
+    "gateway": ".gateway_command:gateway",
+    "token": ".gateway_command:token",
+    "log": ".log_command:log_app",
+    "store": ".store_command:store_app",
+    "sstable": ".sstable_command:sstable_app",
+    "manifest": ".manifest_command:manifest_app",
+    "get": ".getting:get",
+    "scan": ".scanning:scan",
+    "export": ".exporting:export",
+    "backup": ".backup_command:backup_command",
+    "restore": ".restore_command:restore_command",
+    "verify": ".verify_command:verify",
+    "clean": ".cleaning:clean",
+    "bench": ".bench:bench_app",
+}
+RUN_WITHOUT_ARGUMENTS = {"demo", "ls", "top", "clean"}  # the others print their help
 
 
 @contextlib.contextmanager
@@ -55,7 +62,16 @@ def _written_out() -> Generator[None]:
 
 
 class _Commands(TyperGroup):
-    """Runs the commands."""
+    """Runs the commands. The module of one is loaded when that is run or told of, so that no command waits for another's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(COMMANDS)  # pyright: ignore[reportAttributeAccessIssue]  # None: not loaded
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in COMMANDS and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _load(cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # `--help` is printed in here
         with _written_out():
@@ -66,39 +82,25 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
+def _load(name: str) -> Any:
+    module, _, attribute = COMMANDS[name].partition(":")
+    command = getattr(import_module(module, __package__), attribute)
+    around = typer.Typer(rich_markup_mode=MARKUP)
+    if isinstance(command, typer.Typer):
+        around.add_typer(command, name=name)
+    else:
+        around.command(name, epilog=EXIT_CODES_HELP, no_args_is_help=name not in RUN_WITHOUT_ARGUMENTS)(command)
+    return typer.main.get_group(around).commands[name]
+
+
+app = _Commands(
     name="ringmain",
-    cls=_Commands,
     help="Publish records into shared memory and a durable log, read them from any process, and look inside.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # a paragraph of a docstring is one, however its lines break
+    rich_markup_mode=MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=EXIT_CODES_HELP)(demo)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(publish)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(subscribe)
-app.command(epilog=EXIT_CODES_HELP)(ls)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(inspect)
-app.command(epilog=EXIT_CODES_HELP)(top)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(health)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(serve)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(gateway)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(token)
-app.add_typer(log_app, name="log")
-app.add_typer(store_app, name="store")
-app.add_typer(sstable_app, name="sstable")
-app.add_typer(manifest_app, name="manifest")
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(get)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(scan)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(export)
-app.command("backup", epilog=EXIT_CODES_HELP, no_args_is_help=True)(backup_command)
-app.command("restore", epilog=EXIT_CODES_HELP, no_args_is_help=True)(restore_command)
-app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(verify)
-app.command(epilog=EXIT_CODES_HELP)(clean)
-app.add_typer(bench_app, name="bench")
 
 
 def main() -> NoReturn:

@@ -1,7 +1,7 @@
 """Publishers and writers of lanes, killed, stopped and taken over at random instants: each row is in the topic exactly once.
 
 A round is one such event. The rounds of a test share one bus, and so each begins with what all the rounds before have left.
-RINGMAIN_KILL_SEED gives other instants, RINGMAIN_NIGHTLY more of them; a failure names the seed and the round.
+RINGMAIN_KILL_SEED gives other instants, RINGMAIN_NIGHTLY 100 rounds of each; a failure names the seed and the round.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from support.lane_children import MARKS, Place
 from support.logs import wait_until
 
 SEED = int(os.environ.get("RINGMAIN_KILL_SEED", "20240229"))
-TIMES = 10 if os.environ.get("RINGMAIN_NIGHTLY") else 1  # as many rounds
+NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 CHILDREN = Path(__file__).parents[1] / "support" / "lane_children.py"
 TIMEOUT_S = 30.0
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(180 * TIMES)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(1800 if NIGHTLY else 180)]
 
 
 @pytest.fixture
@@ -121,12 +121,13 @@ class Play:
 def test_what_a_killed_publisher_had_published_is_there_once_and_nobody_waits_for_it(
     tmp_path, bus_name, server, logged
 ):
-    """20 kills each: while it opens its lane, or while it publishes one by one, in batches and in claims."""
+    """Killed while it opens its lane, or while it publishes one by one, in batches and in claims."""
+    rounds = 100 if NIGHTLY else 20
     choice = random.Random(f"{SEED} publishers {logged}")
     play = Play(server, bus_name, tmp_path / "data" if logged else None, choice, slots=4096)
     for _ in range(3):
         play.start_publisher()
-    for number in range(20 * TIMES):
+    for number in range(rounds):
         with reported(number):
             if choice.random() < 0.3:
                 time.sleep(choice.random() * 0.01)  # the newest may be opening its lane still
@@ -137,19 +138,20 @@ def test_what_a_killed_publisher_had_published_is_there_once_and_nobody_waits_fo
             play.kill_publisher()
             play.start_publisher()
             play.check()
-    with reported(20 * TIMES):
+    with reported(rounds):
         play.end()
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_killed_writer_costs_its_publishers_no_row_and_makes_none_come_twice(tmp_path, bus_name, server, logged):
-    """12 kills each: while it opens, drains what the one before has left, or drains. Now and then a publisher dies as well."""
+    """Killed while it opens, drains what the one before has left, or drains. Now and then a publisher dies as well."""
+    rounds = 100 if NIGHTLY else 12
     choice = random.Random(f"{SEED} writers {logged}")
     play = Play(server, bus_name, tmp_path / "data" if logged else None, choice, slots=1024)
     for _ in range(3):
         play.start_publisher()
     opening_s = 0.0
-    for number in range(12 * TIMES):
+    for number in range(rounds):
         with reported(number):
             if number and choice.random() < 0.4:
                 time.sleep(choice.random() * 1.5 * opening_s)  # it may be opening still
@@ -165,19 +167,20 @@ def test_a_killed_writer_costs_its_publishers_no_row_and_makes_none_come_twice(t
                 play.start_publisher()
             play.writer = play.start_writer()
             play.check()
-    with reported(12 * TIMES):
+    with reported(rounds):
         play.writer.wait_for("ready")
         play.end()
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_writer_that_was_taken_over_changes_nothing_when_it_wakes(tmp_path, bus_name, server, logged):
-    """5 take-overs each, most of them of a stopped writer, which wakes at any instant; some of the new ones are killed."""
+    """Most take-overs are of a stopped writer, which wakes at any instant; some of the new ones are killed."""
+    rounds = 100 if NIGHTLY else 5
     choice = random.Random(f"{SEED} taken over {logged}")
     play = Play(server, bus_name, tmp_path / "data" if logged else None, choice, slots=1024)
     for _ in range(3):
         play.start_publisher()
-    for number in range(5 * TIMES):
+    for number in range(rounds):
         with reported(number):
             old = play.writer
             old.wait_for("ready")
@@ -199,18 +202,18 @@ def test_a_writer_that_was_taken_over_changes_nothing_when_it_wakes(tmp_path, bu
             play.writer.wait_for("ready")
             old.finish()
             play.check()
-    with reported(5 * TIMES):
+    with reported(rounds):
         play.end()
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_stopped_publisher_keeps_its_lane_and_nobody_waits_for_it(tmp_path, bus_name, server, logged):
-    """4 stops each."""
+    rounds = 100 if NIGHTLY else 4
     choice = random.Random(f"{SEED} stopped {logged}")
     play = Play(server, bus_name, tmp_path / "data" if logged else None, choice, slots=4096)
     for _ in range(3):
         play.start_publisher().wait_for("returned")
-    for number in range(4 * TIMES):
+    for number in range(rounds):
         with reported(number):
             time.sleep(choice.random() * 0.01)
             stopped = choice.choice(sorted(play.publishers))
@@ -222,5 +225,5 @@ def test_a_stopped_publisher_keeps_its_lane_and_nobody_waits_for_it(tmp_path, bu
             play.reader.wait(lambda at=stopped, returned=returned: play.reader.place.seen(at) >= returned)
             play.publishers[stopped].resume()
             play.publishers[stopped].wait_for("returned", returned + 1)
-    with reported(4 * TIMES):
+    with reported(rounds):
         play.end()

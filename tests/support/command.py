@@ -36,7 +36,9 @@ FORKS = """if True:
     import contextlib, gc, json, os, socket, sys
     from ringmain.bus import observing
     from ringmain.tools import cli
-    with contextlib.suppress(Exception):  # what loads when the first line is read need not be loaded by each run
+    for name in cli.COMMANDS:  # what a run would load when it needs it need not be loaded by each
+        cli.app.get_command(None, name)
+    with contextlib.suppress(Exception):
         cli.app(["ls", "--nosuch"], standalone_mode=False)
     gc.freeze()  # so that a run does not copy it all, only to look for rubbish in it
     channel = socket.socket(fileno=int(sys.argv[1]))

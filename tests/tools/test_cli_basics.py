@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import typer.main
 from ringmain.bus.errors import AttachError, NotFound
 from ringmain.storage import SchemaError
 from ringmain.tools.cli import app
@@ -54,12 +54,12 @@ TERMINATED = 128 + signal.SIGTERM
 def declared() -> Iterator[str]:
     """Every command there is, "log" and "log dump" alike."""
 
-    def walk(command: object, path: str) -> Iterator[str]:
+    def walk(command: Any, path: str) -> Iterator[str]:
         yield path
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, f"{path} {name}".strip())
+        for name in getattr(command, "commands", ()):
+            yield from walk(command.get_command(None, name), f"{path} {name}".strip())
 
-    return walk(typer.main.get_command(app), "")
+    return walk(app, "")
 
 
 def test_there_are_these_commands() -> None:
@@ -99,6 +99,34 @@ def test_the_installed_script_is_the_same_command() -> None:
         pytest.skip("ringmain is not installed beside this Python")
     done = subprocess.run([script, "--help"], capture_output=True, check=True, env=environment())
     assert done.stdout == ringmain("--help").stdout
+
+
+# --- loading ------------------------------------------------------------------------------------------------------------
+
+RUN = """if True:
+    import atexit, sys
+    from ringmain.tools import cli
+    atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+    cli.main()
+"""
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The modules that a run has loaded."""
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, env=environment())
+    return set(done.stderr.split())
+
+
+def test_a_command_does_not_wait_for_the_modules_of_others() -> None:
+    modules = loaded("token", "--nosuch")
+    assert "ringmain.tools.gateway_command" in modules
+    assert not {"ringmain.tools.bench", "ringmain.tools.publishing", "ringmain.tools.demo"} & modules
+
+
+def test_help_does_not_wait_for_optional_libraries() -> None:
+    modules = loaded("--help")
+    assert "ringmain.tools.bench" in modules
+    assert not {"pyarrow", "pandas", "polars", "uvicorn", "websockets", "zstandard", "lz4", "lmdb", "zmq"} & modules
 
 
 # --- exit codes and errors --------------------------------------------------------------------------------------------
