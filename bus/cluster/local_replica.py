@@ -61,6 +61,7 @@ class LocalReplica:
         self._writer: Writer | None = None
         self._progress: Progress | None = None
         self._shipping: Shipping | None = None
+        self._retiring: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open the bus, as a follower."""
@@ -80,6 +81,7 @@ class LocalReplica:
         """Close the bus in good order. Does nothing the second time."""
         if self._writer is not None:
             self._let_go()
+            await self._finish_retiring()
             await asyncio.to_thread(self._writer.close)
             self._writer = None
         self._stored.close()
@@ -265,6 +267,7 @@ class LocalReplica:
 
     async def lead(self, epoch: int, ends: Mapping[str, int]) -> None:
         self.raise_replicated(ends)
+        await self._finish_retiring()
         replicating = self.writer.replicating
         if self._shipping is None:
             self._shipping = Shipping(replicating.topics, ends, str(self.data_dir / "log"))
@@ -284,15 +287,25 @@ class LocalReplica:
     def hold(self, held: bool) -> None:
         self.writer.replicating.hold(held)
 
-    async def drained(self) -> bool:
+    def retire(self, leader: str) -> None:
+        if self._retiring is None:
+            self._retiring = asyncio.create_task(asyncio.to_thread(self.writer.replicating.follow, leader))
+
+    def drained(self) -> bool:
         assert self._shipping is not None
-        return self.writer.replicating.holds and self._shipping.is_drained  # in this order
+        return self._retiring is not None and self._retiring.done() and self._shipping.is_drained  # in this order
 
     async def follow(self, leader: str) -> None:
         if self._shipping is not None:  # first: the drains may wait for the room that it holds
             self._shipping.close()
             self._shipping = None
+        await self._finish_retiring()
         await asyncio.to_thread(self.writer.replicating.follow, leader)
+
+    async def _finish_retiring(self) -> None:
+        if self._retiring is not None:
+            retiring, self._retiring = self._retiring, None
+            await retiring
 
 
 class _PositionFile:
