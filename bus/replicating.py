@@ -129,8 +129,8 @@ class Replicating:
             return
         for topic, ring in self._rings.items():
             self._publishers.pop(topic).close()
-            _lanes.clear_table(ring.control.memory)
             left = find_left(self._bus, topic, ring.schema, ring.data)
+            _lanes.clear_table(ring.control.memory)
             for index, lane in enumerate(left):
                 _lanes.begin_position(ring.data.memory, index, lane.number, lane.drained)
             self._drains.lanes[topic] = ring.make_lanes(left)

@@ -703,6 +703,8 @@ def _close(parts: _Parts, ends: Mapping[str, int] | None = None) -> None:
     parts.drains.stop(parts.drain_s, for_good=True)
     failure: Exception | None = None
     fenced = False
+    if parts.replicating is not None and parts.engine is not None:
+        parts.engine.let_grow()  # what the journal may wait for is that rows are replicated, and they may never be
     if parts.journal is not None and started:
         parts.journal.request_stop()
         parts.threads[0].join()

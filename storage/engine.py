@@ -286,6 +286,11 @@ class Engine:
         if any(self._may_go(name, last) for name, last in tuple(self._waiting.items())):
             self._changed()
 
+    def let_grow(self) -> None:
+        """Have nobody wait for a flush any more: memtables become more than they may be. For who must end without one."""
+        for writer in self._trees.values():
+            writer.stop()
+
     def close(self) -> None:
         """Stop flushing and compacting, and let the tables go. Does nothing the second time."""
         if not self._closing.is_set():

@@ -130,20 +130,24 @@ class LocalReplica:
     def _safe(self, topic: str) -> int:
         return self._state(topic)["durable" if self._syncs else "logged"]
 
-    async def _until(self, topic_ends: Mapping[str, int], watermark: str) -> None:
-        """Wait until a watermark has reached these sequences. Raises Fenced, WriterFailed where it never will."""
+    def _check_works(self) -> None:
+        """Raise Fenced, WriterFailed where nothing more comes to the log."""
+        for topic in self.writer.replicating.topics:
+            status = self._state(topic)["status"]
+            if status & _segment.STATUS_FENCED:
+                raise Fenced(f"bus {self.bus!r}: another writer has taken it over")
+            if status & _segment.STATUS_LOG_FAILED:
+                raise WriterFailed(f"bus {self.bus!r}: {self.writer.failure}") from self.writer.failure
+
+    async def _until(self, ends: Mapping[str, int], watermark: str) -> None:
+        """Wait until a watermark has reached these sequences. Raises Fenced, WriterFailed."""
         assert self._progress is not None
 
         def reached() -> bool:
-            behind = False
-            for topic, end in topic_ends.items():
-                state = self._state(topic)
-                behind |= state[watermark] < end
-                if state["status"] & _segment.STATUS_FENCED:
-                    raise Fenced(f"bus {self.bus!r}: another writer has taken it over")
-                if state["status"] & _segment.STATUS_LOG_FAILED:
-                    raise WriterFailed(f"bus {self.bus!r}: {self.writer.failure}") from self.writer.failure
-            return not behind
+            if all(self._state(topic)[watermark] >= end for topic, end in ends.items()):
+                return True
+            self._check_works()
+            return False
 
         await self._progress.wait_for(reached)
 
@@ -277,7 +281,9 @@ class LocalReplica:
         shipping, progress = self._shipping, self._progress
         assert shipping is not None
         assert progress is not None
-        await progress.wait_for(lambda: shipping.is_ready, timeout_s)
+        if not await progress.wait_for(lambda: shipping.is_ready, timeout_s):
+            self._check_works()
+            return []
         return shipping.gather(bytes_max)
 
     def gathered(self) -> None:

@@ -15,8 +15,8 @@ from ringmain.bus.cluster.local_replica import LocalReplica
 from ringmain.bus.cluster.messages import RUN_BYTES, Kind, Message, Run, decode, encode
 from ringmain.bus.cluster.replica import Diverged, Position
 from ringmain.storage import LogReader, Schema, Shape, StoreSettings
-from ringmain.storage.manifest_reader import read_manifest
 from ringmain.storage.log_files import list_files
+from ringmain.storage.manifest_reader import read_manifest
 from ringmain.subscribers import Historical, RealTime
 from support.children import TIMEOUT_S, Children
 from support.logs import PAIRS, POINTS, make_rows, wait_until
@@ -119,12 +119,10 @@ def test_what_a_leader_ships_becomes_the_same_bytes_on_a_follower_whose_readers_
                 await asyncio.to_thread(lane.wait, 3000, timeout=TIMEOUT_S)  # replicated, since the bus is
                 lane.close()
             await follower.store(Position(9, 1, "north", ends))
-            rows = [
-                LogReader(path / "log", "points").read(1, rows_max=3000)
-                for path in (tmp_path / "one", tmp_path / "two")
-            ]
-            assert rows[0] is not None and rows[1] is not None  # noqa: PT018
-            assert rows[0].tobytes() == rows[1].tobytes()
+            logs = [LogReader(tmp_path / side / "log", "points").read(1, rows_max=3000) for side in ("one", "two")]
+            assert logs[0] is not None
+            assert logs[1] is not None
+            assert logs[0].tobytes() == logs[1].tobytes()
         assert child.ask("sum(len(batch.copy()) for batch in iter(lambda: reader.take(0.5), None))") == 3000
 
     run(test)
@@ -164,6 +162,7 @@ def test_topics_share_a_message_and_what_was_not_confirmed_comes_again(bus_name,
             for lane, count in zip(lanes, (10, 2000), strict=True):
                 await asyncio.to_thread(lane.wait, count, "logged")
             bytes_max = 100 * POINTS.row_bytes + 2 * RUN_BYTES
+            runs: dict[str, Run] = {}
             for _ in range(2):
                 runs = {found.topic: found for found in await replica.gather(bytes_max, TIMEOUT_S)}
                 assert runs["pairs"].last == 10
@@ -388,6 +387,39 @@ def test_no_table_holds_a_row_that_is_not_replicated(bus_name, tmp_path, childre
     child.kill()
     assert 0 < _tables_end(tmp_path) <= 55_000
     assert len(list_files(tmp_path / "log"))
+
+
+def test_a_journal_that_waits_for_tables_lets_rows_be_shipped_and_the_writer_close(bus_name, tmp_path):
+    settings = StoreSettings(memtable_bytes=1 << 18, immutable_max=1, shape=Shape(table_bytes=1 << 20))
+    rows = np.zeros(100_000, KEYED.payload_dtype)
+    rows["key"] = rows["value"] = np.arange(len(rows))
+
+    def published() -> int:
+        return attach(f"{bus_name}/keyed").watermarks().published
+
+    async def test() -> None:
+        async with LocalReplica(bus_name, [KEYED], tmp_path, LOG_ID, {"store": settings}) as replica:
+            await replica.lead(1, {})
+            lane = open_lane(f"{bus_name}/keyed", slots=1 << 16)
+            publishing = asyncio.create_task(asyncio.to_thread(lane.publish_batch, rows[:60_000]))
+            end = 0
+            while end < 60_000:
+                for found in await replica.gather(1 << 20, TIMEOUT_S):
+                    end = found.last
+                replica.gathered()
+                replica.raise_replicated({"keyed": end})
+            await publishing
+            await asyncio.to_thread(lane.wait, 60_000, timeout=TIMEOUT_S)
+            lane.publish_batch(rows[60_000:])  # nothing of these is replicated
+            await asyncio.to_thread(wait_until, lambda: published() == 100_000)
+        assert _tables_end(tmp_path) <= 60_000
+        async with LocalReplica(bus_name, [KEYED], tmp_path, LOG_ID, {"store": settings}) as replica:
+            assert replica.ends() == {"keyed": 100_000}
+            row = replica.writer.get("keyed", 99_999)
+            assert row is not None
+        assert _tables_end(tmp_path) <= 60_000
+
+    run(test)
 
 
 def _tables_end(data_dir: Path) -> int:
