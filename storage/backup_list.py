@@ -18,7 +18,16 @@ from ._log import crc32c
 from .errors import FormatMismatch, StorageError
 from .manifest_state import Edit
 
-__all__ = ["LIST_NAME", "BackupDamaged", "BackupList", "ListedFile", "TopicRange", "decode_list", "encode_list"]
+__all__ = [
+    "LIST_NAME",
+    "PLACE",
+    "BackupDamaged",
+    "BackupList",
+    "ListedFile",
+    "TopicRange",
+    "decode_list",
+    "encode_list",
+]
 
 LIST_NAME = "LIST"
 VERSION = 1

@@ -37,7 +37,7 @@ from .recovery import describe, newest_durable
 from .store_reader import follow_manifest
 from .version import TableInfo
 
-__all__ = ["Source", "SourceLog", "find_log_file", "log_end"]
+__all__ = ["Source", "SourceLog", "allow_many_files", "find_log_file", "log_end"]
 
 TRIES_MAX = 100  # each one more means that the writer has changed the store's tables since the one before
 
@@ -230,9 +230,14 @@ def _open_many(path: Path) -> int:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
+    allow_many_files()
+    return files.open_file_to_read(path)
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as it may."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return files.open_file_to_read(path)
 
 
 def _lacking(missing: FileNotFoundError) -> Exception:

@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 from . import files
 from .backup_list import BackupDamaged, ListedFile
 from .backup_repository import Repository
+from .built_place import building, check_free, put_in_place
 from .checked_copy import Progress, Tally, checksum, copy_file
 from .errors import StorageError
 from .log_cut import append_kept, log_ends
@@ -64,48 +63,19 @@ def restore(
     """
     began = time.monotonic()
     repository, place = Repository.open(Path(target).absolute()), Path(directory).absolute()
-    _check_free(place)
+    check_free(place)
     plan = plan_restore(repository, to, time_ns, backup)
-    with _building(place) as building:
-        _build(plan, building, Tally(progress, 2 * plan.size_bytes))
-        last = _prove(plan, building, progress)
-        _put_in_place(plan, building, place)
+    with building(place) as beside:
+        _build(plan, beside, Tally(progress, 2 * plan.size_bytes))
+        last = _prove(plan, beside, progress)
+        _move_archived(plan, beside)
+        put_in_place(beside, place)
     count = len(plan.logs) + len(plan.tables)
     return Restored(place, plan.backup.number, last, count, plan.size_bytes, time.monotonic() - began)
 
 
-def _check_free(place: Path) -> None:
-    """Raises FileExistsError unless nothing is there, or an empty directory."""
-    if place.is_symlink() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
-        raise FileExistsError(17, "is there, and not an empty directory; restore to another place", str(place))
-
-
-@contextlib.contextmanager
-def _building(place: Path) -> Generator[Path]:
-    """A directory beside the place, held by this process; what a killed restore left there goes, and so does this."""
-    files.make_directory(place.parent)
-    building = place.with_name(f".{place.name}.ringmain-restore")
-    with contextlib.suppress(FileExistsError):
-        building.mkdir()
-    descriptor = os.open(building, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"{place}: another process is restoring to this place") from None
-        for left in building.iterdir():
-            shutil.rmtree(left)
-        try:
-            yield building
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _build(plan: RestorePlan, building: Path, tally: Tally) -> None:
-    log, store = building / "log", building / "store"
+def _build(plan: RestorePlan, beside: Path, tally: Tally) -> None:
+    log, store = beside / "log", beside / "store"
     log.mkdir()
     side_by_side(lambda item: _copy_log(plan, *item, log, tally), plan.logs)
     if plan.manifest is not None:
@@ -160,7 +130,7 @@ def _compare(path: Path, expected: int, found: int) -> None:
         raise BackupDamaged(path, None, f"the CRC {expected:08x}", f"{found:08x}")
 
 
-def _prove(plan: RestorePlan, building: Path, progress: Progress | None) -> Mapping[str, int]:
+def _prove(plan: RestorePlan, beside: Path, progress: Progress | None) -> Mapping[str, int]:
     """Read all of the store as it was built. Returns each topic's last sequence. Raises BackupDamaged."""
 
     def told(done: int, total: int) -> None:
@@ -168,29 +138,23 @@ def _prove(plan: RestorePlan, building: Path, progress: Progress | None) -> Mapp
             progress(plan.size_bytes + plan.size_bytes * done // max(1, total), 2 * plan.size_bytes)
 
     if plan.manifest is None:
-        found = [Finding.of(problem, building / "log") for problem in examine(building / "log", told).problems]
+        found = [Finding.of(problem, beside / "log") for problem in examine(beside / "log", told).problems]
     else:
-        found = verify_store(building, progress=told).findings
+        found = verify_store(beside, progress=told).findings
     for finding in found:
         name = finding.path.name
         folder = next((file.folder for file in plan.backup.files if file.base_name == name), plan.backup.log_folder)
         raise BackupDamaged(plan.repository.folder(folder) / name, finding.offset, finding.expected, finding.found)
-    last = {name: topic.next_sequence - 1 for name, topic in log_ends(list_files(building / "log")).items()}
+    last = {name: topic.next_sequence - 1 for name, topic in log_ends(list_files(beside / "log")).items()}
     if last != {name: plan.last.get(name, 0) for name in last}:
         raise StorageError(f"{plan.repository.path}: the log was restored up to {last}, not up to {plan.last}")
     return last
 
 
-def _put_in_place(plan: RestorePlan, building: Path, place: Path) -> None:
-    """Move archived files to where they belong, have everything on the disk, and give the store its name."""
-    archive = building / "archive"
+def _move_archived(plan: RestorePlan, beside: Path) -> None:
+    archive = beside / "archive"
     for file in plan.backup.files:
-        path = building / "log" / file.base_name
+        path = beside / "log" / file.base_name
         if file.name.startswith("archive/") and path.exists() and path.name < plan.logs[-1][0].name:
             archive.mkdir(exist_ok=True)
             files.move_file(path, archive / path.name)
-    for directory in (archive, building / "log", building / "store", building):
-        if directory.is_dir():
-            files.sync_directory(directory)
-    files.rename_file(building, place)
-    files.sync_directory(place.parent)
