@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from .backup_command import backup_command
 from .bench import bench_app
 from .cleaning import clean
+from .cluster_command import cluster_app
 from .demo import demo
 from .exit_codes import EXIT_CODES_HELP, OK, explain
 from .exporting import export
@@ -87,6 +88,7 @@ app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(health)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(serve)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(gateway)
 app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)(token)
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(log_app, name="log")
 app.add_typer(store_app, name="store")
 app.add_typer(sstable_app, name="sstable")
