@@ -34,6 +34,7 @@ COMMANDS = {  # where each is, in the order of the help
     "serve": ".serving:serve",
     "gateway": ".gateway_command:gateway",
     "token": ".gateway_command:token",
+    "cluster": ".cluster_command:cluster_app",
     "log": ".log_command:log_app",
     "store": ".store_command:store_app",
     "sstable": ".sstable_command:sstable_app",

@@ -25,11 +25,12 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from ..bus.cluster.access import Access, StreamSettings, Tls, is_loopback
+from ..bus.cluster.servers import ServerSettings, User
 from ..bus.segments import check_bus_name
 from .quantities import read_bytes
 from .toml_document import TomlDocument
 
-__all__ = ["ClusterPlan", "read_cluster"]
+__all__ = ["ClusterPlan", "read_cluster", "server_settings"]
 
 STREAM_BYTES = 20 * 10**9
 REPLICAS_MAX = 5  # JetStream keeps no more
@@ -135,3 +136,24 @@ def _password(document: TomlDocument, path: Path) -> str:
     if not password:
         raise document.error("cluster.password_file", f"a password; {path} is empty")
     return password
+
+
+def server_settings(plan: ClusterPlan, store: Path, route_port: int) -> ServerSettings:
+    """What the nats-server of this node's host is to be like. Raises ValueError where the table leaves something open."""
+    access = plan.access
+    if access.user is None or access.password is None:
+        raise ValueError("cluster.user: user and password_file are needed for a server's configuration")
+    own, _, port = access.servers[0].rpartition(":")
+    hosts = [server.rpartition(":")[0] for server in access.servers]
+    return ServerSettings(
+        re.sub(r"[^A-Za-z0-9]+", "-", own).strip("-"),
+        own if access.tls is None else "0.0.0.0",  # a host's own name may stand for 127.0.1.1
+        store,
+        (User(plan.name, access.user, access.password, plan.stream.name),),
+        port=int(port),
+        route_port=route_port,
+        peers=tuple(f"{host}:{route_port}" for host in hosts) if len(hosts) > 1 else (),
+        store_bytes=2 * plan.stream.bytes_max,
+        tls=access.tls,
+        synced=plan.stream.synced,
+    )

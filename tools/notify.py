@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 __all__ = ["Notifier"]
@@ -16,6 +17,7 @@ class Notifier:
         self._address = environment.get("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):
             self._address = f"\0{self._address[1:]}"  # in the abstract name space
+        self._fed_at = 0.0
         asked = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_s = int(asked) / 2e6 if asked.isdecimal() and int(asked) and mine else None
@@ -26,8 +28,12 @@ class Notifier:
     def status(self, status: str) -> None:
         self._send(f"STATUS={status}")
 
-    def alive(self) -> None:
-        self._send("WATCHDOG=1")
+    def feed(self) -> None:
+        """Tell that all is well, if systemd wants to hear it again. Call it several times a second."""
+        now = time.monotonic()
+        if self.watchdog_s is not None and now - self._fed_at >= self.watchdog_s / 2:
+            self._fed_at = now
+            self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

@@ -25,7 +25,7 @@ from .notify import Notifier
 from .printing import new_table, plain, stdout
 from .service_log import LogFormat, event, start_logging
 
-__all__ = ["serve"]
+__all__ = ["recovery_told", "serve", "tell_change", "tell_store_failures"]
 
 LOOK_S = 0.25
 PROGRESS_S = 2.0  # how often a long recovery says how far it is
@@ -47,6 +47,8 @@ def serve(
     Example: ringmain serve ringmain.toml
     """
     configuration = load_configuration(config)
+    if configuration.cluster is not None:
+        raise ValueError(f"{config}: it has a table [cluster]; run `ringmain cluster node {config}`")
     if check:
         _print_plan(configuration)
         return
@@ -105,16 +107,23 @@ class _Signals:
         return signal.SIGTERM in numbers or signal.SIGINT in numbers
 
 
-def _open(plan: BusPlan, take_over: bool, notifier: Notifier, opened: contextlib.ExitStack) -> Writer:
-    told_at = started = time.monotonic()
+def recovery_told(bus: str, notifier: Notifier) -> Callable[[int, int], None]:
+    """Tells now and then how far a recovery is, for Writer's `progress`."""
+    told_at = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal told_at
         if time.monotonic() - told_at >= PROGRESS_S:
             told_at = time.monotonic()
-            event("recovering", bus=plan.name, done_bytes=done, total_bytes=total)
-            notifier.status(f"recovering {plan.name}: {done * 100 // max(1, total)} %")
+            event("recovering", bus=bus, done_bytes=done, total_bytes=total)
+            notifier.status(f"recovering {bus}: {done * 100 // max(1, total)} %")
 
+    return progress
+
+
+def _open(plan: BusPlan, take_over: bool, notifier: Notifier, opened: contextlib.ExitStack) -> Writer:
+    started = time.monotonic()
+    progress = recovery_told(plan.name, notifier)
     writer = Writer(plan.name, [*plan.schemas, HEALTH], take_over=take_over, progress=progress, **plan.settings)
     opened.callback(_close, writer)
     carried = writer.carried
@@ -142,45 +151,47 @@ def _close(writer: Writer) -> None:
 
 def _told(writer: Writer) -> Callable[[Change], None]:
     def on_change(change: Change) -> None:
-        subject = change.subject
-        event(
-            "health",
-            level=LEVELS[change.state],
-            bus=subject.bus,
-            kind=subject.kind,
-            name=subject.name,
-            topic=subject.topic,
-            pid=subject.pid,
-            state=change.state,
-            reason=change.after.reason if change.after is not None else "",
-            amount=change.after.amount if change.after is not None else 0,
-        )
+        tell_change(change)
         with contextlib.suppress(Fenced, ValueError):  # taken over, or closed: nobody reads this ring
             publish_change(writer[HEALTH.name], change)
 
     return on_change
 
 
+def tell_change(change: Change) -> None:
+    """Log a change of health."""
+    subject = change.subject
+    event(
+        "health",
+        level=LEVELS[change.state],
+        bus=subject.bus,
+        kind=subject.kind,
+        name=subject.name,
+        topic=subject.topic,
+        pid=subject.pid,
+        state=change.state,
+        reason=change.after.reason if change.after is not None else "",
+        amount=change.after.amount if change.after is not None else 0,
+    )
+
+
 def _run(writers: list[Writer], gateway: GatewayChild | None, signals: _Signals, notifier: Notifier) -> bool:
     """Wait to be stopped; returns whether a log failed, which ends it."""
-    fed_at = 0.0
     told: set[object] = set()
     while not signals.asked_to_stop(LOOK_S):
         for writer in writers:
-            _tell_store_failures(writer, told)
+            tell_store_failures(writer, told)
             failure = writer.failure
             if failure is not None:
                 event(f"the log failed: {failure}", level=logging.CRITICAL, bus=writer.bus)
                 return True
         if gateway is not None:
             gateway.look()
-        if notifier.watchdog_s is not None and time.monotonic() - fed_at >= notifier.watchdog_s / 2:
-            fed_at = time.monotonic()
-            notifier.alive()
+        notifier.feed()
     return False
 
 
-def _tell_store_failures(writer: Writer, told: set[object]) -> None:
+def tell_store_failures(writer: Writer, told: set[object]) -> None:
     """A table that cannot be written stops no publisher; the log has the rows. told: the failures that were logged."""
     for topic, stats in writer.store.stats().items() if writer.keeps_by_key else ():
         failure = stats.failure

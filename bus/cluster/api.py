@@ -8,7 +8,7 @@ import msgspec
 
 from ..errors import BusError
 from .connection import Connection
-from .stream import NoAnswer
+from .stream import NoAnswer, StreamState
 
 __all__ = ["ApiError", "StreamInfo", "ask", "call"]
 
@@ -78,6 +78,15 @@ class StreamInfo(msgspec.Struct, frozen=True):
         return (
             [] if self.cluster is None else [self.cluster.leader, *(replica.name for replica in self.cluster.replicas)]
         )
+
+    def as_state(self) -> StreamState:
+        """The same as the protocol wants it. Where there is no cluster, its server leads, whose name it does not tell."""
+        state, cluster = self.state, self.cluster
+        first = state.first_seq if state.messages else state.last_seq + 1
+        if cluster is None:
+            return StreamState(first, state.last_seq, state.bytes, self.config.max_bytes, "the only server", 0)
+        behind = sum(not peer.current or peer.offline for peer in cluster.replicas)
+        return StreamState(first, state.last_seq, state.bytes, self.config.max_bytes, cluster.leader, behind)
 
 
 async def call(connection: Connection, verb: str, body: Any = None, timeout_s: float = 1.0) -> bytes:

@@ -156,13 +156,10 @@ class JetStream:
             info = await self._ask("STREAM.INFO", StreamInfo)
         except ApiError as error:
             raise NoAnswer(str(error)) from error
-        state, cluster = info.state, info.cluster
-        behind = 0 if cluster is None else sum(not peer.current or peer.offline for peer in cluster.replicas)
-        first = state.first_seq if state.messages else state.last_seq + 1
-        leader = self.connection.server if cluster is None else cluster.leader
-        if not leader:
+        state = info.as_state()
+        if not state.leader:
             raise NoAnswer(f"the stream {self.settings.name} has no leader")
-        return StreamState(first, state.last_seq, state.bytes, info.config.max_bytes, leader, behind)
+        return state
 
     async def trim(self, below: int) -> None:
         try:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "configuration_text",
     "find_server",
     "start_server",
+    "start_tied",
     "version_fault",
     "write_configuration",
 ]
@@ -160,10 +162,15 @@ def find_server() -> Path:
 
 
 def start_server(program: Path, configuration: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Run it in the background. It does not outlive the thread that started it, however that ends."""
+    """Run a server in the background; see `start_tied`."""
+    return start_tied([str(program), "-c", str(configuration)], log)
+
+
+def start_tied(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Run a program in the background, its output into a file. It does not outlive the thread that starts it, however that ends."""
     with open(log, "ab") as written:
         return subprocess.Popen(
-            [program, "-c", configuration],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=written,
             stderr=written,

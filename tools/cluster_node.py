@@ -1,0 +1,188 @@
+"""`ringmain cluster node`: this host's node of a cluster, in the foreground, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..bus import BusError
+from ..bus.cluster.certificates import check_certificates
+from ..bus.cluster.jetstream import JetStream
+from ..bus.cluster.lag import Lag
+from ..bus.cluster.local_replica import LocalReplica
+from ..bus.cluster.node import Node
+from ..bus.cluster.peers import Peers, ask_all
+from ..bus.cluster.status import status_of
+from ..bus.cluster.stream import NoAnswer
+from ..subscribers.health import HealthMonitor
+from .cluster_table import ClusterPlan
+from .configuration import BusPlan, Configuration, load_configuration
+from .gateway_child import GatewayChild
+from .notify import Notifier
+from .service_log import LogFormat, event, start_logging
+from .serving import recovery_told, tell_change, tell_store_failures
+
+__all__ = ["run_node"]
+
+LOOK_S = 0.25
+HAND_OVER_S = 5.0
+OPEN_S = 10.0  # for the stream, before it is told that it does not answer
+Result = TypeVar("Result")
+
+
+class _Stopped(Exception):
+    """Somebody asked it to stop."""
+
+
+def run_node(config: Path, log_format: LogFormat) -> bool:
+    """Run the node of a configuration until it is told to stop. Whether something failed that ended it."""
+    configuration = load_configuration(config)
+    plan = configuration.cluster
+    if plan is None:
+        raise ValueError(f"{config}: it has no table [cluster]; `ringmain serve` runs a bus of one host")
+    if plan.access.tls is not None:
+        check_certificates(plan.access.tls)
+    start_logging(log_format)
+    failed = asyncio.run(_Run(config, configuration, plan, log_format).run())
+    event("stopped")
+    return failed
+
+
+class _Run:
+    """One run, from the start to the stop. Its parts are opened in turn, and closed in the other direction."""
+
+    def __init__(self, config: Path, configuration: Configuration, plan: ClusterPlan, log_format: LogFormat) -> None:
+        self._config, self._configuration, self._plan, self._log_format = config, configuration, plan, log_format
+        self._notifier = Notifier()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> bool:
+        """Whether something failed that ends it; what a user can mend at the start is raised."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        with contextlib.suppress(_Stopped):
+            async with self._stream() as stream, self._replica(stream) as replica:
+                return await self._hold(stream, replica)
+        return False
+
+    def _asked_to_stop(self) -> None:
+        """The second time these signals do what they do by themselves."""
+        self._stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Its result; it is cancelled, and _Stopped raised, when somebody asks to stop."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _Stopped
+            return task.result()
+        finally:
+            for each in (task, stop):
+                each.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _stream(self) -> AsyncGenerator[JetStream]:
+        plan, stream = self._plan, None
+        while stream is None:
+            try:
+                stream = await self._unless_stopped(
+                    JetStream.open(plan.access, plan.stream, OPEN_S, lambda words: event("servers", words=words))
+                )
+            except NoAnswer as error:
+                event("waiting for the stream", level=logging.WARNING, reason=str(error))
+                self._notifier.status(f"waiting for the stream: {error}")
+        try:
+            yield stream
+        finally:
+            await stream.close()
+
+    @contextlib.asynccontextmanager
+    async def _replica(self, stream: JetStream) -> AsyncGenerator[LocalReplica]:
+        bus: BusPlan = self._configuration.buses[0]
+        settings = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
+        started = time.monotonic()
+        replica = LocalReplica(bus.name, bus.schemas, settings.pop("data_dir"), stream.log_id, settings)
+        async with replica:
+            seconds = round(time.monotonic() - started, 3)
+            event("opened", bus=bus.name, epoch=replica.writer.epoch, topics=len(bus.schemas), seconds=seconds)
+            yield replica
+        event("closed", bus=bus.name)
+
+    async def _hold(self, stream: JetStream, replica: LocalReplica) -> bool:
+        plan = self._plan
+        node = Node(plan.node, stream, replica, acknowledge=plan.acknowledge)
+        lag = Lag(stream, lambda: node.place.sequence)
+
+        async with asyncio.TaskGroup() as group:
+            peers = Peers(
+                stream.connection,
+                plan.name,
+                plan.node,
+                lambda: status_of(node, replica, stream, lag, plan.acknowledge),
+                node.switchover,
+            )
+            await peers.open()
+            measuring = group.create_task(lag.run())
+            living = asyncio.create_task(node.run())
+            try:
+                failed = await self._watch(node, living, replica)
+                self._notifier.stopping()
+                event("stopping")
+                await self._hand_over(node, stream)
+                return failed
+            finally:
+                measuring.cancel()
+                living.cancel()
+                await asyncio.gather(living, return_exceptions=True)
+
+    async def _hand_over(self, node: Node, stream: JetStream) -> None:
+        """Let another node lead at once, where one is there, and not only after a silence."""
+        with contextlib.suppress(BusError, TimeoutError):
+            async with asyncio.timeout(HAND_OVER_S):
+                others = node.leads and len(await ask_all(stream.connection, self._plan.name)) > 1
+                if others:
+                    await node.switchover()
+
+    async def _watch(self, node: Node, living: asyncio.Task[None], replica: LocalReplica) -> bool:
+        """Tell what happens, until it is asked to stop, or the node ends by itself."""
+        gateway = None
+        told_place: tuple[bool, str, int] | None = None
+        told_failures: set[object] = set()
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(HealthMonitor(replica.bus, on_change=tell_change))
+            if self._configuration.gateway is not None:
+                gateway = GatewayChild(self._config, self._log_format)
+                opened.callback(gateway.close)
+            event("ready", cluster=self._plan.name, node=node.name, bus=replica.bus)
+            self._notifier.ready(f"{node.name} holds {replica.bus}")
+            while not self._stop.is_set():
+                if living.done():
+                    event(f"the node ended: {living.exception()}", level=logging.CRITICAL, bus=replica.bus)
+                    return True
+                place = (node.leads, node.leader, node.place.epoch)
+                if place != told_place:
+                    told_place = place
+                    self._tell_place(*place)
+                with contextlib.suppress(ValueError):  # it is being opened again
+                    tell_store_failures(replica.writer, told_failures)
+                if gateway is not None:
+                    gateway.look()
+                self._notifier.feed()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), LOOK_S)
+        return False
+
+    def _tell_place(self, leads: bool, leader: str, epoch: int) -> None:
+        event("leads" if leads else "follows", cluster=self._plan.name, leader=leader or "nobody", epoch=epoch)
+        self._notifier.status(f"leads, epoch {epoch}" if leads else f"follows {leader or 'nobody'}, epoch {epoch}")
