@@ -15,8 +15,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from typing_extensions import Buffer
-
 from ..storage import Schema
 from . import _lanes, _segment
 from ._journal import Journal
@@ -108,7 +106,7 @@ class Replicating:
         if not self._leads:
             raise NotLeader(self._bus, self._leader)
 
-    def apply(self, topic: str, rows: Buffer) -> int:
+    def apply(self, topic: str, rows: bytes | memoryview) -> int:
         """Publish the leader's rows, stamps included, right behind the topic's end: as many as there is room for now. Never waits.
 
         rows: the bytes of whole rows. Returns how many were published. Raises ValueError where they do not go on there, Fenced,
