@@ -137,10 +137,15 @@ class Peers:
                 return  # whoever asked asks again
 
 
-async def ask_all(connection: Connection, cluster: str, timeout_s: float = STATUS_S) -> list[NodeStatus]:
-    """All nodes that answer in time, by name; none where nobody does. Raises NoAnswer where no server can be reached."""
+async def ask_all(
+    connection: Connection, cluster: str, timeout_s: float = STATUS_S, enough: int = 1000
+) -> list[NodeStatus]:
+    """All nodes that answer in time, or the first `enough`, by name; none where nobody does.
+
+    Raises NoAnswer where no server can be reached.
+    """
     try:
-        answers = await connection.gather(f"{_subject(cluster)}.status", b"", timeout_s)
+        answers = await connection.gather(f"{_subject(cluster)}.status", b"", timeout_s, enough)
     except NoAnswer:
         if connection.why_not():
             raise

@@ -11,6 +11,7 @@ import typer
 from . import (
     append,
     catchup,
+    cluster,
     delayed,
     fanout,
     gateway,
@@ -48,6 +49,7 @@ BENCHES: tuple[Bench, ...] = (
     lanes.BENCH,
     resumable.BENCH,
     gateway.BENCH,
+    cluster.BENCH,
 )
 PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
 

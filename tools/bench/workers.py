@@ -20,7 +20,7 @@ from typing import Any
 from ...bus.segments import Segment, bus_name, control_name, data_name, lane_name, list_lanes, list_names
 from .rows import NS, clock
 
-__all__ = ["BenchFailed", "Job", "Stage", "bench_bus", "run_and_kill", "run_together"]
+__all__ = ["BenchFailed", "Job", "Stage", "bench_bus", "remove_bus", "run_and_kill", "run_together"]
 
 SETTLE_S = 0.3  # between everybody's being there and the first record
 _CONTEXT = get_context("spawn")
@@ -156,9 +156,14 @@ def bench_bus() -> Generator[str]:
     try:
         yield bus
     finally:
-        for topic in list_names().get(bus, []):
-            Segment.unlink(data_name(bus, topic))
-            Segment.unlink(control_name(bus, topic))
-            for lane in list_lanes(bus, topic):
-                Segment.unlink(lane_name(bus, topic, lane))
-        Segment.unlink(bus_name(bus))
+        remove_bus(bus)
+
+
+def remove_bus(bus: str) -> None:
+    """Remove what processes that are gone have left of a bus in shared memory."""
+    for topic in list_names().get(bus, []):
+        Segment.unlink(data_name(bus, topic))
+        Segment.unlink(control_name(bus, topic))
+        for lane in list_lanes(bus, topic):
+            Segment.unlink(lane_name(bus, topic, lane))
+    Segment.unlink(bus_name(bus))

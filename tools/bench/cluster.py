@@ -1,0 +1,176 @@
+"""What a cluster costs and how soon it recovers: three servers that sync every message and three nodes, all on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ...bus import AttachError, BusError, LanePublisher, NotFound, NotLeader, open_lane
+from ...subscribers import RealTime
+from .cluster_servers import BenchCluster, running_cluster
+from .measuring import Bar, Bench, Figures, Plan, bench_directory
+from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock, make_block
+from .workers import BenchFailed, Job, Stage, run_together
+
+__all__ = ["BENCH"]
+
+SLOTS = 65_536
+RATE, PACED_ROWS = 100_000, 100  # records a second, and how many at once
+WARM_UP_S = 0.5
+WAITS = 200
+REST = (3, 17, b"600519.SH", b"limit order, good for the day")
+RECOVER_S = 60.0
+SWITCHOVERS = 3
+
+
+def _run(plan: Plan) -> Figures:
+    with bench_directory(plan) as directory, running_cluster(Path(directory) / "cluster", SCHEMA, SLOTS) as cluster:
+        leader = cluster.leader()
+        follower = next(bus for bus in cluster.buses if bus != leader.bus)
+        rows_per_s = run_together(Job(_publish_all, (leader.bus, plan.seconds)), seconds_max=20 * plan.seconds)[0]
+        _, lags_us = run_together(
+            Job(_publish_paced, (leader.bus, plan.seconds)), Job(_time, (follower, plan.seconds)), seconds_max=60
+        )
+        waits_ms = run_together(Job(_wait_for_one, (leader.bus,)), seconds_max=60)[0]
+        p50, p99 = np.percentile(np.array(lags_us), [50, 99]).tolist()
+        return {
+            "replicated_mb_per_s": rows_per_s * SCHEMA.row_bytes / 1e6,
+            "replicated_rows_per_s": rows_per_s,
+            "lag_p50_ms": p50 / 1000,
+            "lag_p99_ms": p99 / 1000,
+            "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
+            "switchover_s": float(np.median([_gap(cluster, _switch_over) for _ in range(SWITCHOVERS)])),
+            "failover_s": _gap(cluster, _kill_leader),
+            "failover_with_server_s": _gap(cluster, _kill_leader_and_server),
+        }
+
+
+# --- as it runs -------------------------------------------------------------------------------------------------------
+
+
+def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
+    """A worker: publish batches for so long; records a second until the last is replicated."""
+    block = make_block()
+    batches = [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
+    with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
+        stage.begin()
+        start, last = clock(), 0
+        while clock() - start < seconds * NS:
+            for batch in batches:
+                last = lane.publish_batch(batch)
+        lane.wait(last, "replicated", 60)
+        return last / (clock() - start) * NS
+
+
+def _publish_paced(stage: Stage, bus: str, seconds: float) -> None:
+    rows = np.zeros(PACED_ROWS, SCHEMA.payload_dtype)
+    with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
+        stage.begin(settle=True)
+        due = clock()
+        for _ in range(int((WARM_UP_S + seconds) * RATE / PACED_ROWS)):
+            due += PACED_ROWS * NS // RATE
+            if (early_ns := due - clock()) > 0:
+                time.sleep(early_ns / NS)
+            rows["price"] = clock()
+            last = lane.publish_batch(rows)
+        lane.wait(last, "replicated", 60)
+
+
+def _time(stage: Stage, bus: str, seconds: float) -> list[float]:
+    """A worker: what a subscriber of a follower's ring has to wait for each batch, in us."""
+    count, seen = int((WARM_UP_S + seconds) * RATE / PACED_ROWS) * PACED_ROWS, 0
+    lags_us: list[float] = []
+    with RealTime(f"{bus}/{TOPIC}") as subscriber:
+        stage.begin()
+        while seen < count:
+            batch = subscriber.take(30)
+            if batch is None:
+                raise BenchFailed(f"{count} records were published, the subscriber got {seen}")
+            now, sent = clock(), batch.rows["price"]
+            seen += len(batch)
+            if seen > WARM_UP_S * RATE:
+                lags_us += ((now - sent) / 1000).tolist()
+    return lags_us
+
+
+def _wait_for_one(stage: Stage, bus: str) -> list[float]:
+    times_ms: list[float] = []
+    with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
+        stage.begin()
+        for number in range(WAITS):
+            start = clock()
+            lane.wait(lane.publish(600_519, start, 100, number, *REST), "replicated", 30)
+            times_ms.append((clock() - start) / 1e6)
+            time.sleep(0.005)
+    return times_ms
+
+
+# --- when somebody goes -----------------------------------------------------------------------------------------------
+
+
+def _gap(cluster: BenchCluster, disturb: Callable[[BenchCluster], None]) -> float:
+    """How long nothing was acknowledged, in s: from the disturbance to the first record that is replicated again."""
+    cluster.start_dead()
+    old = cluster.leader(RECOVER_S)
+    with open_lane(f"{old.bus}/{TOPIC}", schema=SCHEMA) as lane:
+        _publish_one(lane)
+    start = clock()
+    disturb(cluster)
+    while clock() - start < RECOVER_S * NS:
+        for bus in cluster.buses:
+            with contextlib.suppress(NotLeader, NotFound, AttachError, BusError, TimeoutError):
+                if bus != old.bus:
+                    with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
+                        _publish_one(lane)
+                    return (clock() - start) / NS
+        time.sleep(0.005)
+    raise BenchFailed(f"nothing is acknowledged {RECOVER_S:.0f} s after a fault")
+
+
+def _publish_one(lane: LanePublisher) -> None:
+    lane.wait(lane.publish(600_519, clock(), 100, 0, *REST), "replicated", RECOVER_S)
+
+
+def _switch_over(cluster: BenchCluster) -> None:
+    leader = cluster.leader()
+    cluster.switch_over(leader, next(bus for bus in cluster.buses if bus != leader.node))
+
+
+def _kill_leader(cluster: BenchCluster) -> None:
+    cluster.kill_node(cluster.leader().node)
+
+
+def _kill_leader_and_server(cluster: BenchCluster) -> None:
+    leader = cluster.leader()
+    assert leader.stream is not None
+    cluster.kill_server(leader.stream.leader)
+    cluster.kill_node(leader.node)
+
+
+BENCH = Bench(
+    "cluster",
+    "Three servers that sync every message, and three nodes: what is replicated a second, how late, and how soon another leads.",
+    {
+        "replicated_mb_per_s": Bar(60),
+        "replicated_rows_per_s": Bar(450_000),
+        "lag_p50_ms": Bar(10),
+        "lag_p99_ms": Bar(100),
+        "wait_replicated_p50_ms": Bar(8),
+        "switchover_s": Bar(1),
+        "failover_s": Bar(5),
+        "failover_with_server_s": Bar(12),
+    },
+    _run,
+    {
+        "servers": "3, each message synced",
+        "nodes": 3,
+        "row_bytes": SCHEMA.row_bytes,
+        "batch_rows": BATCH,
+        "lag_rate_per_s": RATE,
+        "slots": SLOTS,
+    },
+)
