@@ -32,7 +32,7 @@ FIGURES = {
     "catchup": {"catchup_rows_per_s"},
     "lanes": {"lane_p50_us", "lane_p99_us", "lanes4_rows_per_s"},
     "wake": {"wake_p50_us", "wake_p99_us", "idle_cpu_percent", "idle_with_log_cpu_percent"},
-    "resumable": {"checkpoint_overhead_percent", "checkpoint_p50_us", "group2_rows_per_s"},
+    "resumable": {"checkpoint_overhead_percent", "checkpoint_noise_percent", "checkpoint_p50_us", "group2_rows_per_s"},
     "delayed": {
         "conflate_rows_per_s",
         "ohlcv_rows_per_s",
