@@ -7,6 +7,7 @@ change without waiting for the disk, and `kept.N`, a copy that is on the disk: i
 from __future__ import annotations
 
 import functools
+import fcntl
 import os
 import re
 import struct
@@ -150,6 +151,13 @@ class NameLock:
         _LOCKS.add(self)
 
     def close(self) -> None:
+        """Let go, at once: a child that was forked just now may still hold the descriptor."""
+        if self._descriptor >= 0:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of the descriptor alone: in a forked child, where the lock is the parent's."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -161,7 +169,7 @@ _LOCKS: weakref.WeakSet[NameLock] = weakref.WeakSet()
 def _leave_locks() -> None:
     """In a forked child: let go of the parent's locks, so that they end with the parent."""
     for lock in _LOCKS:
-        lock.close()
+        lock.leave()
 
 
 os.register_at_fork(after_in_child=_leave_locks)

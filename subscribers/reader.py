@@ -164,7 +164,9 @@ class TopicReader(Subscriber):
     @property
     def safe_position(self) -> int:
         """Up to where records will not go any more: they are durable, or logged where the log is never synced."""
-        return read_safe(self._ring.data.memory) if self._ring is not None else self._position
+        if self._ring is None or self._cursor is None:  # without a cursor: the rest is in a log that is closed
+            return self._position
+        return read_safe(self._ring.data.memory)
 
     def acknowledge(self, sequence: int) -> None:
         """Show in the reader table that everything up to a sequence is done with for good. Any thread may."""
