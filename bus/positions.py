@@ -6,8 +6,8 @@ change without waiting for the disk, and `kept.N`, a copy that is on the disk: i
 
 from __future__ import annotations
 
-import functools
 import fcntl
+import functools
 import os
 import re
 import struct
