@@ -17,6 +17,7 @@ from .errors import (
     WriterFailed,
 )
 from .lane_publisher import LanePublisher, open_lane
+from .leader_lane import LeaderLane
 from .publisher import Claim, Publisher
 from .replicating import Replication
 from .writer import Carried, Writer
@@ -31,6 +32,7 @@ __all__ = [
     "Claim",
     "Fenced",
     "LanePublisher",
+    "LeaderLane",
     "NotFound",
     "NotLeader",
     "Overrun",

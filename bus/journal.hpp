@@ -96,6 +96,9 @@ class Journal {
             const bool wrote = gather();
             if (const int error = log_->write_group(); error != 0) return stop_with(error);
             if (wrote) {
+                // Not fenced by now, a newer writer looks at the log only after this group is in it. Otherwise it may have looked
+                // before: then these rows are its to save from the ring, and no slot of theirs may be given back.
+                if (fenced()) return stop_with(ESTALE);
                 index();
                 raise_logged();
             }
