@@ -47,7 +47,7 @@ class _Sent(NamedTuple):
     what: _Record | _Rows
 
     @property
-    def count(self) -> int:
+    def row_count(self) -> int:
         return 1 if isinstance(self.what, _Record) else len(self.what)
 
 
@@ -115,7 +115,7 @@ class LeaderLane:
 
     @property
     def _pending(self) -> int:
-        return sum(sent.count for sent in self._sent)
+        return sum(sent.row_count for sent in self._sent)
 
     def _publish(self, what: _Record | _Rows) -> None:
         rest: _Record | _Rows | None = what

@@ -374,13 +374,16 @@ class TopicReader(Subscriber):
                 ring.header["began"] or ring.header["replicates"]
             )  # a writer of 0.1.0 does not say where its ring began
             began = ring.header["began"] if known else newest
+            read_here = min(
+                position, cursor.watermark
+            )  # a group's member may have been sent further, by one in the new ring
             restarted = newest < position
             same_log = ring.header["log_id"] == old.header["log_id"] != 0
-            if same_log and began < position:
+            if same_log and began < read_here:
                 self._enter(ring, began)
                 cursor.release()
                 raise BusError(
-                    f"{self.address}: this reader had read up to {position}, but the topic was opened again and ended at {began}: "
+                    f"{self.address}: this reader had read up to {read_here}, but the topic was opened again and ended at {began}: "
                     "the records between were published and never logged, or never replicated. Reading goes on behind what is there"
                 )
             self.reopen_count += 1
