@@ -1,7 +1,11 @@
-"""The exchange day from three publishers through lanes, writer and a consumer killed in mid-day: the book is found all the same."""
+"""The exchange day from three publishers through lanes, writer and a consumer killed in mid-day: the book is found all the same.
+
+A subscriber, a group of three and a client of the gateway read it, and all get the same rows.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,10 @@ from book_oracle import BookOracle
 from exchange_day import TOPICS, feeders, rows_of
 from ringmain.storage import SHIPPED, Schema
 from ringmain.subscribers import RealTime
+from ringmain.tools.gateway.frames import Frame
 from sse_day import Day, load_day
 from support.children import Children
+from support.gateways import Client, gateway
 from support.logs import wait_until
 from support.services import serving
 
@@ -73,34 +79,42 @@ def children() -> Iterator[Children]:
         yield children
 
 
-def test_the_book_is_found_by_a_subscriber_and_by_a_group_though_writer_and_member_are_killed(
+def test_the_book_is_found_by_subscriber_group_and_gateway_client_though_writer_and_member_are_killed(
     data_root, day, config, bus_name, tmp_path, children
 ):
     counts = {topic: len(rows) for topic, rows in rows_of(day).items()}
-    with serving(config) as first:
-        first.wait_for("ready")
-        subscriber = Following(bus_name, counts)
-        members = [children.start() for _ in range(3)]
-        for member in members:
-            member.begin(SHARE, bus=bus_name, folder=str(tmp_path), counts=counts)
-        publishers = [children.start() for _ in TOPICS]
-        for topic, publisher in zip(TOPICS, publishers, strict=True):
-            publisher.begin(
-                PUBLISH, bus=bus_name, topic=topic, root=str(data_root), examples=EXAMPLES, step=BATCH_ROWS, seconds=4.0
-            )
-        published_up_to(subscriber, "orders", counts["orders"] // 3)
-        members[0].kill()
-        published_up_to(subscriber, "orders", counts["orders"] // 2)
-        first.process.kill()
-        first.wait()
-    with serving(config) as second:
-        second.wait_for("ready")
-        subscriber.read_to_the_end()
-        for process in (*publishers, *members[1:]):
-            process.settle()
-        assert second.stop() == 0
-    check_book(subscriber.rows, counts)
-    check_book({topic: shared_rows(tmp_path, SHIPPED[topic]) for topic in TOPICS}, counts)
+    with gateway(bus_name) as remote:
+        with serving(config) as first:
+            first.wait_for("ready")
+            subscriber, client = Following(bus_name, counts), Remote(remote.url, bus_name, counts)
+            client.connect()
+            members = [children.start() for _ in range(3)]
+            for member in members:
+                member.begin(SHARE, bus=bus_name, folder=str(tmp_path), counts=counts)
+            publishers = [children.start() for _ in TOPICS]
+            for topic, publisher in zip(TOPICS, publishers, strict=True):
+                facts = {"topic": topic, "root": str(data_root), "examples": EXAMPLES, "step": BATCH_ROWS}
+                publisher.begin(PUBLISH, bus=bus_name, seconds=4.0, **facts)
+            read_up_to(counts["orders"] // 3, subscriber, client)
+            members[0].kill()
+            read_up_to(counts["orders"] // 2, subscriber, client)
+            client.close()
+            first.process.kill()
+            first.wait()
+        with serving(config) as second:
+            second.wait_for("ready")
+            assert client.position("orders") < counts["orders"]
+            client.connect()
+            wait_until(lambda: all([subscriber.read(), client.read()]), TIMEOUT_S)
+            for each in (subscriber, client):
+                each.close()
+            for process in (*publishers, *members[1:]):
+                process.settle()
+            assert second.stop() == 0
+    check_book(client.rows, counts)
+    for topic in TOPICS:
+        assert np.array_equal(subscriber.rows[topic], client.rows[topic])
+        assert np.array_equal(shared_rows(tmp_path, SHIPPED[topic]), client.rows[topic])
 
 
 class Following:
@@ -125,16 +139,56 @@ class Following:
                 self._parts[topic].append(batch.copy())
         return all(self.position(topic) == count for topic, count in self._counts.items())
 
-    def read_to_the_end(self) -> None:
-        wait_until(self.read, TIMEOUT_S)
+    def close(self) -> None:
         for reader in self._readers.values():
             reader.close()
 
 
-def published_up_to(subscriber: Following, topic: str, sequence: int) -> None:
+class Remote:
+    """Reads the three topics through one connection to the gateway. Connected again, it goes on behind what it has."""
+
+    def __init__(self, url: str, bus: str, counts: Mapping[str, int]) -> None:
+        self._url, self._bus, self._counts = url, bus, counts
+        self._positions = dict.fromkeys(counts, 0)
+        self._parts: dict[str, list[np.ndarray[Any, Any]]] = {topic: [] for topic in counts}
+        self._topics: dict[int, str] = {}
+
+    @property
+    def rows(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {topic: np.concatenate(parts) for topic, parts in self._parts.items()}
+
+    def position(self, topic: str) -> int:
+        return self._positions[topic]
+
+    def connect(self) -> None:
+        self._client = Client(self._url)
+        for id, (topic, position) in enumerate(self._positions.items()):
+            wishes = {"id": id, "format": "binary", "from": position + 1}
+            answer = self._client.subscribe(f"{self._bus}/{topic}", **wishes)
+            assert answer["sequence"] == position
+            self._topics[answer["stream"]] = topic
+
+    def read(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            frame = self._client.receive(0.005)
+            assert isinstance(frame, Frame), frame
+            topic = self._topics[frame.stream]
+            assert (frame.first, frame.lost) == (self._positions[topic] + 1, 0), "a gap or a repeat"
+            self._parts[topic].append(frame.rows)
+            self._positions[topic] = frame.last
+        return self._positions == self._counts
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def read_up_to(sequence: int, *readers: Following | Remote) -> None:
+    """Until each of them has so many orders."""
+
     def there() -> bool:
-        subscriber.read()
-        return subscriber.position(topic) >= sequence
+        for reader in readers:
+            reader.read()
+        return all(reader.position("orders") >= sequence for reader in readers)
 
     wait_until(there, TIMEOUT_S)
 

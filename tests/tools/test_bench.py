@@ -47,7 +47,8 @@ FIGURES = {
         "gateway_p99_us",
         "gateway_rows_per_s",
         "gateway_5_cores",
-        "gateway_5_mb",
+        "gateway_5_begin_mb",
+        "gateway_5_end_mb",
         "gateway_5_growth_percent",
     },
 }

@@ -29,14 +29,16 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(180 + 10 * ROUNDS)]
 
 # Publishes what tells its own sequence, at a few thousand rows a second, until it is told to stop or killed.
 PUBLISH = """if True:
-    stop = threading.Event()
+    stop, opened = threading.Event(), threading.Event()
     def publish():
         with Writer(bus, [POINTS], data_dir=data_dir, slots=1024) as writer:
             topic = writer["points"]
+            opened.set()
             while not stop.wait(0.005):
                 topic.publish_batch(make_rows(POINTS, topic.watermarks.published + 1, 20))
     thread = threading.Thread(target=publish)
     thread.start()
+    assert opened.wait(30.0)
 """
 
 

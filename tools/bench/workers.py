@@ -45,6 +45,7 @@ class Stage:
 
     def __init__(self, core: int | None, barrier: Barrier, results: Connection) -> None:
         self._core, self._barrier, self._results = core, barrier, results
+        self._has_reported = False
 
     def begin(self, *, settle: bool = False) -> None:
         """Return when all processes have opened what they need. From here on no garbage collection disturbs.
@@ -66,6 +67,9 @@ class Stage:
 
     def report(self, result: object) -> None:
         """Hand over the result, and wait until everybody has. Called with what `work` returns, unless it was before."""
+        if self._has_reported:
+            return
+        self._has_reported = True
         self._results.send((True, result))
         with contextlib.suppress(EOFError):
             self._results.recv()
