@@ -103,9 +103,7 @@ class Verdict:
     report: str
 
 
-def verify(
-    folder: Path, model: str, settings: str, only_assertions: bool = False, optimized: str = "-O0"
-) -> Verdict:
+def verify(folder: Path, model: str, settings: str, only_assertions: bool = False, optimized: str = "-O0") -> Verdict:
     """Search every state of a model; `settings` are its macros, as `NAME` or `NAME=VALUE` between blanks.
 
     What ends early, at a fault, is searched sooner than a compiler could optimize the search.
