@@ -13,7 +13,7 @@ demo: build/installed
 	$(BIN)/ringmain demo
 
 test: build/installed system
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: build/installed build/face
 	$(BIN)/ruff check .

@@ -131,15 +131,18 @@ class Verdict:
     report: str
 
 
-def verify(folder: Path, model: str, settings: str, only_assertions: bool = False) -> Verdict:
-    """Search every state of a model; `settings` are its macros, as `NAME` or `NAME=VALUE` between blanks."""
+def verify(folder: Path, model: str, settings: str, only_assertions: bool = False, optimized: str = "-O0") -> Verdict:
+    """Search every state of a model; `settings` are its macros, as `NAME` or `NAME=VALUE` between blanks.
+
+    What ends early, at a fault, is searched sooner than a compiler could optimize the search.
+    """
     source = MODELS / f"{model}.pml"
     for setting in settings.split():
         name = setting.partition("=")[0]
         known = source.read_text() + (MODELS / "store_buffer.pml").read_text()
         assert re.search(rf"#.*\b{name}\b", known), f"{source.name} has no macro {name}"
     run(folder, "spin", *(f"-D{setting}" for setting in settings.split()), "-a", str(source))
-    run(folder, "cc", "-O1", "-w", "-DSAFETY", f"-DMEMLIM={MEMORY_MIB_MAX}", "-o", "pan", "pan.c")
+    run(folder, "cc", optimized, "-w", "-DSAFETY", f"-DMEMLIM={MEMORY_MIB_MAX}", "-o", "pan", "pan.c")
     report = run(folder, "./pan", f"-m{DEPTH_MAX}", *(["-E"] if only_assertions else []))
     counts = re.search(r"errors: (\d+)\n\s*(\d+) states, stored", report)
     assert counts, report
@@ -168,7 +171,7 @@ def never_reached(report: str) -> list[str]:
 
 @pytest.mark.parametrize(("model", "settings"), SOUND + SOUND_NIGHTLY * NIGHTLY)
 def test_the_protocol_holds_in_every_interleaving(model: str, settings: str, tmp_path: Path) -> None:
-    verdict = verify(tmp_path, model, settings)
+    verdict = verify(tmp_path, model, settings, optimized="-O1")
     assert verdict.errors == 0, verdict.report
     assert verdict.complete, verdict.report
     assert verdict.states > 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,12 +22,44 @@ from support.logs import make_rows, wait_until
 
 TIMEOUT_S = 30.0
 
-# It ends with the process that started it, even while it is stopped.
-PROGRAM = """if True:
-    import ctypes, signal, sys, traceback
+# Has imported everything and forks for each child, so that one more costs little. Between it and a child stands a process that
+# says the child's pid and then its exit code. All of them end with the process that started them, even while they are stopped.
+SERVER = """if True:
+    import ctypes, gc, json, os, signal, socket, sys, traceback
     from multiprocessing.connection import Connection
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    connection, names = Connection(int(sys.argv[1])), {}
+    end_with_parent = lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()
+    names, connection = {}, None
+    exec(sys.argv[2], names)
+    gc.freeze()  # so that a child does not copy it all, only to look for rubbish in it
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those between
+    while connection is None:
+        request, streams, *_ = socket.recv_fds(channel, 1 << 20, 2)
+        if not request:
+            sys.exit()
+        if os.fork() == 0:
+            end_with_parent()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            channel.close()
+            given, told = streams[0], Connection(streams[1])
+            pid = os.fork()
+            if pid:
+                os.close(given)
+                told.send(pid)
+                told.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                os._exit(0)
+            end_with_parent()
+            told.close()
+            request = json.loads(request)
+            os.environ.clear()
+            os.environ.update(request["env"])
+            os.chdir(request["directory"])
+            connection = Connection(given)
+        else:
+            for stream in streams:
+                os.close(stream)
+
     while True:
         try:
             kind, code, given = connection.recv()
@@ -70,20 +107,60 @@ def read_now(reader: RealTime | Historical) -> list[int]:
     return found
 
 
+@functools.cache
+def server() -> socket.socket:
+    """The channel to the server."""
+    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        command = [sys.executable, "-c", SERVER, str(theirs.fileno()), PRELUDE]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment())
+    atexit.register(process.wait)
+    atexit.register(channel.close)
+    return channel
+
+
+def environment() -> dict[str, str]:
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+class Process:
+    """What is known of a child's process, and can be done with it."""
+
+    def __init__(self, connection: Connection) -> None:
+        """connection: the child's end of what it is told."""
+        self._told, theirs = Pipe(duplex=False)
+        self._code: int | None = None
+        request = json.dumps({"env": environment(), "directory": os.getcwd()}).encode()
+        with theirs:
+            socket.send_fds(server(), [request], [connection.fileno(), theirs.fileno()])
+        if not self._told.poll(TIMEOUT_S):
+            raise TimeoutError(f"no child began within {TIMEOUT_S} s")
+        self.pid: int = self._told.recv()
+
+    def kill(self) -> None:
+        if self._code is None and not self._told.poll():
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code once it has ended: a signal's number, negative, where that killed it."""
+        if self._code is None:
+            if not self._told.poll(timeout_s):
+                raise TimeoutError(f"process {self.pid} did not end within {timeout_s} s")
+            self._code = self._told.recv()
+            self._told.close()
+        assert self._code is not None
+        return self._code
+
+
 class Child:
     """A process that runs what it is told, in one namespace, and answers. Its exceptions are raised here."""
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
         self._pending = False
-        path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-            )
-        self.begin(PRELUDE)
+            self.process = Process(theirs)
 
     @property
     def pid(self) -> int:
