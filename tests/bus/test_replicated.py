@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from rich.console import Console
 from ringmain.bus import BusError, NotLeader, Writer, attach, open_lane
 from ringmain.bus.observing import Observer
 from ringmain.storage import FormatMismatch, LogReader
 from ringmain.subscribers import Acknowledged, Delayed, Filtered, Historical, RealTime, Resumable
+from ringmain.tools.inspecting import print_bus
 from support.children import TIMEOUT_S, Children
 from support.logs import PAIRS, POINTS, check_rows, make_rows, wait_until
 from support.replicas import LOG_ID, apply, open_replicated, read_up_to, row_bytes
@@ -262,6 +265,11 @@ def test_an_observer_sees_the_role_and_lags_behind_what_each_reader_follows(bus_
         assert (topic.published, topic.replicated) == (20, 10)
         found = {reader.name: (reader.follow, reader.lag_count) for reader in topic.readers}
         assert found == {"careful": ("replicated", 0), "hasty": ("published", 5)}
+        console = Console(file=io.StringIO(), width=120)
+        print_bus(console, bus)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "follows north" in printed
+        assert "replicated" in printed
         writer.replicating.lead()
         assert Observer().look(bus_name).buses[0].writer.role == "leads"
         careful.close()
