@@ -224,6 +224,38 @@ def test_while_lanes_are_held_nothing_is_taken_and_they_end_where_they_are(bus_n
         assert attach(f"{bus_name}/pairs").watermarks().published == 100
 
 
+def test_who_waits_in_a_lane_that_was_retired_is_told_what_still_comes_to_be_replicated(bus_name, tmp_path, children):
+    child = children.start()
+    with open_replicated(bus_name, tmp_path) as writer:
+        writer.replicating.lead()
+        child.run("lane = open_lane(address); lane.publish_batch(rows)", address=f"{bus_name}/pairs",
+                  rows=make_rows(PAIRS, 1, 100))  # fmt: skip
+        child.begin("lane.wait(90)")
+        wait_until(child.is_blocked)
+        writer.replicating.retire("north")
+        assert attach(f"{bus_name}/pairs").watermarks().published == 100
+        writer.replicating.raise_replicated("pairs", 95)
+        child.settle()
+        child.begin("lane.wait(96)")
+        writer.replicating.follow("north")
+        with pytest.raises(NotLeader, match="north"):
+            child.settle()
+
+
+@pytest.mark.parametrize("acknowledge", ["sync", "async"])
+def test_publishers_wait_for_what_the_bus_acknowledges_by(bus_name, tmp_path, acknowledge):
+    with open_replicated(bus_name, tmp_path, acknowledge=acknowledge) as writer:
+        writer.replicating.lead()
+        topic = writer["pairs"]
+        topic.publish(1)
+        topic.wait(1, "durable", TIMEOUT_S)
+        if acknowledge == "sync":
+            with pytest.raises(TimeoutError, match="was not replicated"):
+                topic.wait(1, timeout=0.01)
+            writer.replicating.raise_replicated("pairs", 1)
+        topic.wait(1, timeout=TIMEOUT_S)
+
+
 # --- opening again ------------------------------------------------------------------------------------------------------
 
 
