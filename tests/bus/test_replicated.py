@@ -228,8 +228,9 @@ def test_who_waits_in_a_lane_that_was_retired_is_told_what_still_comes_to_be_rep
     child = children.start()
     with open_replicated(bus_name, tmp_path) as writer:
         writer.replicating.lead()
-        child.run("lane = open_lane(address); lane.publish_batch(rows)", address=f"{bus_name}/pairs",
-                  rows=make_rows(PAIRS, 1, 100))  # fmt: skip
+        child.run("lane = open_lane(address)", address=f"{bus_name}/pairs")
+        for first, count in ((1, 90), (91, 10)):
+            child.run("lane.wait(lane.publish_batch(rows), 'drained', 30)", rows=make_rows(PAIRS, first, count))
         child.begin("lane.wait(90)")
         wait_until(child.is_blocked)
         writer.replicating.retire("north")
