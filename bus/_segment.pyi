@@ -36,7 +36,7 @@ def format_data(
     syncs: bool,
     indexes: bool,
     lanes: bool = False,
-    replicates: bool = False,
+    replicates: int = 0,
     began: int = 0,
 ) -> None: ...
 def read_data(segment: Buffer, name: str) -> dict[str, Any]: ...

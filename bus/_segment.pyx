@@ -56,7 +56,7 @@ def data_segment_bytes(schema_bytes, row_bytes, slot_count):
 
 def format_data(segment, *, bytes schema_json, uint64_t schema_hash, uint32_t row_bytes, uint64_t slot_count, str bus,
                 str topic, str data_dir, uint64_t log_id, uint32_t epoch, bint syncs, bint indexes, bint lanes=False,
-                bint replicates=False, uint64_t began=0):
+                uint32_t replicates=0, uint64_t began=0):
     """Write a fresh data segment's header. It is not ready until `publish_ready`."""
     cdef HeldBuffer hold
     hold.hold(segment, True)
@@ -119,7 +119,7 @@ def read_data(segment, str name):
         "slots_offset": header.slots_offset, "segment_bytes": header.segment_bytes,
         "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "created_ns": header.created_ns,
         "syncs": header.syncs != 0, "indexes": header.indexes != 0, "lanes": header.lanes != 0,
-        "replicates": header.replicates != 0, "began": header.began,
+        "replicates": header.replicates, "began": header.began,
         "bus": _get_text(header.bus, 64), "topic": _get_text(header.topic, 64),
         "data_dir": _get_text(header.data_dir, 1024),
     }

@@ -247,13 +247,17 @@ class LanePublisher(Publisher):
 
 
 def _is_reached(lane: Lane, sequence: int, watermark: str, deadline: float | None) -> bool:
-    """Whether the watermark comes to be reached in a lane whose writer closes. It says so until it has removed the lane."""
+    """Whether the watermark comes to be reached in a lane whose writer closes, or leads no more. It is told until the lane goes."""
     while True:
         current = lane.segment.is_current()  # before looking
         state = _segment.read_state(lane.segment.memory)
         if state[watermark] >= sequence:
             return True
         over = deadline is not None and time.monotonic() >= deadline
-        if not state["status"] & _segment.STATUS_CLOSED or not current or over:
+        header = lane.topic.header
+        told = state["status"] & _segment.STATUS_CLOSED or (
+            header["replicates"] and _segment.process_lives(header["pid"], header["process_start"])
+        )
+        if not told or not current or over:
             return False
         time.sleep(POLL_S)

@@ -147,6 +147,10 @@ class TopicLanes:
         self._closing, self._for_good = True, for_good
         self._drain.request_stop(patience_s)
 
+    def raise_known(self) -> None:
+        """After `run`: tell the lanes what is known by now of their rows."""
+        self._drain.raise_known()
+
     def finish(self) -> bool:
         """After `run`, and after the journal: tell the lanes what has become of their rows, and remove them. False where there are
         lanes that are not drained.

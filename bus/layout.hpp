@@ -75,7 +75,7 @@ struct DataHeader {
     uint32_t syncs;          // 1244  1: the log is synced, so that records become durable
     uint32_t indexes;        // 1248  1: records are kept by key in the bus's store
     uint32_t lanes;          // 1252  1: other processes may publish, each through a lane
-    uint32_t replicates;     // 1256  1: other hosts hold the bus as well, so that records become replicated
+    uint32_t replicates;     // 1256  Replicates: whether other hosts hold the bus as well, so that records become replicated
     uint64_t began;          // 1264  the topic's last sequence when this ring was made
     alignas(LINE) WatermarkLine watermarks[WATERMARK_COUNT];  // 1280
     alignas(LINE) uint32_t status;                            // 2304
@@ -90,6 +90,7 @@ static_assert(offsetof(DataHeader, lanes) == 1252 && offsetof(DataHeader, positi
 static_assert(offsetof(DataHeader, replicates) == 1256 && offsetof(DataHeader, began) == 1264);
 static_assert(offsetof(DataHeader, heartbeat_ns) == 2432 && sizeof(DataHeader) == DATA_HEADER_BYTES);
 
+enum Replicates : uint32_t { REPLICATES_NOT = 0, REPLICATES_SYNC = 1, REPLICATES_ASYNC = 2 };
 enum Role : uint32_t { ROLE_ALONE = 0, ROLE_FOLLOWS = 1, ROLE_LEADS = 2 };
 
 inline constexpr size_t LEADER_WORDS = 8;

@@ -20,6 +20,8 @@ from .segments import Segment
 
 __all__ = ["Claim", "Publisher"]
 
+REPLICATES_SYNC = 1
+
 _Rows = np.ndarray[Any, np.dtype[np.void]]
 
 
@@ -43,7 +45,7 @@ class Publisher:
         journal: Journal | LaneDoor | None,
         syncs: bool = True,
         indexes: bool = False,
-        replicates: bool = False,
+        replicates: int = 0,
         mover: Callable[[RingPublisher, bool], bool] | None = None,
     ) -> None:
         self.schema = schema
@@ -86,8 +88,9 @@ class Publisher:
     ) -> None:
         """Return once the watermark has reached `sequence`. Any thread may. Once it is indexed, `get` finds it.
 
-        watermark: "durable" unless told, on a replicated bus "replicated". acknowledged_by: wait for these resumable subscribers
-        and groups to be done with everything up to `sequence`; the watermark is then waited for only if it is given.
+        watermark: unless told "durable", or "replicated" on a replicated bus that acknowledges so. acknowledged_by: wait for these
+        resumable subscribers and groups to be done with everything up to `sequence`; the watermark is then waited for only if it is
+        given.
         Raises TimeoutError after `timeout` seconds (None: never), which says who has not acknowledged, and where each stands;
         WriterFailed as soon as the log has stopped; ValueError for a watermark that this topic does not have (without a log,
         with one that is never synced, not kept by key), or a sequence that is not published.
@@ -128,7 +131,7 @@ class Publisher:
 
     @property
     def _safest(self) -> Literal["durable", "replicated"]:
-        return "replicated" if self._replicates else "durable"
+        return "replicated" if self._replicates == REPLICATES_SYNC else "durable"
 
     def stamp_after(self, timestamp_ns: int) -> None:
         """Stamp no record earlier than this: time never steps back within a topic, whatever the clock does."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..storage import Schema
 from . import _lanes, _segment
@@ -35,11 +36,18 @@ class Replication:
     """Of a bus that other hosts hold as well.
 
     log_id: what all of them call its log; a log that is there must have it. ends: each topic's last sequence that is known to be
-    replicated; a topic that is not named has none.
+    replicated; a topic that is not named has none. acknowledge: what publishers wait for unless they say it: "sync": that a record
+    is replicated; "async": that it is durable here.
     """
 
     log_id: int
     ends: Mapping[str, int] = field(default_factory=dict[str, int])
+    acknowledge: Literal["sync", "async"] = "sync"
+
+    @property
+    def number(self) -> int:
+        """As in the rings' headers: REPLICATES_SYNC, REPLICATES_ASYNC."""
+        return 1 if self.acknowledge == "sync" else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ class Replicating:
         self._rose = rose
         self._publishers = {topic: ring.make_publisher() for topic, ring in rings.items()}
         self._leader = ""
-        self._leads = False
+        self._leads = self._retired = False
 
     @property
     def leads(self) -> bool:
@@ -119,12 +127,15 @@ class Replicating:
         """A topic's rows up to a sequence, as far as they are here, are replicated."""
         ring = self._rings[topic]
         _segment.raise_replicated(ring.data.memory, ring.control.memory, sequence)
+        if self._retired:
+            self._drains.lanes[topic].raise_known()
         self._rose()
 
     def lead(self) -> None:
         """Take lanes for all topics from now on."""
         if self._leads:
             return
+        self._take_lanes_away()
         for topic, ring in self._rings.items():
             self._publishers.pop(topic).close()
             left = find_left(self._bus, topic, ring.schema, ring.data)
@@ -136,22 +147,31 @@ class Replicating:
         self._leads = True
         _segment.set_role(self._bus_segment.memory, _segment.ROLE_LEADS)
 
-    def follow(self, leader: str) -> None:
-        """Take no lanes from now on; who publishes is told who leads. leader: "" where nobody knows.
+    def retire(self, leader: str) -> None:
+        """Take no lanes from now on; who publishes is told who leads. leader: "" where nobody knows. Nothing is applied yet.
 
-        What is in the lanes is drained before, unless they are held: then it is in no topic. May take a second.
+        What is in the lanes is drained before, unless they are held: then it is in no topic. May take a second. Who waits there for
+        what was taken in is told as that is replicated, until `follow`.
         """
         self._leader = leader
         _segment.set_role(self._bus_segment.memory, _segment.ROLE_FOLLOWS, leader)
         if not self._leads:
             return
         self._drains.stop(STEP_DOWN_S, for_good=False)
+        self._drains.threads.clear()
+        self._publishers = {topic: ring.make_publisher() for topic, ring in self._rings.items()}
+        self._leads, self._retired = False, True
+
+    def follow(self, leader: str) -> None:
+        """Retire, and be ready to apply rows."""
+        self.retire(leader)
+        self._take_lanes_away()
+
+    def _take_lanes_away(self) -> None:
+        self._retired = False
         for lanes in self._drains.lanes.values():
             lanes.finish()
         self._drains.lanes.clear()
-        self._drains.threads.clear()
-        self._leads = False
-        self._publishers = {topic: ring.make_publisher() for topic, ring in self._rings.items()}
 
     def hold(self, held: bool) -> None:
         """While it leads: take nothing out of the lanes for now."""

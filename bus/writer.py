@@ -360,7 +360,7 @@ class Writer:
                 syncs=self._syncs,
                 indexes=indexes,
                 lanes=topic in self._laned or (self._replication is not None and topic in self.schemas),
-                replicates=self._replication is not None,
+                replicates=self._replication.number if self._replication is not None else 0,
                 began=last,
             )
             for index, lane in enumerate(left):

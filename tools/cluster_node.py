@@ -112,7 +112,9 @@ class _Run:
         bus: BusPlan = self._configuration.buses[0]
         settings = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
         started = time.monotonic()
-        replica = LocalReplica(bus.name, bus.schemas, settings.pop("data_dir"), stream.log_id, settings)
+        data_dir: Any = settings.pop("data_dir")
+        acknowledge = self._plan.acknowledge
+        replica = LocalReplica(bus.name, bus.schemas, data_dir, stream.log_id, settings, acknowledge=acknowledge)
         async with replica:
             seconds = round(time.monotonic() - started, 3)
             event("opened", bus=bus.name, epoch=replica.writer.epoch, topics=len(bus.schemas), seconds=seconds)

@@ -181,6 +181,8 @@ def _title(bus: BusFacts, name: str) -> Text:
     title.append("" if writer.pid is None else f", pid {writer.pid}")
     title.append("" if writer.epoch is None else f", epoch {writer.epoch}")
     title.append("" if writer.heartbeat_age_s is None else f", heartbeat {age(writer.heartbeat_age_s)} ago")
+    if writer.role is not None:
+        title.append(f", {writer.role} ").append_text(plain(writer.leader))
     return title
 
 

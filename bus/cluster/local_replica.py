@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -40,8 +40,8 @@ CUTS_MAX = 4
 class LocalReplica:
     """See Replica. Use it in an `async with` statement, or `open` and `close` it.
 
-    log_id: of the cluster; a log that is there must have it. settings: the Writer's, but for replication.
-    Raises as Writer does.
+    log_id: of the cluster; a log that is there must have it. settings: the Writer's, but for replication. acknowledge: see
+    Replication. Raises as Writer does.
     """
 
     def __init__(
@@ -51,9 +51,12 @@ class LocalReplica:
         data_dir: str | os.PathLike[str],
         log_id: int,
         settings: Mapping[str, Any] | None = None,
+        *,
+        acknowledge: Literal["sync", "async"] = "sync",
     ) -> None:
         self.bus, self.data_dir = bus, Path(data_dir).absolute()
         self._schemas, self._log_id, self._settings = tuple(schemas), log_id, dict(settings or {})
+        self._acknowledge: Literal["sync", "async"] = acknowledge
         self._syncs = self._settings.get("sync") != "never"
         self._stored = _PositionFile(self.data_dir / "cluster" / "position")
         self._wanted: dict[str, int] = {}  # in the stream, by topic
@@ -74,7 +77,7 @@ class LocalReplica:
         self._progress = Progress(self._writer.replicating.journal, self._raise)
 
     def _open_writer(self, ends: Mapping[str, int]) -> Writer:
-        replication = Replication(self._log_id, ends)
+        replication = Replication(self._log_id, ends, self._acknowledge)
         return Writer(self.bus, self._schemas, data_dir=self.data_dir, replication=replication, **self._settings)
 
     async def close(self) -> None:
@@ -251,7 +254,7 @@ class LocalReplica:
             state = self._state(topic)
             wanted = min(self._wanted.get(topic, 0), state["published"])
             if wanted > state["replicated"]:
-                safe = min(wanted, self._safe(topic)) if replicating.leads else wanted
+                safe = min(wanted, self._safe(topic)) if self._shipping is not None else wanted
                 replicating.raise_replicated(topic, safe)
                 done &= safe == wanted
         return done
@@ -295,7 +298,7 @@ class LocalReplica:
 
     def retire(self, leader: str) -> None:
         if self._retiring is None:
-            self._retiring = asyncio.create_task(asyncio.to_thread(self.writer.replicating.follow, leader))
+            self._retiring = asyncio.create_task(asyncio.to_thread(self.writer.replicating.retire, leader))
 
     def drained(self) -> bool:
         assert self._shipping is not None
@@ -305,6 +308,7 @@ class LocalReplica:
         if self._shipping is not None:  # first: the drains may wait for the room that it holds
             self._shipping.close()
             self._shipping = None
+            self._raise_now()  # while who waits in a lane can be told
         await self._finish_retiring()
         await asyncio.to_thread(self.writer.replicating.follow, leader)
 

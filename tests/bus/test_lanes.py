@@ -202,7 +202,7 @@ def test_a_lane_waits_for_what_is_known_of_its_own_rows(bus_name, tmp_path):
         found = writer.get("marks", 7)
         assert found is not None
         assert found["number"] == 1000
-        assert lane.watermarks[2:] == (1000, 1000, 1000)
+        assert lane.watermarks[2:] == (1000, 1000, 1000, 0)
         rows = LogReader(tmp_path / "log", "marks").read(1501 - 1)
         assert rows is not None
         assert rows["number"].tolist() == [1000]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from rich.console import Console
 from ringmain.bus import BusError, NotLeader, Writer, attach, open_lane
 from ringmain.bus.observing import Observer
 from ringmain.storage import FormatMismatch, LogReader
 from ringmain.subscribers import Acknowledged, Delayed, Filtered, Historical, RealTime, Resumable
+from ringmain.tools.inspecting import print_bus
 from support.children import TIMEOUT_S, Children
 from support.logs import PAIRS, POINTS, check_rows, make_rows, wait_until
 from support.replicas import LOG_ID, apply, open_replicated, read_up_to, row_bytes
@@ -221,6 +224,39 @@ def test_while_lanes_are_held_nothing_is_taken_and_they_end_where_they_are(bus_n
         assert attach(f"{bus_name}/pairs").watermarks().published == 100
 
 
+def test_who_waits_in_a_lane_that_was_retired_is_told_what_still_comes_to_be_replicated(bus_name, tmp_path, children):
+    child = children.start()
+    with open_replicated(bus_name, tmp_path) as writer:
+        writer.replicating.lead()
+        child.run("lane = open_lane(address)", address=f"{bus_name}/pairs")
+        for first, count in ((1, 90), (91, 10)):
+            child.run("lane.wait(lane.publish_batch(rows), 'drained', 30)", rows=make_rows(PAIRS, first, count))
+        child.begin("lane.wait(90)")
+        wait_until(child.is_blocked)
+        writer.replicating.retire("north")
+        assert attach(f"{bus_name}/pairs").watermarks().published == 100
+        writer.replicating.raise_replicated("pairs", 95)
+        child.settle()
+        child.begin("lane.wait(96)")
+        writer.replicating.follow("north")
+        with pytest.raises(NotLeader, match="north"):
+            child.settle()
+
+
+@pytest.mark.parametrize("acknowledge", ["sync", "async"])
+def test_publishers_wait_for_what_the_bus_acknowledges_by(bus_name, tmp_path, acknowledge):
+    with open_replicated(bus_name, tmp_path, acknowledge=acknowledge) as writer:
+        writer.replicating.lead()
+        topic = writer["pairs"]
+        topic.publish(1)
+        topic.wait(1, "durable", TIMEOUT_S)
+        if acknowledge == "sync":
+            with pytest.raises(TimeoutError, match="was not replicated"):
+                topic.wait(1, timeout=0.01)
+            writer.replicating.raise_replicated("pairs", 1)
+        topic.wait(1, timeout=TIMEOUT_S)
+
+
 # --- opening again ------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +298,11 @@ def test_an_observer_sees_the_role_and_lags_behind_what_each_reader_follows(bus_
         assert (topic.published, topic.replicated) == (20, 10)
         found = {reader.name: (reader.follow, reader.lag_count) for reader in topic.readers}
         assert found == {"careful": ("replicated", 0), "hasty": ("published", 5)}
+        console = Console(file=io.StringIO(), width=120)
+        print_bus(console, bus)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "follows north" in printed
+        assert "replicated" in printed
         writer.replicating.lead()
         assert Observer().look(bus_name).buses[0].writer.role == "leads"
         careful.close()

@@ -202,7 +202,7 @@ def test_a_topic_that_is_not_there_is_named_with_those_that_are(bus_name):
 
 def test_every_topic_counts_its_own_sequence_from_1(bus_name, tmp_path):
     with Writer(bus_name, [POINTS, PAIRS], data_dir=tmp_path) as writer:
-        assert writer["points"].watermarks == writer["pairs"].watermarks == (0, 0, 0, 0, 0)
+        assert writer["points"].watermarks == writer["pairs"].watermarks == (0, 0, 0, 0, 0, 0)
         assert [writer["pairs"].publish(7) for _ in range(3)] == [1, 2, 3]
         assert publish(writer, POINTS, 5) == 5
         assert writer["pairs"].publish(7) == 4

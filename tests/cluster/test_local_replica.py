@@ -69,7 +69,7 @@ def a_run(schema: Schema, first: int, count: int) -> Run:
 
 
 def through_the_wire(runs: Any) -> tuple[Run, ...]:
-    return decode(encode(Message(Kind.DATA, "north", 1, 1, tuple(runs)))).runs
+    return decode(encode(Message(Kind.DATA, "north", 1, 1, 7, tuple(runs)))).runs
 
 
 async def gather_all(replica: LocalReplica, until: dict[str, int], bytes_max: int = 1 << 16) -> dict[str, np.ndarray]:
@@ -207,23 +207,26 @@ def test_lanes_wait_while_nothing_is_gathered_from_a_full_ring(bus_name, tmp_pat
     run(test)
 
 
-def test_while_held_it_tells_when_all_that_was_taken_was_handed_out(bus_name, tmp_path):
+def test_once_retired_it_tells_when_all_that_was_published_was_handed_out(bus_name, tmp_path):
     async def test() -> None:
         async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
             await replica.lead(1, {})
             lane = open_lane(f"{bus_name}/pairs")
             lane.publish_batch(make_rows(PAIRS, 1, 100))
-            await asyncio.to_thread(lane.wait, 100, "drained")
-            assert not await replica.drained()
-            replica.hold(True)
             await gather_all(replica, {"pairs": 100})
-            await asyncio.to_thread(wait_until, lambda: replica.writer.replicating.holds)
-            assert await replica.drained()
-            replica.raise_replicated({"pairs": 100})
+            assert not replica.drained()
+            lane.publish_batch(make_rows(PAIRS, 101, 50))
+            waiting = asyncio.create_task(asyncio.to_thread(lane.wait, 150, timeout=TIMEOUT_S))
+            replica.retire("south")
+            rows = await gather_all(replica, {"pairs": 150})
+            assert len(rows["pairs"]) == 50
+            await asyncio.to_thread(wait_until, replica.drained)
+            replica.raise_replicated({"pairs": 150})
             await replica.follow("south")
+            await waiting
             with pytest.raises(NotLeader, match="south"):
                 await asyncio.to_thread(lane.publish, 1)
-            await replica.apply(a_run(PAIRS, 101, 10))
+            await replica.apply(a_run(PAIRS, 151, 10))
 
     run(test)
 

@@ -22,7 +22,9 @@ from ringmain.bus import (
     AttachError,
     Fenced,
     NotFound,
+    NotLeader,
     Overrun,
+    Replication,
     RingFull,
     Writer,
     _journal,
@@ -423,6 +425,41 @@ def read_from_another_process() -> None:
         assert int(done.stdout) >= 1000
 
 
+def follow_and_lead() -> None:
+    settings = {"data_dir": FOLDER / "replicated", "replication": Replication(7), "slots": 64, "full": "block"}
+    with open_writer(**settings) as writer, RealTime(f"{BUS}/small") as reader:
+        node, last = writer.replicating, 0
+        assert node.topics["small"].schema == SMALL
+        for _ in range(3):
+            for count in (1, 7, 64, 200, 0):
+                rows = np.zeros(count, SMALL.dtype)
+                rows["sequence"] = np.arange(last + 1, last + count + 1)
+                left = rows.tobytes()
+                while left:
+                    taken = node.apply("small", left)
+                    left, last = left[taken * SMALL.row_bytes :], last + taken
+                    node.raise_replicated("small", last)
+                    reader.poll()
+            for bad in (bytes(SMALL.row_bytes), bytes(7), b""):
+                with contextlib.suppress(ValueError):
+                    assert node.apply("small", bad) == 0
+            node.follow("north" * 9)
+            with refused(NotLeader):
+                open_lane(f"{BUS}/small")
+            node.lead()
+            with open_lane(f"{BUS}/small", slots=64) as lane:
+                last = last + lane.publish_batch(small_rows(30))
+                lane.wait(30, "logged", 30)
+                node.raise_replicated("small", last + 5)
+                lane.wait(30, "replicated", 30)
+                node.hold(True)
+                lane.publish(1)
+                node.follow("")
+                with refused(NotLeader):
+                    lane.publish(2)
+        writer.close_to_cut({"small": last - 3})
+
+
 def group_and_filter() -> None:
     rows = np.frombuffer(CHANCE.randbytes(3000 * WIDE.row_bytes), WIDE.dtype)  # any bytes are a key
     names = [
@@ -472,6 +509,7 @@ def group_and_filter() -> None:
 
 for part in (
     publish_in_every_way,
+    follow_and_lead,
     group_and_filter,
     read_in_every_way,
     hold_the_writer_back,

@@ -86,6 +86,14 @@ def test_a_subscriber_few_records_but_long_behind_lags():
     assert of_reader(judge, bus(reader(consumed=8), published=8), 5.1) == Condition()
 
 
+def test_how_long_one_is_behind_is_counted_from_when_what_it_follows_rose():
+    judge = Judge(LIMITS)
+    waits = bus(reader(follow="replicated", consumed=7), published=50, replicated=7)
+    assert [of_reader(judge, waits, now).reason for now in (0.0, 5.0)] == ["", ""]
+    lags = bus(reader(follow="replicated", consumed=7, lag_count=1), published=50, replicated=8)
+    assert [of_reader(judge, lags, now).reason for now in (6.0, 6.9, 7.1)] == ["", "", "lagging"]
+
+
 def test_one_that_keeps_up_with_a_stream_does_not_lag_however_long_that_flows():
     judge = Judge(LIMITS)
     for step in range(100):

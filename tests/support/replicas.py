@@ -22,7 +22,8 @@ def open_replicated(
     **settings: Any,
 ) -> Writer:
     """A replicated writer, which follows."""
-    return Writer(bus, schemas, data_dir=data_dir, replication=Replication(LOG_ID, ends or {}), **settings)
+    replication = Replication(LOG_ID, ends or {}, settings.pop("acknowledge", "sync"))
+    return Writer(bus, schemas, data_dir=data_dir, replication=replication, **settings)
 
 
 def row_bytes(schema: Schema, first: int, count: int) -> bytes:
