@@ -23,6 +23,7 @@ from ..bus.cluster.stream import NoAnswer
 from ..subscribers.health import HealthMonitor
 from .cluster_table import ClusterPlan
 from .configuration import BusPlan, Configuration, load_configuration
+from .exit_codes import explain
 from .gateway_child import GatewayChild
 from .notify import Notifier
 from .service_log import LogFormat, event, start_logging
@@ -168,7 +169,9 @@ class _Run:
             self._notifier.ready(f"{node.name} holds {replica.bus}")
             while not self._stop.is_set():
                 if living.done():
-                    event(f"the node ended: {living.exception()}", level=logging.CRITICAL, bus=replica.bus)
+                    error = living.exception()
+                    defect = error if error is not None and explain(error) is None else None
+                    event(f"the node ended: {error}", level=logging.CRITICAL, error=defect, bus=replica.bus)
                     return True
                 place = (node.leads, node.leader, node.place.epoch)
                 if place != told_place:

@@ -31,6 +31,7 @@ LOOK_S = 0.05  # how often a client is asked whether it still lives
 PING_S = 1  # two without an answer, and the server is given up
 CLOSE_S = 1.0
 PENDING_BYTES = 4 << 20
+LATE = "no answer in time"
 
 Handler = Callable[[Msg], Awaitable[None]]
 
@@ -195,6 +196,8 @@ class Connection:
                     await _subscribe(client, subject, handler)
         except (OSError, nats.errors.Error, TimeoutError) as error:
             words = _words(reason[-1] if reason else error)
+            if words == LATE and self._context is None:
+                words += "; does it expect TLS?"
             if self._reasons.get(server) != words:
                 self._reasons[server] = words
                 self._told(f"{server}: {words}")
@@ -268,7 +271,7 @@ async def _close(client: Client) -> None:
 def _words(error: BaseException) -> str:
     """What a person can do something with. nats-py wraps some errors in texts of its own."""
     if isinstance(error, TimeoutError | nats.errors.TimeoutError):
-        return "no answer in time"
+        return LATE
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not good: {error.verify_message}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
@@ -278,6 +281,4 @@ def _words(error: BaseException) -> str:
         return "it does not begin with TLS; its tls block needs `handshake_first: true`"
     if "Authorization Violation" in text:
         return "it refuses this user or password"
-    if text == "empty response from server when expecting INFO message":
-        return "it does not greet: it expects TLS, or it is no nats-server"
     return text
