@@ -33,6 +33,7 @@ __all__ = ["run_node"]
 
 LOOK_S = 0.25
 HAND_OVER_S = 5.0
+CANCEL_S = 0.5
 OPEN_S = 10.0  # for the stream, before it is told that it does not answer
 Result = TypeVar("Result")
 
@@ -111,7 +112,7 @@ class _Run:
     @contextlib.asynccontextmanager
     async def _replica(self, stream: JetStream) -> AsyncGenerator[LocalReplica]:
         bus: BusPlan = self._configuration.buses[0]
-        settings = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
+        settings: dict[str, Any] = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
         started = time.monotonic()
         replica = LocalReplica(bus.name, bus.schemas, settings.pop("data_dir"), stream.log_id, settings)
         async with replica:
@@ -144,8 +145,11 @@ class _Run:
                 return failed
             finally:
                 measuring.cancel()
-                living.cancel()
-                await asyncio.gather(living, return_exceptions=True)
+                while (
+                    not living.done()
+                ):  # what is cancelled just as it gets what it waits for may go on (wait_for does)
+                    living.cancel()
+                    await asyncio.wait({living}, timeout=CANCEL_S)
 
     async def _hand_over(self, node: Node, stream: JetStream) -> None:
         """Let another node lead at once, where one is there, and not only after a silence."""

@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.nats_servers import TIMEOUT_S, Servers, nats_servers
+from support.nats_servers import TIMEOUT_S, Servers, nats_servers, why_refused
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 pytest.importorskip("cryptography", reason="the cluster needs `pip install ringmain[cluster]`")
-from ringmain.bus.cluster.access import Access
 from ringmain.bus.cluster.certificates import make_authority, make_certificate
 from ringmain.bus.cluster.jetstream import JetStream
-from ringmain.bus.cluster.stream import NoAnswer, Stored
+from ringmain.bus.cluster.stream import Stored
 
 pytestmark = pytest.mark.process
 
@@ -27,12 +26,6 @@ pytestmark = pytest.mark.process
 def secured() -> Iterator[Servers]:
     with nats_servers(3, tls=True) as servers:
         yield servers
-
-
-async def refused(servers: Servers, access: Access, timeout_s: float = 1.0) -> str:
-    with pytest.raises(NoAnswer) as reason:
-        await JetStream.open(access, servers.stream("c1"), timeout_s)
-    return str(reason.value)
 
 
 def test_servers_and_nodes_speak_tls_with_certificates_on_both_sides(secured: Servers) -> None:
@@ -55,13 +48,13 @@ def test_without_a_certificate_of_the_authority_nobody_gets_in(secured: Servers,
     mixed = replace(stranger, ca=good.tls.ca)  # trusts them, and is not trusted
 
     async def scenario() -> None:
-        assert "does it expect TLS?" in await refused(secured, replace(good, tls=None), timeout_s=3.0)
-        assert "its certificate is not good: " in await refused(secured, replace(good, tls=stranger))
-        assert secured.addresses[0] in await refused(secured, replace(good, tls=mixed))
-        assert "refuses this user or password" in await refused(secured, replace(good, password="guessed"))
+        assert "does it expect TLS?" in await why_refused(replace(good, tls=None))
+        assert "its certificate is not good: " in await why_refused(replace(good, tls=stranger))
+        assert secured.addresses[0] in await why_refused(replace(good, tls=mixed))
+        assert "refuses this user or password" in await why_refused(replace(good, password="guessed"))
 
     asyncio.run(scenario())
-    assert all("c1" not in secured.log(number) for number in range(3))  # no stream was made
+    assert all("ringmain-c1" not in secured.log(number) for number in range(3))  # no stream was made
 
 
 def test_a_server_under_another_name_than_its_certificate_s_is_not_believed(secured: Servers) -> None:
@@ -74,7 +67,7 @@ def test_a_server_under_another_name_than_its_certificate_s_is_not_believed(secu
         host = secured.hosts[0].rpartition(".")[0] + ".77"
         proxy = await asyncio.start_server(pass_on, host, 4222)
         async with proxy:
-            words = await refused(secured, replace(secured.access("c1"), servers=(f"{host}:4222",)))
+            words = await why_refused(replace(secured.access("c1"), servers=(f"{host}:4222",)))
         assert f"IP address mismatch, certificate is not valid for '{host}'" in words
 
     asyncio.run(scenario())
@@ -108,9 +101,9 @@ def test_a_password_is_not_told_to_whoever_greets_in_the_clear(secured: Servers)
         thread = threading.Thread(target=pretend, args=(listener,), daemon=True)
         thread.start()
         access = replace(secured.access("c1"), servers=(f"{host}:4222",))
-        words = asyncio.run(refused(secured, access))
+        words = asyncio.run(why_refused(access))
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(TIMEOUT_S)
-    assert "it does not begin with TLS" in words
+    assert "its tls block needs `handshake_first: true`" in words
     assert heard
     assert not any(b"CONNECT" in data or b"user" in data for data in heard)
