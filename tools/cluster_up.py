@@ -39,22 +39,12 @@ PUBLISH = '''"""Publish a trade every 10 ms on whichever node leads, until Ctrl-
 import itertools
 import time
 
-from ringmain.bus import BusError, NotLeader, open_lane
+from ringmain.bus import LeaderLane
 
-nodes = itertools.cycle("abc")
-node = next(nodes)
-for count in itertools.count(1):
-    try:
-        with open_lane(f"PREFIX{node}/trades") as lane:
-            print(f"publishing on {node}")
-            while True:
-                lane.publish(count, 0, time.time_ns(), 1, 2, 18_2500, 100, 600519, b"B")
-                time.sleep(0.01)
-    except NotLeader as error:
-        node = error.leader or next(nodes)
-    except BusError:
-        node = next(nodes)
-    time.sleep(0.1)
+with LeaderLane([f"PREFIX{node}/trades" for node in "abc"]) as lane:
+    for count in itertools.count(1):
+        lane.publish(count, 0, time.time_ns(), 1, 2, 18_2500, 100, 600519, b"B")
+        time.sleep(0.01)
 '''
 
 
@@ -176,6 +166,7 @@ class _Up:
         self._directory, self._program = directory, program
         self._servers: list[_Child] = []
         self._nodes: list[_Child] = []
+        self._leader = ""
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -202,11 +193,11 @@ class _Up:
             note("ending all of it")
             if connection is not None:
                 await connection.close()
-            for children in (self._nodes, self._servers):  # nodes say goodbye to servers that are there
-                for child in children:
-                    child.process.terminate()
-                for child in children:
-                    await asyncio.to_thread(child.end)
+            # The leader last: it would hand over, and nobody is to take it. Then the servers, to which nodes say goodbye.
+            followers_first = sorted(self._nodes, key=lambda child: child.name == f"node {self._leader}")
+            for child in (*followers_first, *self._servers):
+                child.process.terminate()
+                await asyncio.to_thread(child.end)
 
     def _child(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> _Child:
         return _Child(name, start, start())
@@ -223,6 +214,7 @@ class _Up:
         """Who leads, if that is news; the first time also what to try."""
         for status in statuses:
             if status.leads and (status.node, status.epoch) != told:
+                self._leader = status.node
                 print_text(stdout(), plain(f"node {status.node} leads, pid {status.pid}, epoch {status.epoch}"))
                 if told is None:
                     self._tell_what_to_try(status)
