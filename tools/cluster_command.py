@@ -51,6 +51,9 @@ def node(
 def up(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where all of it lives; made if it is not there.")],
     tls: Annotated[bool, typer.Option("--tls", help="With an authority of its own, and certificates.")] = False,
+    prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Put before the buses' names, where these are taken.")
+    ] = "",
 ) -> None:
     """Try it out: three nats-servers and three nodes, which hold one bus as a, b and c on this machine, until Ctrl-C.
 
@@ -61,7 +64,7 @@ def up(
     """
     from .cluster_up import run_up
 
-    run_up(directory, tls)
+    run_up(directory, tls, prefix)
 
 
 @cluster_app.command(epilog=EXIT_CODES_HELP)

@@ -23,6 +23,7 @@ from ..bus.cluster.stream import NoAnswer
 from ..subscribers.health import HealthMonitor
 from .cluster_table import ClusterPlan
 from .configuration import BusPlan, Configuration, load_configuration
+from .exit_codes import explain
 from .gateway_child import GatewayChild
 from .notify import Notifier
 from .service_log import LogFormat, event, start_logging
@@ -32,6 +33,7 @@ __all__ = ["run_node"]
 
 LOOK_S = 0.25
 HAND_OVER_S = 5.0
+CANCEL_S = 0.5
 OPEN_S = 10.0  # for the stream, before it is told that it does not answer
 Result = TypeVar("Result")
 
@@ -110,7 +112,7 @@ class _Run:
     @contextlib.asynccontextmanager
     async def _replica(self, stream: JetStream) -> AsyncGenerator[LocalReplica]:
         bus: BusPlan = self._configuration.buses[0]
-        settings = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
+        settings: dict[str, Any] = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
         started = time.monotonic()
         data_dir: Any = settings.pop("data_dir")
         acknowledge = self._plan.acknowledge
@@ -145,8 +147,11 @@ class _Run:
                 return failed
             finally:
                 measuring.cancel()
-                living.cancel()
-                await asyncio.gather(living, return_exceptions=True)
+                while (
+                    not living.done()
+                ):  # what is cancelled just as it gets what it waits for may go on (wait_for does)
+                    living.cancel()
+                    await asyncio.wait({living}, timeout=CANCEL_S)
 
     async def _hand_over(self, node: Node, stream: JetStream) -> None:
         """Let another node lead at once, where one is there, and not only after a silence."""
@@ -170,7 +175,9 @@ class _Run:
             self._notifier.ready(f"{node.name} holds {replica.bus}")
             while not self._stop.is_set():
                 if living.done():
-                    event(f"the node ended: {living.exception()}", level=logging.CRITICAL, bus=replica.bus)
+                    error = living.exception()
+                    defect = error if error is not None and explain(error) is None else None
+                    event(f"the node ended: {error}", level=logging.CRITICAL, error=defect, bus=replica.bus)
                     return True
                 place = (node.leads, node.leader, node.place.epoch)
                 if place != told_place:

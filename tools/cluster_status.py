@@ -107,9 +107,7 @@ async def _look(connection: Connection, plan: ClusterPlan) -> Report:
         acknowledge=plan.acknowledge if leader is None else leader.acknowledge,
         nodes=[_report(status, leader) for status in statuses],
         stream=stream,
-        claims=max(
-            (status.claims for status in statuses), key=lambda claims: [claim.epoch for claim in claims], default=[]
-        ),
+        claims=_claims(statuses),
         faults=[],
     )
     report.faults = _faults(report, statuses)
@@ -150,6 +148,12 @@ def _report(status: NodeStatus, leader: NodeStatus | None) -> NodeReport:
     )
 
 
+def _claims(statuses: list[NodeStatus]) -> list[ClaimStatus]:
+    """The changes of leadership, as the node tells them that saw the latest, and of those the most."""
+    seen = [status.claims for status in statuses if status.claims]
+    return max(seen, key=lambda claims: (claims[-1].epoch, len(claims))) if seen else []
+
+
 def _faults(report: Report, statuses: list[NodeStatus]) -> list[str]:
     faults: list[str] = []
     if not statuses:
@@ -159,7 +163,7 @@ def _faults(report: Report, statuses: list[NodeStatus]) -> list[str]:
     if report.stream is None:
         faults.append("the stream does not answer: too few of its servers run, or they cannot reach each other")
     elif report.stream.peers_behind:
-        faults.append(f"{report.stream.peers_behind} of the stream's servers are down or behind")
+        faults.append(f"of the servers that keep the stream {report.stream.peers_behind} are down, or far behind")
     faults += [f"node {status.node}: the stream is full" for status in statuses if status.stream_full]
     faults += [
         f"node {n.node}: {n.lag_ms / 1e3:.1f} s behind"

@@ -21,6 +21,7 @@ from ..bus.cluster.connection import Connection
 from ..bus.cluster.peers import NodeStatus, ask_all
 from ..bus.cluster.servers import ServerSettings, User, find_server, start_server, start_tied, write_configuration
 from ..bus.cluster.stream import NoAnswer
+from ..bus.segments import check_bus_name
 from .configuration import load_configuration
 from .printing import note, plain, print_text, stdout
 
@@ -38,40 +39,30 @@ PUBLISH = '''"""Publish a trade every 10 ms on whichever node leads, until Ctrl-
 import itertools
 import time
 
-from ringmain.bus import BusError, NotLeader, open_lane
+from ringmain.bus import LeaderLane
 
-buses = itertools.cycle("abc")
-bus = next(buses)
-for count in itertools.count(1):
-    while True:
-        try:
-            with open_lane(f"{bus}/trades") as lane:
-                print(f"publishing on {bus}")
-                while True:
-                    lane.publish(count, 0, time.time_ns(), 1, 2, 18_2500, 100, 600519, b"B")
-                    count += 1
-                    time.sleep(0.01)
-        except NotLeader as error:
-            bus = error.leader or next(buses)
-        except BusError:
-            bus = next(buses)
-        time.sleep(0.1)
+with LeaderLane([f"PREFIX{node}/trades" for node in "abc"]) as lane:
+    for count in itertools.count(1):
+        lane.publish(count, 0, time.time_ns(), 1, 2, 18_2500, 100, 600519, b"B")
+        time.sleep(0.01)
 '''
 
 
-def run_up(directory: Path, tls: bool) -> None:
-    """Run all of it until SIGTERM or Ctrl-C. directory: made, with all files, if it is not there."""
+def run_up(directory: Path, tls: bool, prefix: str) -> None:
+    """Run all of it until SIGTERM or Ctrl-C. directory: made, with all files, if it is not there. prefix: of the buses' names."""
     directory = directory.absolute()
     program = find_server()
     if not (directory / "servers").exists():
-        _prepare(directory, tls)
+        _prepare(directory, tls, prefix)
     elif tls != (directory / "tls").exists():
         raise ValueError(f"{directory}: it was made {'without' if tls else 'with'} --tls; take another directory")
     asyncio.run(_Up(directory, program).run())
 
 
-def _prepare(directory: Path, tls: bool) -> None:
+def _prepare(directory: Path, tls: bool, prefix: str) -> None:
     """Write all files that servers and nodes need."""
+    for node in NODES:
+        check_bus_name(prefix + node)
     for folder in ("servers", *NODES):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     files: Tls | None = None
@@ -98,17 +89,17 @@ def _prepare(directory: Path, tls: bool) -> None:
         )
         write_configuration(directory / "servers" / f"{name}.conf", settings)
         own_first = servers[number:] + servers[:number]
-        (directory / node / "ringmain.toml").write_text(_node_text(node, own_first, tls))
-    (directory / "publish.py").write_text(PUBLISH)
+        (directory / node / "ringmain.toml").write_text(_node_text(node, prefix + node, own_first, tls))
+    (directory / "publish.py").write_text(PUBLISH.replace("PREFIX", prefix))
 
 
-def _node_text(node: str, servers: Sequence[str], tls: bool) -> str:
+def _node_text(node: str, bus: str, servers: Sequence[str], tls: bool) -> str:
     listed = ", ".join(f'"{server}"' for server in servers)
     lines = [
-        f"[bus.{node}]  # the same bus on every node; on one machine it needs three names",
+        f"[bus.{bus}]  # the same bus on every node; on one machine it needs three names",
         'data_dir = "data"',
         "",
-        f"[bus.{node}.topics.trades]",
+        f"[bus.{bus}.topics.trades]",
         "",
         "[cluster]",
         f'name = "{CLUSTER}"',
@@ -175,6 +166,7 @@ class _Up:
         self._directory, self._program = directory, program
         self._servers: list[_Child] = []
         self._nodes: list[_Child] = []
+        self._leader = ""
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -201,11 +193,11 @@ class _Up:
             note("ending all of it")
             if connection is not None:
                 await connection.close()
-            for children in (self._nodes, self._servers):  # nodes say goodbye to servers that are there
-                for child in children:
-                    child.process.terminate()
-                for child in children:
-                    await asyncio.to_thread(child.end)
+            # The leader last: it would hand over, and nobody is to take it. Then the servers, to which nodes say goodbye.
+            followers_first = sorted(self._nodes, key=lambda child: child.name == f"node {self._leader}")
+            for child in (*followers_first, *self._servers):
+                child.process.terminate()
+                await asyncio.to_thread(child.end)
 
     def _child(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> _Child:
         return _Child(name, start, start())
@@ -222,6 +214,7 @@ class _Up:
         """Who leads, if that is news; the first time also what to try."""
         for status in statuses:
             if status.leads and (status.node, status.epoch) != told:
+                self._leader = status.node
                 print_text(stdout(), plain(f"node {status.node} leads, pid {status.pid}, epoch {status.epoch}"))
                 if told is None:
                     self._tell_what_to_try(status)
@@ -231,11 +224,12 @@ class _Up:
 
     def _tell_what_to_try(self, leader: NodeStatus) -> None:
         other = next(node for node in NODES if node != leader.node)
+        bus = leader.bus.removesuffix(leader.node) + other
         config = shlex.quote(str(self._directory / leader.node / "ringmain.toml"))
         python = shlex.quote(sys.executable)
         for what, command in (
             ("publish", f"{python} {shlex.quote(str(self._directory / 'publish.py'))}"),
-            ("subscribe", f"ringmain subscribe {other}/trades"),
+            ("subscribe", f"ringmain subscribe {bus}/trades"),
             ("look", f"ringmain cluster status {config}"),
             ("switch over", f"ringmain cluster switchover {config} --to {other}"),
             ("kill the leader", f"kill -9 {leader.pid}"),

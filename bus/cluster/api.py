@@ -14,6 +14,8 @@ __all__ = ["ApiError", "StreamInfo", "ask", "call"]
 
 Kind = TypeVar("Kind")
 
+SILENT_NS, LAG_MAX = 3_000_000_000, 100
+
 
 class ApiError(BusError):
     """JetStream said no. code: its `err_code`."""
@@ -57,7 +59,13 @@ class _Peer(msgspec.Struct, frozen=True):
     name: str = ""
     current: bool = False
     offline: bool = False
+    active: int = 0  # ns since it was heard from
     lag: int = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Down, or far from what the others have; each is a little behind while messages come."""
+        return self.offline or self.active > SILENT_NS or (not self.current and self.lag > LAG_MAX)
 
 
 class _Cluster(msgspec.Struct, frozen=True):
@@ -85,7 +93,7 @@ class StreamInfo(msgspec.Struct, frozen=True):
         first = state.first_seq if state.messages else state.last_seq + 1
         if cluster is None:
             return StreamState(first, state.last_seq, state.bytes, self.config.max_bytes, "the only server", 0)
-        behind = sum(not peer.current or peer.offline for peer in cluster.replicas)
+        behind = sum(peer.is_behind for peer in cluster.replicas)
         return StreamState(first, state.last_seq, state.bytes, self.config.max_bytes, cluster.leader, behind)
 
 

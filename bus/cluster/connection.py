@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +32,12 @@ LOOK_S = 0.05  # how often a client is asked whether it still lives
 PING_S = 1  # two without an answer, and the server is given up
 CLOSE_S = 1.0
 PENDING_BYTES = 4 << 20
+LATE = "no answer in time"
+FIRST = "its tls block needs `handshake_first: true`"
+
+# nats-py makes its TLS streams in a way that lets asyncio log this whenever the other side ends one.
+SAID_FOR_NOTHING = "returning true from eof_received() has no effect when using ssl"
+logging.getLogger("asyncio").addFilter(lambda record: record.msg != SAID_FOR_NOTHING)
 
 Handler = Callable[[Msg], Awaitable[None]]
 
@@ -60,7 +67,8 @@ class Connection:
     async def connected(self, timeout_s: float) -> None:
         """Wait for a connection. Raises NoAnswer saying of each server why there is none."""
         try:
-            await asyncio.wait_for(self._there.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._there.wait()
         except TimeoutError:
             raise NoAnswer(self.why_not()) from None
 
@@ -195,6 +203,8 @@ class Connection:
                     await _subscribe(client, subject, handler)
         except (OSError, nats.errors.Error, TimeoutError) as error:
             words = _words(reason[-1] if reason else error)
+            if words == LATE:
+                words += "; does it expect TLS?" if self._context is None else f"; does it begin with TLS? {FIRST}"
             if self._reasons.get(server) != words:
                 self._reasons[server] = words
                 self._told(f"{server}: {words}")
@@ -268,16 +278,14 @@ async def _close(client: Client) -> None:
 def _words(error: BaseException) -> str:
     """What a person can do something with. nats-py wraps some errors in texts of its own."""
     if isinstance(error, TimeoutError | nats.errors.TimeoutError):
-        return "no answer in time"
+        return LATE
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not good: {error.verify_message}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno).lower()
     text = (str(error) or type(error).__name__).removeprefix("nats: ").strip()
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
-        return "it does not begin with TLS; its tls block needs `handshake_first: true`"
+        return f"it does not begin with TLS; {FIRST}"
     if "Authorization Violation" in text:
         return "it refuses this user or password"
-    if text == "empty response from server when expecting INFO message":
-        return "it does not greet: it expects TLS, or it is no nats-server"
     return text

@@ -70,11 +70,11 @@ class Consumer:
             await self._ask()
             self._news.clear()
             left_s = min(deadline, self._heard_at + SILENCE_S) - loop.time()
-            try:
-                await asyncio.wait_for(self._news.wait(), max(0.0, left_s))
-            except TimeoutError:
-                if loop.time() >= deadline:
-                    break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, left_s)):
+                    await self._news.wait()
+            if loop.time() >= deadline:
+                break
         stored: list[Stored] = []
         while self._waiting:
             message = self._waiting.popleft()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import pytest
-from support.nats_servers import TIMEOUT_S, Servers, nats_servers
+from support.nats_servers import TIMEOUT_S, Servers, nats_servers, why_refused
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 from ringmain.bus.cluster.api import ApiError
@@ -225,6 +225,7 @@ def test_without_a_leader_nobody_says_that_there_is_nothing(three: Servers) -> N
     asyncio.run(scenario())
 
 
+@pytest.mark.skipif(not os.environ.get("RINGMAIN_NIGHTLY"), reason="takes a while: set RINGMAIN_NIGHTLY to run it")
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_it_goes_on_with_another_server_when_its_own_is_gone(three: Servers, how: str) -> None:
     cluster = {"kill": "c7", "stop": "c8"}[how]
@@ -266,8 +267,7 @@ def test_nothing_is_lost_or_doubled_when_the_server_that_leads_the_stream_dies(t
 
 def test_a_wrong_password_is_told(one: Servers) -> None:
     access = replace(one.access("c3"), password="guessed")
-    with pytest.raises(NoAnswer, match="refuses this user or password"):
-        asyncio.run(JetStream.open(access, one.stream("c3"), timeout_s=1.0))
+    assert "it refuses this user or password" in asyncio.run(why_refused(access))
 
 
 def test_the_user_of_another_cluster_cannot_touch_the_stream(one: Servers) -> None:
@@ -275,7 +275,7 @@ def test_the_user_of_another_cluster_cannot_touch_the_stream(one: Servers) -> No
         async with opened(one, "c4") as stream:
             await append_run(stream, 1, 1)
             with pytest.raises(NoAnswer, match=r"(?i)permissions violation"):
-                await JetStream.open(one.access("c5"), one.stream("c4"), timeout_s=2.5)
+                await JetStream.open(one.access("c5"), one.stream("c4"), timeout_s=1.2)
             async with opened(one, "c5") as other:
                 with pytest.raises(NoAnswer):
                     await other.connection.request(stream.settings.subject, b"x", 0.5, {"Nats-Msg-Id": "x"})
@@ -312,5 +312,6 @@ def test_servers_that_acknowledge_before_they_sync_will_not_do_unless_asked_for(
 def test_where_no_server_runs_each_one_is_named(one: Servers) -> None:
     host = one.hosts[0]
     access = replace(one.access("c8"), servers=(f"{host}:1", f"{host}:2"))
-    with pytest.raises(NoAnswer, match=rf"{host}:1: connection refused; {host}:2: connection refused"):
-        asyncio.run(JetStream.open(access, one.stream("c8"), timeout_s=1.0))
+    assert asyncio.run(why_refused(access)).endswith(f": {host}:1: connection refused; {host}:2: connection refused")
+    with pytest.raises(NoAnswer, match=rf"did not answer within 0\.1 s \(no server can be reached: {host}:1: "):
+        asyncio.run(JetStream.open(access, one.stream("c8"), timeout_s=0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -130,6 +131,21 @@ def nats_servers(count: int, tls: bool = False, synced: bool = True) -> Generato
         if servers is not None:
             servers.close()
         shutil.rmtree(directory)
+
+
+async def why_refused(access: Access) -> str:
+    """Why none of the servers can be connected to, once each has said so."""
+    from ringmain.bus.cluster.connection import Connection
+
+    told: list[str] = []
+    connection = Connection(access, told.append)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not all(any(words.startswith(f"{server}: ") for words in told) for server in access.servers):
+                await asyncio.sleep(0.02)
+        return connection.why_not()
+    finally:
+        await connection.close()
 
 
 def _listens(host: str) -> bool:
