@@ -56,7 +56,7 @@ class SnapshotAsked(msgspec.Struct, frozen=True):
     first: int
 
 
-class SnapshotOffered(msgspec.Struct, frozen=True):
+class SnapshotOffered(msgspec.Struct, frozen=True, tag="offered"):
     """A snapshot that is held open. position: read before its files were. list_bytes: of the list of its files."""
 
     snapshot: str
@@ -64,7 +64,7 @@ class SnapshotOffered(msgspec.Struct, frozen=True):
     list_bytes: int
 
 
-class SnapshotRefused(msgspec.Struct, frozen=True):
+class SnapshotRefused(msgspec.Struct, frozen=True, tag="refused"):
     """The answer to any request that cannot be served. error: why, in words."""
 
     error: str
