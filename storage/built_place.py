@@ -12,7 +12,7 @@ from pathlib import Path
 from . import files
 from .errors import StorageError
 
-__all__ = ["building", "check_free", "put_in_place"]
+__all__ = ["building", "check_free", "clear_unfinished", "put_in_place"]
 
 
 def check_free(place: Path) -> None:
@@ -25,7 +25,7 @@ def check_free(place: Path) -> None:
 def building(place: Path) -> Generator[Path]:
     """A directory beside the place, held by this process; what a killed one left there goes, and so does this."""
     files.make_directory(place.parent)
-    beside = place.with_name(f".{place.name}.ringmain-restore")
+    beside = _beside(place)
     with contextlib.suppress(FileExistsError):
         beside.mkdir()
     descriptor = os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,6 +43,16 @@ def building(place: Path) -> Generator[Path]:
             raise
     finally:
         os.close(descriptor)
+
+
+def clear_unfinished(place: Path) -> None:
+    """Remove what a killed process left beside the place. Nobody may be building there."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(_beside(place))
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.ringmain-restore")
 
 
 def put_in_place(beside: Path, place: Path) -> None:

@@ -147,7 +147,8 @@ class Log:
         contents = examine(self.directory, progress)
         for problem in contents.problems:
             raise problem
-        if contents.files and contents.files[-1].header.bus not in ("", bus):  # unnamed: nobody's yet
+        # One that is known by its id may come from another host, where the bus has another name. Unnamed: nobody's yet.
+        if not log_id and contents.files and contents.files[-1].header.bus not in ("", bus):
             raise FormatMismatch(
                 self.directory,
                 "bus",

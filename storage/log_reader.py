@@ -6,6 +6,7 @@
 3. The reader believes frames, not sizes: what it has not found yet is not there yet. A hole between sequences is an error.
 4. A topic's sequences number its rows and its tombstones alike. `read` hands out rows, `read_all` both.
 5. The rows of a batch that takes several frames are there once the last of them is.
+6. The directory may give way to another, of a log with the same rows: files of the two are not read as one log's.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ class LogReader:
         self.tombstone_count = 0  # passed over by `read`
         self._part: _Part | None = None
         self._checked_end = -1
+        self._inode = 0
+        self._notice_replacement()
         numbers = list_files(self.directory)
         if not numbers:
             raise FileNotFoundError(2, "holds no log files", str(self.directory))
@@ -130,9 +133,26 @@ class LogReader:
             raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
         return part.topic.schema
 
+    def _notice_replacement(self) -> bool:
+        """Whether another directory has come into the place of the one that was read. Nothing of that is held then."""
+        try:
+            inode = self.directory.stat().st_ino
+        except FileNotFoundError:  # it is just coming
+            inode = 0
+        if inode == self._inode:
+            return False
+        self._inode = inode
+        self.forget()
+        return True
+
+    def forget(self) -> None:
+        """Hold nothing of what was read; what a cut has taken away is not found any more."""
+        self._part, self._checked_end = None, -1
+
     @property
     def oldest(self) -> int:
         """The first sequence that is still kept (or would be, where the topic is empty)."""
+        self._notice_replacement()
         for number in self._numbers():
             try:
                 part = self._load(number)
@@ -145,6 +165,7 @@ class LogReader:
     @property
     def newest(self) -> int:
         """The last sequence there is now, or that a repair gave up; 0 where the topic is empty. Raises Corruption for damage."""
+        self._notice_replacement()
         part = self._part
         if part is None or self._following(part) is not None:
             part = self._load(self._numbers()[-1])
@@ -308,6 +329,7 @@ class LogReader:
             self._extend(part)
             if sequence < self._end_of(part):
                 return part
+        self._notice_replacement()
         numbers = self._numbers()
         low, high = 0, len(numbers) - 1
         while low < high:  # the newest file that begins at or before the sequence
@@ -355,6 +377,8 @@ class LogReader:
 
     def _next_part(self, part: _Part, sequence: int) -> _Part | None:
         """The file behind `part`, once that has ended. Its header says where; frames missing before are damage."""
+        if self._notice_replacement():
+            return self._seek(sequence)
         following = self._following(part)
         if following is None:
             self._check_last(part, sequence)

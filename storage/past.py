@@ -37,6 +37,10 @@ class PastReader(LogReader):
             KeyCodec(self.schema) if info is not None and (info.keep_versions or not self.schema.key) else None
         )
 
+    def forget(self) -> None:
+        super().forget()
+        self._tables = ()
+
     @property
     def oldest(self) -> int:
         """The first sequence that is still kept (or would be, where the topic is empty)."""

@@ -25,7 +25,7 @@ from .manifest_reader import ManifestFollower
 from .schema import Schema
 from .table_files import TableFiles
 from .tree import Rows, Tree, View, ViewGone
-from .version import Version
+from .version import TableInfo, Version
 
 __all__ = ["ReaderSettings", "Refreshed", "TreeReader"]
 
@@ -200,6 +200,8 @@ class TreeReader(Tree):
         raise error
 
     def _take_in(self, version: Version, checkpoint: int) -> Refreshed:
+        if checkpoint < self.dropped_through:  # another store has come into the place of the one that was read
+            self._memtables, self._position, self._log = [], checkpoint, None
         table_count = self._open_tables(version)
         self._memtables = [memtable for memtable in self._memtables if memtable.sequences[1] > checkpoint]
         self._position = max(self._position, checkpoint)
@@ -214,7 +216,7 @@ class TreeReader(Tree):
         """Open the tables of a version that are not open yet. Returns how many."""
         if version is self._version:
             return 0
-        missing = [info for info in version.tables() if info.number not in self._tables]
+        missing = [info for info in version.tables() if not _is_open(self._tables.get(info.number), info)]
         for info in missing:
             self._tables[info.number] = self._files.open(info, self.schema, self.codec)
         return len(missing)
@@ -294,3 +296,8 @@ class TreeReader(Tree):
                 f"memory_bytes ({allowed}); allow this reader more, or let the writer keep less in memory"
             )
         return Memtable(self.codec, budget)
+
+
+def _is_open(table: Table | None, info: TableInfo) -> bool:
+    """Whether this is the table that the manifest names, and not one of that number in a store that was here before."""
+    return table is not None and (table.sequence_min, table.sequence_max) == (info.sequence_min, info.sequence_max)

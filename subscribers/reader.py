@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 from ..bus import Attached, AttachError, Batch, BusError, NotFound, Overrun, attach
 from ..bus._read import RingCursor, log_batch
 from ..bus._segment import STATUS_CLOSED, STATUS_FENCED, WATERMARKS, closed_epoch, read_safe
-from ..storage import HistoryGone, LogReader, Schema
+from ..storage import Corruption, HistoryGone, LogReader, Schema
 from .subscriber import SLICE_S, Stats, Subscriber
 
 __all__ = ["Follow", "Start", "TopicReader", "Wait", "followed"]
@@ -286,6 +286,10 @@ class TopicReader(Subscriber):
             self._count_lost(gone.oldest - wanted)
             self._move_to(gone.oldest - 1)
             raise
+        except (FileNotFoundError, Corruption):
+            if cursor is None or not cursor.status & STATUS_FENCED:
+                raise
+            return None  # the next writer is about to open another log with the same rows: see that then
         if rows is None:
             if cursor is not None:
                 self._from_log = False
@@ -387,6 +391,8 @@ class TopicReader(Subscriber):
                     "the records between were published and never logged, or never replicated. Reading goes on behind what is there"
                 )
             self.reopen_count += 1
+            if self._log is not None:
+                self._log.forget()  # the rows behind the end of the old ring may be others now
             if restarted:  # nothing of the former stream is left: rings only, or another log
                 self._begin -= position
                 position = 0

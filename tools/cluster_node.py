@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..bus import BusError
+from ..bus.cluster.bootstrap import Bootstrap
 from ..bus.cluster.certificates import check_certificates
+from ..bus.cluster.connection import Connection
 from ..bus.cluster.jetstream import JetStream
 from ..bus.cluster.lag import Lag
 from ..bus.cluster.local_replica import LocalReplica
 from ..bus.cluster.node import Node
 from ..bus.cluster.peers import Peers, ask_all
+from ..bus.cluster.snapshot_sender import SnapshotSender
 from ..bus.cluster.status import status_of
 from ..bus.cluster.stream import NoAnswer
+from ..bus.cluster.trimming import Trimming
 from ..subscribers.health import HealthMonitor
 from .cluster_table import ClusterPlan
 from .configuration import BusPlan, Configuration, load_configuration
@@ -125,19 +129,42 @@ class _Run:
 
     async def _hold(self, stream: JetStream, replica: LocalReplica) -> bool:
         plan = self._plan
-        node = Node(plan.node, stream, replica, acknowledge=plan.acknowledge)
+        pieces = Connection(plan.access)  # of snapshots, so that nothing else waits behind them
+        bootstrap = Bootstrap(
+            pieces, plan.name, plan.node, stream, replica, lambda words: event("bootstrap", words=words)
+        )
+        node = Node(plan.node, stream, replica, acknowledge=plan.acknowledge, bootstrap=bootstrap.run)
         lag = Lag(stream, lambda: node.place.sequence)
+        sender = SnapshotSender(
+            pieces,
+            plan.name,
+            plan.node,
+            replica.data_dir,
+            lambda: replica.position if replica.is_open and not bootstrap.receiving else None,
+            lambda words: event("snapshot", words=words),
+        )
+        trimming = Trimming(
+            stream,
+            plan.keep_bytes,
+            lambda: node.leads,
+            lambda: ask_all(stream.connection, plan.name),
+            several=plan.stream.replicas > 1,
+            told=lambda words: event("trimming", level=logging.WARNING, words=words),
+        )
 
-        async with asyncio.TaskGroup() as group:
+        async with contextlib.AsyncExitStack() as opened, asyncio.TaskGroup() as group:
+            opened.push_async_callback(pieces.close)
+            await sender.open()
+            opened.push_async_callback(sender.close)
             peers = Peers(
                 stream.connection,
                 plan.name,
                 plan.node,
-                lambda: status_of(node, replica, stream, lag, plan.acknowledge),
+                lambda: status_of(node, replica, stream, lag, plan.acknowledge, bootstrap.receiving),
                 node.switchover,
             )
             await peers.open()
-            measuring = group.create_task(lag.run())
+            beside = [group.create_task(each.run()) for each in (lag, trimming)]
             living = asyncio.create_task(node.run())
             try:
                 failed = await self._watch(node, living, replica)
@@ -146,10 +173,9 @@ class _Run:
                 await self._hand_over(node, stream)
                 return failed
             finally:
-                measuring.cancel()
-                while (
-                    not living.done()
-                ):  # what is cancelled just as it gets what it waits for may go on (wait_for does)
+                for task in beside:
+                    task.cancel()
+                while not living.done():  # what is cancelled just as it gets what it waits for may go on (wait_for does)
                     living.cancel()
                     await asyncio.wait({living}, timeout=CANCEL_S)
 

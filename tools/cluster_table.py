@@ -12,6 +12,7 @@ name = "exchange"                       # of the cluster; its bus's unless told
 acknowledge = "sync"                    # sync: what is in the stream; async: what is durable on the leader
 replicas = 3                            # servers that keep the stream; all of them unless told
 stream_bytes = "50 GB"                  # what it may hold; the same on every node
+stream_keep = "25 GB"                   # what it keeps for nodes that are away; half of stream_bytes unless told
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ Quantity: TypeAlias = str | int | float
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """name: of the cluster. node, bus: this host's. acknowledge: what a wait for `replicated` waits for."""
+    """name: of the cluster. node, bus: this host's. acknowledge: what a wait for `replicated` waits for.
+
+    keep_bytes: so much of the stream is not trimmed, for nodes that are away.
+    """
 
     name: str
     node: str
@@ -48,6 +52,7 @@ class ClusterPlan:
     access: Access
     stream: StreamSettings
     acknowledge: Literal["sync", "async"]
+    keep_bytes: int
 
 
 class _Cluster(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -63,6 +68,7 @@ class _Cluster(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     acknowledge: Literal["sync", "async"] = "sync"
     replicas: int | None = None
     stream_bytes: Quantity = STREAM_BYTES
+    stream_keep: Quantity | None = None
 
 
 def read_cluster(document: TomlDocument, given: Any, folder: Path, buses: Sequence[str]) -> ClusterPlan:
@@ -101,9 +107,15 @@ def read_cluster(document: TomlDocument, given: Any, folder: Path, buses: Sequen
         bytes_max = read_bytes(table.stream_bytes)
     except ValueError as error:
         raise document.error("cluster.stream_bytes", str(error)) from error
+    try:
+        keep_bytes = bytes_max // 2 if table.stream_keep is None else read_bytes(table.stream_keep)
+    except ValueError as error:
+        raise document.error("cluster.stream_keep", str(error)) from error
+    if not 0 < keep_bytes <= bytes_max * 9 // 10:
+        raise document.error("cluster.stream_keep", "more than nothing, and at most nine tenths of stream_bytes")
     access = Access(tuple(table.servers), f"{name}/{table.node}", table.user, password, tls)
     stream = StreamSettings.of_cluster(name, replicas, bytes_max, table.acknowledge == "sync", table.stream)
-    return ClusterPlan(name, table.node, buses[0], access, stream, table.acknowledge)
+    return ClusterPlan(name, table.node, buses[0], access, stream, table.acknowledge, keep_bytes)
 
 
 def _host(document: TomlDocument, server: str) -> str:

@@ -84,7 +84,7 @@ class Following:
             else:
                 await self._reach_end()
                 quiet_s += clock() - asked
-            if (self._invited or quiet_s >= patience_s) and await self._try_claim():
+            if self._at_end and (self._invited or quiet_s >= patience_s) and await self._try_claim():
                 return
 
     def _patience(self) -> float:
@@ -131,9 +131,10 @@ class Following:
             await self._replica.cut(dict(place.ends))
 
     async def _reach_end(self) -> None:
-        if not self._at_end and self._place.node != self._name:
+        place = self._place
+        if not self._at_end and (place.node != self._name or place.foreign):
             await self._cut_tail()
-        self._at_end = True
+        self._at_end, place.foreign = True, False
 
     # --- claiming ---------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ...storage import HistoryGone, LogReader, Schema
-from ...storage.files import make_directory
+from ...storage.files import lock_directory, make_directory
 from ...storage.log_tail import cut_tail
 from .. import _segment
 from ..errors import BusError, Fenced, WriterFailed
@@ -28,6 +28,7 @@ from ..slot_file import SlotFile
 from ..writer import Writer
 from .messages import Run
 from .progress import Progress
+from .replacing import finish_replacing, position_path, replace_data, same_up_to
 from .replica import Diverged, Position
 from .shipping import Shipping
 
@@ -55,10 +56,12 @@ class LocalReplica:
         acknowledge: Literal["sync", "async"] = "sync",
     ) -> None:
         self.bus, self.data_dir = bus, Path(data_dir).absolute()
-        self._schemas, self._log_id, self._settings = tuple(schemas), log_id, dict(settings or {})
+        self.log_id = log_id
+        self._schemas, self._settings = tuple(schemas), dict(settings or {})
         self._acknowledge: Literal["sync", "async"] = acknowledge
         self._syncs = self._settings.get("sync") != "never"
-        self._stored = _PositionFile(self.data_dir / "cluster" / "position")
+        self._stored = _PositionFile(position_path(self.data_dir))
+        self._lock = -1
         self._wanted: dict[str, int] = {}  # in the stream, by topic
         self._logs: dict[str, LogReader] = {}
         self._writer: Writer | None = None
@@ -67,9 +70,19 @@ class LocalReplica:
         self._retiring: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open the bus, as a follower."""
-        await asyncio.to_thread(self._stored.load)
-        await self._open(self.position.ends)
+        """Open the bus, as a follower. Raises LogLocked where another process holds the same directory."""
+        try:
+            await asyncio.to_thread(self._take_directory)
+            await self._open(self.position.ends)
+        except BaseException:
+            await self.close()
+            raise
+
+    def _take_directory(self) -> None:
+        make_directory(self.data_dir / "cluster")
+        self._lock = lock_directory(self.data_dir / "cluster", take_over=False)
+        finish_replacing(self.data_dir)
+        self._stored.load()
 
     async def _open(self, ends: Mapping[str, int]) -> None:
         self._wanted = dict(ends)
@@ -77,7 +90,7 @@ class LocalReplica:
         self._progress = Progress(self._writer.replicating.journal, self._raise)
 
     def _open_writer(self, ends: Mapping[str, int]) -> Writer:
-        replication = Replication(self._log_id, ends, self._acknowledge)
+        replication = Replication(self.log_id, ends, self._acknowledge)
         return Writer(self.bus, self._schemas, data_dir=self.data_dir, replication=replication, **self._settings)
 
     async def close(self) -> None:
@@ -88,6 +101,9 @@ class LocalReplica:
             await asyncio.to_thread(self._writer.close)
             self._writer = None
         self._stored.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _let_go(self) -> None:
         """Everything here that holds the writer's rings and log."""
@@ -108,6 +124,10 @@ class LocalReplica:
         await self.close()
 
     # --- what there is ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._writer is not None
 
     @property
     def writer(self) -> Writer:
@@ -235,6 +255,30 @@ class LocalReplica:
     def _close_and_cut(self, ends: Mapping[str, int]) -> int:
         self.writer.close_to_cut(ends)
         return cut_tail(self.data_dir, ends).row_count
+
+    async def replace(self, position: Position, received: Mapping[str, int]) -> None:
+        """Put the snapshot of a peer, which lies proven in `snapshot_place`, in the place of this node's data, and open that.
+
+        received: each topic's last sequence there. A tail that only this node has goes to `lost+found`.
+        Raises BusError, and changes nothing, where this node has more rows of the stream than the snapshot.
+        """
+        here = self.ends()
+        await self._until(here, "logged")
+        kept = await asyncio.to_thread(same_up_to, self.data_dir, self._wanted, here)
+        for topic, end in kept.items():
+            if end > received.get(topic, 0):
+                has = f"{received.get(topic, 0)}, and {end} are here"
+                raise BusError(f"bus {self.bus!r}: the snapshot has topic {topic!r} up to {has}: it is too old")
+        self._let_go()
+        writer, self._writer = self.writer, None
+        await asyncio.to_thread(self._close_and_replace, writer, position, kept)
+        await self._open(position.ends)
+
+    def _close_and_replace(self, writer: Writer, position: Position, kept: Mapping[str, int]) -> None:
+        writer.close_to_cut(kept)
+        self._stored.close()
+        replace_data(self.data_dir, kept, msgspec.msgpack.encode(position))
+        self._stored.load()
 
     def raise_replicated(self, ends: Mapping[str, int]) -> None:
         for topic, end in ends.items():

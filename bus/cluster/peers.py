@@ -64,6 +64,7 @@ class ClaimStatus(msgspec.Struct, frozen=True):
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A node, as it says itself. sequence: of the last message of the stream that it has taken. stream: None: it does not answer.
 
+    stored: up to this message of the stream all is on its disk. receiving: the same of a snapshot that it is receiving; 0: none.
     lag_ms: how long it took lately until what was in the stream was here; None: not known, since the stream does not answer.
     """
 
@@ -77,6 +78,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     acknowledge: str
     server: str
     lag_ms: float | None
+    stored: int = 0
+    receiving: int = 0
     stream_full: bool = False
     stream: StreamStatus | None = None
     topics: dict[str, TopicStatus] = {}

@@ -13,20 +13,21 @@ __all__ = ["Place"]
 @dataclass(slots=True)
 class Place:
     """sequence: of the last message taken. epoch, node: of the last claim; node is empty after a handover. ends: each topic's last
-    sequence that the stream had by then."""
+    sequence that the stream had by then. foreign: what is here behind it is another's, until the stream's end was reached."""
 
     sequence: int = 0
     epoch: int = 0
     node: str = ""
     ends: dict[str, int] = field(default_factory=dict[str, int])
+    foreign: bool = False
 
     @classmethod
     def at(cls, position: Position) -> Place:
-        return cls(position.stream, position.epoch, position.node, dict(position.ends))
+        return cls(position.stream, position.epoch, position.node, dict(position.ends), position.foreign)
 
     def position(self) -> Position:
         """The same, to be stored."""
-        return Position(self.sequence, self.epoch, self.node, dict(self.ends))
+        return Position(self.sequence, self.epoch, self.node, dict(self.ends), self.foreign)
 
     def pass_over(self, sequence: int, message: Message) -> None:
         """Move behind a message, whose rows are taken care of. Raises Diverged for one that cannot stand there."""

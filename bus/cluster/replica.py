@@ -21,12 +21,14 @@ class Position:
     """How far the stream is in this node's data, all of it on the disk.
 
     stream: the sequence of the last message. epoch, node: the leadership that it was of. ends: each topic's last sequence then.
+    foreign: what is here behind it came from another node's disk, and so is no tail of this node's own.
     """
 
     stream: int = 0
     epoch: int = 0
     node: str = ""
     ends: Mapping[str, int] = field(default_factory=dict[str, int])
+    foreign: bool = False
 
 
 class Replica(Protocol):

@@ -17,7 +17,12 @@ __all__ = ["status_of"]
 
 
 def status_of(
-    node: Node, replica: LocalReplica, stream: JetStream, lag: Lag, acknowledge: Literal["sync", "async"]
+    node: Node,
+    replica: LocalReplica,
+    stream: JetStream,
+    lag: Lag,
+    acknowledge: Literal["sync", "async"],
+    receiving: int,
 ) -> NodeStatus:
     """Cheap: it only looks. A replica that is just being opened again has no topics."""
     state = lag.state
@@ -32,6 +37,8 @@ def status_of(
         acknowledge=acknowledge,
         server=stream.connection.server,
         lag_ms=None if lag.ms is None else round(lag.ms, 1),
+        stored=replica.position.stream,
+        receiving=receiving,
         stream_full=node.stream_full,
         stream=None if state is None else StreamStatus(*state),
         topics=_topics(replica),

@@ -10,7 +10,7 @@ import contextlib
 import random
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ringmain.bus.cluster.messages import Kind, Message, Run, decode
@@ -242,9 +242,10 @@ class Journal:
         for topic, count in self.durable.items():
             del self.rows[topic][count:]
 
-    def copy(self) -> Journal:
+    def copy(self, *, foreign: bool) -> Journal:
         rows = {topic: list(rows) for topic, rows in self.rows.items()}
-        return Journal(rows, {topic: len(rows) for topic, rows in rows.items()}, self.position)
+        position = replace(self.position, foreign=foreign)
+        return Journal(rows, {topic: len(rows) for topic, rows in rows.items()}, position)
 
 
 class ModelReplica:

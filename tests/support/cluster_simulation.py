@@ -111,7 +111,7 @@ class Simulation:
             others = [other for other in self.hosts if other is not host and other.replica is not None]
             fresh = [other for other in others if other.journal.position.stream + 1 >= trimmed.oldest]
             if fresh and host.replica is not None:
-                host.replica.replace(self.chance.choice(fresh).journal.copy())
+                host.replica.replace(self.chance.choice(fresh).journal.copy(foreign=True))
                 return
 
     # --- what happens -----------------------------------------------------------------------------------------------

@@ -1,0 +1,121 @@
+"""Keeping the stream from filling up: what enough nodes have on their disks goes, from the oldest on.
+
+1. Nothing goes that fewer than a majority of the nodes have stored: whoever misses it later finds it in a peer's snapshot.
+2. Nodes that answer are waited for, as long as the stream has room. Those that are away, or too slow, receive a snapshot later.
+3. Some of it stays for nodes that are away for a short time only.
+
+Every node watches how large the stream's parts are, since any may lead next; the one that leads trims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+
+from .peers import NodeStatus
+from .stream import NoAnswer, Stream, StreamState
+
+__all__ = ["Sizes", "Trimming", "trim_to"]
+
+INTERVAL_S = 2.0
+POINTS_PER_KEEP = 64
+
+
+class Sizes:
+    """Where in the stream so many bytes lie behind a message, as far as looks at it told. Between two looks, all are taken for
+    equally large."""
+
+    def __init__(self, step_bytes: int) -> None:
+        """step_bytes: how exact it is."""
+        self._step_bytes = step_bytes
+        self._sequences: list[int] = []
+        self._ends: list[float] = []  # bytes up to and with that message, from an arbitrary beginning
+
+    def look(self, state: StreamState) -> None:
+        if not self._sequences:
+            self._sequences, self._ends = [state.first - 1], [0.0]
+        begin = float(np.interp(state.first - 1, self._sequences, self._ends))
+        if state.last > self._sequences[-1]:
+            if len(self._sequences) > 1 and self._ends[-1] - self._ends[-2] < self._step_bytes:
+                self._sequences.pop()
+                self._ends.pop()
+            self._sequences.append(state.last)
+            self._ends.append(max(self._ends[-1], begin + state.stored_bytes))
+        while len(self._sequences) > 2 and self._sequences[1] < state.first:
+            del self._sequences[0], self._ends[0]
+
+    def before_last(self, bytes_: int) -> int:
+        """The message behind which about so many bytes lie."""
+        return int(np.interp(self._ends[-1] - bytes_, self._ends, self._sequences)) if self._sequences else 0
+
+
+def trim_to(state: StreamState, keep_from: int, keep_bytes: int, statuses: Sequence[NodeStatus], nodes_min: int) -> int:
+    """The first message that has to stay.
+
+    keep_from: what lies behind this one, keep_bytes, stays in any case. nodes_min: so many nodes must have stored what goes.
+    """
+    stored = sorted((status.stored for status in statuses if not status.receiving), reverse=True)
+    if len(stored) < nodes_min:
+        return state.first
+    enough = stored[nodes_min - 1]
+    waited_for = [status.receiving or status.stored for status in statuses]
+    # Who lacks what is gone already needs a snapshot, whatever is kept.
+    waited_for = [sequence for sequence in waited_for if sequence + 1 >= state.first]
+    is_tight = state.stored_bytes > (keep_bytes + state.bytes_max) // 2
+    last = enough if is_tight else min([enough, *waited_for])
+    return max(state.first, min(last, keep_from, state.last) + 1)
+
+
+class Trimming:
+    """Runs beside the node, until cancelled. leads: whether the node does. statuses: asks all nodes.
+
+    several: whether more than one node is to be there; then at least two must have stored what goes.
+    told: hears in words when the stream cannot be trimmed, for the log.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        keep_bytes: int,
+        leads: Callable[[], bool],
+        statuses: Callable[[], Awaitable[Sequence[NodeStatus]]],
+        *,
+        several: bool,
+        told: Callable[[str], None] = lambda _words: None,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._stream, self._keep_bytes, self._leads, self._statuses = stream, keep_bytes, leads, statuses
+        self._several, self._told, self._interval_s = several, told, interval_s
+        self._sizes = Sizes(keep_bytes // POINTS_PER_KEEP)
+        self._known: set[str] = set()
+        self._complained = False
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(NoAnswer):
+                await self._look()
+            await asyncio.sleep(self._interval_s)
+
+    async def _look(self) -> None:
+        state = await self._stream.state()
+        self._sizes.look(state)
+        if not self._leads() or state.stored_bytes <= self._keep_bytes:
+            return
+        statuses = await self._statuses()
+        for status in statuses:
+            self._known |= {status.node, *(claim.node for claim in status.claims)}
+        nodes_min = max(2 if self._several else 1, len(self._known) // 2 + 1)
+        keep_from = self._sizes.before_last(self._keep_bytes)
+        below = trim_to(state, keep_from, self._keep_bytes, statuses, nodes_min)
+        if below > state.first:
+            await self._stream.trim(below)
+            self._complained = False
+        elif state.stored_bytes > (self._keep_bytes + state.bytes_max) // 2 and not self._complained:
+            self._complained = True
+            there = ", ".join(status.node for status in statuses) or "none"
+            self._told(
+                f"the stream is filling up: {nodes_min} nodes must have stored what is to be trimmed; these answer: {there}"
+            )
