@@ -16,7 +16,9 @@ def check_leaderships(messages: Sequence[Message]) -> None:
     """Epochs rise with each claim, and what follows a claim is its node's alone, up to the next one."""
     epoch, node = 0, ""
     for at, message in enumerate(messages, start=1):
-        where = f"message {at}: {message.kind.name} of {message.node}, epoch {message.epoch}, after {node}, epoch {epoch}"
+        where = (
+            f"message {at}: {message.kind.name} of {message.node}, epoch {message.epoch}, after {node}, epoch {epoch}"
+        )
         if message.kind is Kind.CLAIM:
             assert message.epoch > epoch, where
             epoch, node = message.epoch, message.node
@@ -52,4 +54,6 @@ def check_acknowledged(
             if run.topic == topic and run.count:
                 author[run.first - 1 : run.last] = nodes.index(message.node)
     wrong = acknowledged[author[found] != acknowledged["node"]]
-    assert len(wrong) == 0, f"{len(wrong)} records were acknowledged by a node that did not lead, the first is {wrong[0]}"
+    assert len(wrong) == 0, (
+        f"{len(wrong)} records were acknowledged by a node that did not lead, the first is {wrong[0]}"
+    )

@@ -6,9 +6,9 @@ Publishers know what was acknowledged to them, and by which node; subscribers kn
 from __future__ import annotations
 
 import itertools
-from time import sleep
 from collections.abc import Mapping
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 from ringmain.bus import BusError, NotLeader, Overrun, open_lane

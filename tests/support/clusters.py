@@ -1,4 +1,4 @@
-"""A whole cluster for tests: three hosts of a nats-server and a node each, publishers and subscribers, and what must hold of it all.
+"""A whole cluster for tests: three hosts of a nats-server and a node each, publishers and subscribers, and what must hold of it.
 
 Hosts are numbered from 0. All that goes between hosts goes through links of the test's own.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-import os
 import signal
 import struct
 import subprocess
@@ -27,7 +26,7 @@ from support.logs import read_rows, wait_until
 from support.nats_servers import CLUSTERS, PASSWORD, Servers, nats_servers
 from support.stream_watch import StreamWatch
 
-__all__ = ["HOSTS", "NODES", "Cluster", "Oracle", "cluster"]
+__all__ = ["HOSTS", "NODES", "TIMEOUT_S", "Cluster", "Oracle", "cluster"]
 
 NODES = ("a", "b", "c")
 HOSTS = range(len(NODES))
@@ -35,10 +34,10 @@ NAME = CLUSTERS[0]
 TIMEOUT_S = 90.0
 END_S = 30.0
 STREAM_BYTES = 400 << 20
-TOPICS = '''
+TOPICS = """
 [bus.{bus}.topics.records.fields]
 value = "u8"
-'''
+"""
 
 
 class Cluster:
@@ -206,7 +205,7 @@ def cluster(
     clock: Path | None = None,
     directories: dict[int, Path] | None = None,
 ) -> Generator[Cluster]:
-    """A cluster that runs. clock: the library that makes nodes' clocks jump. directories: where nodes keep their data, if elsewhere."""
+    """A cluster that runs. clock: the library that makes nodes' clocks jump. directories: of nodes that keep their data elsewhere."""
     with Links(seed) as links, nats_servers(len(NODES), links=links) as servers:
         made = Cluster(directory, servers, links, bus, topics, stream_bytes, clock, directories or {})
         try:
@@ -312,7 +311,9 @@ class Oracle:
         check_rows(rows[0])
         assert self.watch.ends()["records"] == len(rows[0])
         for host in HOSTS:
-            assert rows[host].tobytes() == rows[0].tobytes(), f"the log of {NODES[host]} is another than that of {NODES[0]}"
+            assert rows[host].tobytes() == rows[0].tobytes(), (
+                f"the log of {NODES[host]} is another than that of {NODES[0]}"
+            )
             for live in (False, True):
                 received = np.fromfile(self._received(host, live), RECORDS.dtype)
                 assert received.tobytes() == rows[0].tobytes(), f"a subscriber of {NODES[host]} saw something else"

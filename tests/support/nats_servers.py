@@ -131,9 +131,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def nats_servers(
-    count: int, tls: bool = False, synced: bool = True, links: Links | None = None
-) -> Generator[Servers]:
+def nats_servers(count: int, tls: bool = False, synced: bool = True, links: Links | None = None) -> Generator[Servers]:
     """Skips where there is no nats-server of the right version."""
     pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
     try:
