@@ -134,10 +134,7 @@ class LeaderLane:
     def _put(self, lane: LanePublisher, what: _Record | _Rows) -> _Record | _Rows | None:
         """Publish and remember it; returns what there was no room for."""
         try:
-            if isinstance(what, _Record):
-                last = lane.publish(*what.fields, **what.named)
-            else:
-                last = lane.publish_batch(what)
+            last = lane.publish(*what.fields, **what.named) if isinstance(what, _Record) else lane.publish_batch(what)
         except RingFull as full:
             if isinstance(what, _Record) or not full.published_count:
                 return what

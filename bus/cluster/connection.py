@@ -30,6 +30,9 @@ ATTEMPT_S = 2.0  # for all of them
 PAUSE_S = 0.25  # when no server could be reached
 LOOK_S = 0.05  # how often a client is asked whether it still lives
 PING_S = 1  # two without an answer, and the server is given up
+UNHEARD_S = (
+    2.0  # so long the stream was not heard from, and another server is tried: this one may be cut off from its peers
+)
 CLOSE_S = 1.0
 PENDING_BYTES = 4 << 20
 LATE = "no answer in time"
@@ -59,9 +62,10 @@ class Connection:
         self._inbox = ""
         self._reasons: dict[str, str] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._heard_at = 0.0  # the stream, on the loop's clock
         self.generation = 0
         self.server = ""  # that it is connected to; empty: none
-        self.complaint = ""  # what this user may not do and tried
+        self.complaint = ""  # what the servers refused
         self._keeper = asyncio.create_task(self._keep())
 
     async def connected(self, timeout_s: float) -> None:
@@ -149,6 +153,16 @@ class Connection:
 
         return subject, end
 
+    def heard(self) -> None:
+        """The stream was heard from, over the server that is connected to."""
+        self._heard_at = asyncio.get_running_loop().time()
+
+    def unheard(self) -> None:
+        """The stream was not heard from, though it was asked. After some time of that another server is tried."""
+        silent_s = asyncio.get_running_loop().time() - self._heard_at
+        if self._client is not None and len(self._access.servers) > 1 and silent_s >= UNHEARD_S:
+            self._lost(f"{self.server} does not reach the stream; another server is tried")
+
     def why_not(self) -> str:
         """Why there is no connection; "" while there is one."""
         if self._client is not None:
@@ -216,6 +230,7 @@ class Connection:
         self._reasons.pop(server, None)
         self._client, self._inbox, self.server = client, inbox, server
         self.generation += 1
+        self.heard()
         self._there.set()
         self._told(f"connected to {server}")
         return True

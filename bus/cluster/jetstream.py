@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ DUPLICATE_WINDOW_NS = 120 * 1_000_000_000
 # JetStream's error numbers
 NOT_FOUND, NAME_IN_USE, NO_MESSAGE, WRONG_LAST, WRONG_PURGE = 10059, 10058, 10037, 10071, 10110
 NO_ROOM = {10077, 10002, 10023, 10028, 10047}  # the stream's own limit (and a failed write); an account's or a server's
+TELLING = {NO_MESSAGE, WRONG_LAST, *NO_ROOM}  # only the stream itself says so
 NEVER = {
     10039,
     10052,
@@ -87,8 +88,8 @@ class JetStream:
                 await check_servers(connection, info.servers, settings.synced)
             return JetStream(connection, settings, log_id)
         except TimeoutError:
-            await connection.close()
             words = connection.complaint or connection.why_not()
+            await connection.close()
             raise NoAnswer(
                 f"the stream {settings.name} did not answer within {timeout_s:g} s{f' ({words})' if words else ''}"
             ) from None
@@ -98,9 +99,8 @@ class JetStream:
 
     async def append(self, payload: bytes, expected: int, message_id: str) -> int:
         headers = {"Nats-Expected-Last-Sequence": str(expected), "Nats-Msg-Id": message_id}
-        answer = await self.connection.request(self.settings.subject, payload, APPEND_S, headers)
         try:
-            return convert(check(answer), _Ack).seq
+            return await self._hear(self._append(payload, headers))
         except ApiError as error:
             if error.code == WRONG_LAST:
                 raise Refused(f"message {expected} is not the last one: {error}") from error
@@ -108,12 +108,18 @@ class JetStream:
                 raise StreamFull(f"the stream {self.settings.name} has no room: {error}") from error
             raise NoAnswer(str(error)) from error
 
+    async def _append(self, payload: bytes, headers: dict[str, str]) -> int:
+        return convert(
+            check(await self.connection.request(self.settings.subject, payload, APPEND_S, headers)), _Ack
+        ).seq
+
     async def read(self, first: int) -> list[Stored]:
         for _ in range(2):
             consumer = await self._consumer_at(first)
             if consumer is None:
                 return await self._read_singly(first)
             if stored := await consumer.read(WAIT_S):
+                self.connection.heard()
                 return stored
             if not consumer.broken:
                 break
@@ -163,7 +169,7 @@ class JetStream:
 
     async def trim(self, below: int) -> None:
         try:
-            await call(self.connection, f"STREAM.PURGE.{self.settings.name}", {"seq": below})
+            await self._hear(call(self.connection, f"STREAM.PURGE.{self.settings.name}", {"seq": below}))
         except ApiError as error:
             raise NoAnswer(str(error)) from error
 
@@ -172,7 +178,23 @@ class JetStream:
         await self.connection.close()
 
     async def _ask(self, verb: str, kind: type[Kind], body: object = None) -> Kind:
-        return await ask(self.connection, f"{verb}.{self.settings.name}", kind, body)
+        return await self._hear(ask(self.connection, f"{verb}.{self.settings.name}", kind, body))
+
+    async def _hear(self, asking: Coroutine[Any, Any, Kind]) -> Kind:
+        """What comes of asking the stream; the connection is told whether it was heard from."""
+        try:
+            answer = await asking
+        except ApiError as error:
+            if error.code in TELLING:
+                self.connection.heard()
+            else:
+                self.connection.unheard()
+            raise
+        except NoAnswer:
+            self.connection.unheard()
+            raise
+        self.connection.heard()
+        return answer
 
     async def _consumer_at(self, first: int) -> Consumer | None:
         """The consumer whose next message is this one; a new one if need be. None: none can be made now."""
@@ -208,6 +230,7 @@ async def _found_or_made(connection: Connection, settings: StreamSettings) -> St
                 raise
         except NoAnswer:
             pass
+        connection.unheard()
         await asyncio.sleep(PAUSE_S)
 
 
@@ -233,6 +256,7 @@ async def _make(connection: Connection, settings: StreamSettings) -> None:
     except ApiError as error:
         if error.code in NEVER:
             raise ApiError(error.code, f"the stream {settings.name} cannot be made: {error}") from error
+        connection.complaint = f"the stream cannot be made: {error}"  # told if that stays so
     except NoAnswer:
         pass  # it may be there all the same: looked for again
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import pytest
+from support.cut_links import Links
 from support.nats_servers import TIMEOUT_S, Servers, nats_servers, why_refused
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
@@ -110,6 +111,30 @@ def test_what_is_appended_on_one_node_is_read_on_another(three: Servers) -> None
             assert (state.first, state.last, state.bytes_max) == (1, 60, 64 << 20)
             assert state.leader in three.names
             assert state.stored_bytes > 0
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_cut_off_from_its_peers_is_left_for_another() -> None:
+    async def scenario(servers: Servers) -> None:
+        async with opened(servers, "c0", 0) as stream:
+            await append_run(stream, 1, 3)
+            for ends, link in servers.routes.items():
+                if 0 in ends:
+                    link.cut()
+            await append_run(stream, 4, 3)
+            check_run(await read_run(stream, 1, 6), 1, 6)
+        async with opened(servers, "c0", 0) as anew:
+            check_run(await read_run(anew, 1, 6), 1, 6)
+
+    with Links(1) as links, nats_servers(3, links=links) as servers:
+        asyncio.run(scenario(servers))
+
+
+def test_a_stream_that_the_servers_have_no_room_for_is_refused_in_their_words(one: Servers) -> None:
+    async def scenario() -> None:
+        with pytest.raises(NoAnswer, match=r"cannot be made: .*insufficient storage"):
+            await JetStream.open(one.access("c4"), one.stream("c4", 1 << 40), 2.0)
 
     asyncio.run(scenario())
 

@@ -24,18 +24,25 @@ from ringmain.bus.cluster.servers import (
     start_server,
     write_configuration,
 )
+from support.cut_links import Link, Links
 from support.logs import wait_until
 
 TIMEOUT_S = 30.0
+NOWHERE = "127.0.0.1:1"  # nobody listens there
 PASSWORD = "a 'pass$word"
 CLUSTERS = tuple(f"c{number}" for number in range(16))  # each with a user and a stream of its own
 _NUMBERS = itertools.count(1)
 
 
 class Servers:
-    """Some nats-servers. They end with the tests' process, at the latest."""
+    """Some nats-servers. They end with the tests' process, at the latest.
 
-    def __init__(self, directory: Path, count: int, tls: bool = False, synced: bool = True) -> None:
+    links: then each server reaches each other one through a link of its own, `routes[from, to]`, and in no other way.
+    """
+
+    def __init__(
+        self, directory: Path, count: int, tls: bool = False, synced: bool = True, links: Links | None = None
+    ) -> None:
         self.directory, self.count = directory, count
         pid = os.getpid()
         net = f"127.{16 + (pid >> 8) % 200}.{pid & 255}"  # all of 127.0.0.0/8 is this machine's, and who else would be there
@@ -48,14 +55,25 @@ class Servers:
             make_authority(directory)
             self.tls = [make_certificate(directory, [host]) for host in self.hosts]
         users = tuple(User(cluster, f"user-{cluster}", PASSWORD) for cluster in CLUSTERS)
-        peers = tuple(f"{host}:6222" for host in self.hosts) if count > 1 else ()
-        for host, name, files in zip(self.hosts, self.names, self.tls, strict=True):
+        self.routes: dict[tuple[int, int], Link] = {}
+        for number, (host, name, files) in enumerate(zip(self.hosts, self.names, self.tls, strict=True)):
+            peers = self._peers(number, links) if count > 1 else ()
             settings = ServerSettings(
                 name, host, directory / name, users, peers=peers, store_bytes=10**9, tls=files, synced=synced
             )
-            write_configuration(directory / f"{name}.conf", settings)
+            path = directory / f"{name}.conf"
+            write_configuration(path, settings)
+            if links is not None:  # peers tell each other where they are, and that would lead round the links
+                path.write_text(path.read_text().replace('"no_advertise": true', f'"advertise": "{NOWHERE}"'))
         self._program = find_server()
         self.processes: list[subprocess.Popen[bytes]] = [self._start(number) for number in range(count)]
+
+    def _peers(self, number: int, links: Links | None) -> tuple[str, ...]:
+        if links is None:
+            return tuple(f"{host}:6222" for host in self.hosts)
+        others = [other for other in range(self.count) if other != number]
+        self.routes |= {(number, other): links.open((self.hosts[other], 6222)) for other in others}
+        return tuple(self.routes[number, other].address for other in others)
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         name = self.names[number]
@@ -114,7 +132,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def nats_servers(count: int, tls: bool = False, synced: bool = True) -> Generator[Servers]:
+def nats_servers(count: int, tls: bool = False, synced: bool = True, links: Links | None = None) -> Generator[Servers]:
     """Skips where there is no nats-server of the right version."""
     pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
     try:
@@ -124,7 +142,7 @@ def nats_servers(count: int, tls: bool = False, synced: bool = True) -> Generato
     directory = Path(tempfile.mkdtemp(prefix="ringmain-nats-"))
     servers = None
     try:
-        servers = Servers(directory, count, tls, synced)
+        servers = Servers(directory, count, tls, synced, links)
         servers.listening()
         yield servers
     finally:

@@ -1,0 +1,339 @@
+"""A cluster of real processes under every fault that one machine can make, and an outside oracle of what was acknowledged.
+
+One cluster lives through many rounds: each makes a fault at a random moment, lets the others go on, mends, and waits until records
+are acknowledged again. At the end everything that was seen must fit together (`Oracle.conclude`).
+RINGMAIN_SEED=N takes the same faults in the same order.
+
+By default each fault that costs no change of leadership has its ten rounds. One that does costs the three seconds of silence after
+which a follower claims, and one that takes the stream's leader with it some seconds of the servers' own election: these have fewer.
+Nightly all have a hundred.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+from support.logs import wait_until
+from support.preload import build_preload
+
+pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
+from support.clusters import HOSTS, TIMEOUT_S, Cluster, Oracle, cluster
+
+NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
+ROUNDS_NIGHTLY = 100
+CHEAP, COSTLY = 10, 2  # rounds by default
+MOMENT_S = 0.4
+HOUR_NS = 3_600 * 10**9
+pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
+
+
+class Round:
+    """What a fault may use: the cluster, who leads in it, and chance."""
+
+    def __init__(self, running: Cluster, oracle: Oracle, chance: random.Random) -> None:
+        self.cluster, self.oracle, self.chance = running, oracle, chance
+        self.leader = oracle.wait_for_leader()
+        self.epoch = oracle.watch.epoch
+
+    @property
+    def host(self) -> int:
+        return self.chance.choice(HOSTS)
+
+    @property
+    def follower(self) -> int:
+        return self.chance.choice([host for host in HOSTS if host != self.leader])
+
+    @property
+    def stream_leader(self) -> int:
+        return self.cluster.servers.names.index(self.oracle.watch.state().leader)
+
+    @property
+    def stream_follower(self) -> int:
+        leader = self.stream_leader
+        return self.chance.choice([host for host in HOSTS if host != leader])
+
+    def until_another_leads(self) -> None:
+        wait_until(lambda: self.oracle.watch.epoch > self.epoch and self.oracle.watch.leader != "", TIMEOUT_S)
+
+    def until_acknowledged(self) -> None:
+        """Records are acknowledged while the fault lasts."""
+        self.oracle.wait_for_acknowledged()
+
+    def for_a_moment(self) -> None:
+        time.sleep(self.chance.uniform(0.02, MOMENT_S))
+
+
+# --- killed, and stopped ------------------------------------------------------------------------------------------------
+
+
+def kill_leader(it: Round) -> None:
+    it.cluster.kill([it.cluster.nodes[it.leader]])
+    it.until_another_leads()
+
+
+def kill_leader_and_start_it_at_once(it: Round) -> None:
+    """It goes on with its tail."""
+    it.cluster.kill([it.cluster.nodes[it.leader]])
+
+
+def kill_follower(it: Round) -> None:
+    it.cluster.kill([it.cluster.nodes[it.follower]])
+    it.until_acknowledged()
+
+
+def stop_leader(it: Round) -> None:
+    it.cluster.stop([it.cluster.nodes[it.leader]])
+    it.until_another_leads()
+
+
+def stop_leader_shortly(it: Round) -> None:
+    it.cluster.stop([it.cluster.nodes[it.leader]])
+    it.for_a_moment()
+
+
+def stop_follower(it: Round) -> None:
+    it.cluster.stop([it.cluster.nodes[it.follower]])
+    it.until_acknowledged()
+
+
+def kill_server_that_follows(it: Round) -> None:
+    it.cluster.kill([it.cluster.servers.processes[it.stream_follower]])
+    it.until_acknowledged()
+
+
+def kill_server_that_leads(it: Round) -> None:
+    it.cluster.kill([it.cluster.servers.processes[it.stream_leader]])
+    it.until_acknowledged()
+
+
+def stop_server_that_follows(it: Round) -> None:
+    it.cluster.stop([it.cluster.servers.processes[it.stream_follower]])
+    it.until_acknowledged()
+
+
+def stop_server_that_leads(it: Round) -> None:
+    it.cluster.stop([it.cluster.servers.processes[it.stream_leader]])
+    it.until_acknowledged()
+
+
+def stop_server_shortly(it: Round) -> None:
+    it.cluster.stop([it.cluster.servers.processes[it.host]])
+    it.for_a_moment()
+
+
+def kill_leader_and_server_that_leads(it: Round) -> None:
+    it.cluster.kill([it.cluster.nodes[it.leader], it.cluster.servers.processes[it.stream_leader]])
+    it.until_another_leads()
+
+
+def stop_leader_and_server_that_leads(it: Round) -> None:
+    it.cluster.stop([it.cluster.nodes[it.leader], it.cluster.servers.processes[it.stream_leader]])
+    it.until_another_leads()
+
+
+def kill_host(it: Round) -> None:
+    it.cluster.kill([it.cluster.nodes[it.leader], it.cluster.servers.processes[it.leader]])
+    it.until_another_leads()
+
+
+def kill_all_nodes(it: Round) -> None:
+    it.cluster.kill(it.cluster.nodes)
+
+
+def kill_all_servers(it: Round) -> None:
+    it.cluster.kill(it.cluster.servers.processes)
+    it.for_a_moment()
+
+
+def kill_all(it: Round) -> None:
+    it.cluster.kill([*it.cluster.nodes, *it.cluster.servers.processes])
+
+
+def stop_all(it: Round) -> None:
+    it.cluster.stop([*it.cluster.nodes, *it.cluster.servers.processes])
+    it.for_a_moment()
+
+
+def end_leader_in_good_order(it: Round) -> None:
+    it.cluster.nodes[it.leader].terminate()
+    it.until_another_leads()
+
+
+# --- cut off ------------------------------------------------------------------------------------------------------------
+
+
+def cut_leader_off(it: Round) -> None:
+    it.cluster.cut_off(it.leader)
+    it.until_another_leads()
+    it.until_acknowledged()
+
+
+def cut_follower_off(it: Round) -> None:
+    """With luck its server leads the stream, and another must."""
+    it.cluster.cut_off(it.follower)
+    it.until_acknowledged()
+
+
+def cut_host_off_shortly(it: Round) -> None:
+    it.cluster.cut_off(it.host)
+    it.for_a_moment()
+
+
+def let_nothing_out_of_host(it: Round) -> None:
+    it.cluster.cut_off(it.host, inward=False)
+    it.until_acknowledged()
+
+
+def let_nothing_into_host(it: Round) -> None:
+    it.cluster.cut_off(it.host, outward=False)
+    it.until_acknowledged()
+
+
+def cut_routes_of_host(it: Round) -> None:
+    it.cluster.cut_routes(it.host)
+    it.until_acknowledged()
+
+
+def cut_one_route(it: Round) -> None:
+    """Two servers do not see each other; the third sees both."""
+    one, other = it.chance.sample(HOSTS, 2)
+    for ends in ((one, other), (other, one)):
+        it.cluster.servers.routes[ends].cut()
+    it.until_acknowledged()
+
+
+def cut_leading_node_off(it: Round) -> None:
+    """From all servers; they see each other."""
+    it.cluster.cut_node(it.leader)
+    it.until_another_leads()
+
+
+def cut_following_node_off(it: Round) -> None:
+    it.cluster.cut_node(it.follower)
+    it.until_acknowledged()
+
+
+def cut_everybody_off(it: Round) -> None:
+    for host in HOSTS:
+        it.cluster.cut_off(host)
+    it.for_a_moment()
+
+
+# --- slow, and lossy ----------------------------------------------------------------------------------------------------
+
+
+def slow_host(it: Round) -> None:
+    for link, _ in it.cluster.between(it.host):
+        link.slow(it.chance.uniform(0.002, 0.05))
+    it.until_acknowledged()
+
+
+def slow_everybody(it: Round) -> None:
+    for host in HOSTS:
+        for link, _ in it.cluster.between(host):
+            link.slow(it.chance.uniform(0.001, 0.02))
+    it.until_acknowledged()
+
+
+def lose_at_host(it: Round) -> None:
+    for link, _ in it.cluster.between(it.host):
+        link.lose(0.05)
+    it.until_acknowledged()
+
+
+def lose_everywhere(it: Round) -> None:
+    for host in HOSTS:
+        for link, _ in it.cluster.between(host):
+            link.lose(0.02)
+    it.until_acknowledged()
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------------
+
+
+def move_clock(it: Round) -> None:
+    """A host's, by up to an hour, forward or back; it stays so."""
+    it.cluster.move_clock(it.host, it.chance.randint(-HOUR_NS, HOUR_NS))
+    it.until_acknowledged()
+
+
+def move_clock_of_leader_and_kill_it(it: Round) -> None:
+    it.cluster.move_clock(it.leader, HOUR_NS)
+    it.until_acknowledged()
+    it.cluster.kill([it.cluster.nodes[it.leader]])
+
+
+ROUNDS: dict[Callable[[Round], None], int] = {
+    kill_follower: CHEAP,
+    stop_follower: CHEAP,
+    stop_leader_shortly: CHEAP,
+    stop_server_shortly: CHEAP,
+    kill_server_that_follows: CHEAP,
+    stop_server_that_follows: CHEAP,
+    cut_follower_off: CHEAP,
+    cut_host_off_shortly: CHEAP,
+    cut_one_route: CHEAP,
+    cut_following_node_off: CHEAP,
+    slow_host: CHEAP,
+    slow_everybody: CHEAP,
+    lose_at_host: CHEAP,
+    move_clock: CHEAP,
+    end_leader_in_good_order: CHEAP,
+    kill_leader: COSTLY,
+    kill_leader_and_start_it_at_once: COSTLY,
+    stop_leader: COSTLY,
+    kill_server_that_leads: COSTLY,
+    stop_server_that_leads: COSTLY,
+    kill_leader_and_server_that_leads: COSTLY,
+    stop_leader_and_server_that_leads: COSTLY,
+    kill_host: COSTLY,
+    kill_all_nodes: COSTLY,
+    kill_all_servers: COSTLY,
+    kill_all: COSTLY,
+    stop_all: COSTLY,
+    cut_leader_off: COSTLY,
+    let_nothing_out_of_host: COSTLY,
+    let_nothing_into_host: COSTLY,
+    cut_routes_of_host: COSTLY,
+    cut_leading_node_off: COSTLY,
+    cut_everybody_off: COSTLY,
+    lose_everywhere: COSTLY,
+    move_clock_of_leader_and_kill_it: COSTLY,
+}
+
+
+@pytest.fixture
+def seed() -> int:
+    seed = int(os.environ.get("RINGMAIN_SEED") or random.SystemRandom().getrandbits(32))
+    print(f"RINGMAIN_SEED={seed}")
+    return seed
+
+
+def test_no_acknowledged_record_is_lost_and_all_hosts_see_one_sequence_through_all_faults(tmp_path, bus_name, seed):
+    chance = random.Random(seed)
+    only = os.environ.get("RINGMAIN_FAULTS", "").split()
+    rounds = [
+        fault
+        for fault, count in ROUNDS.items()
+        if not only or fault.__name__ in only
+        for _ in range(ROUNDS_NIGHTLY if NIGHTLY else count)
+    ]
+    chance.shuffle(rounds)
+    clock = build_preload("jumping_clock", tmp_path)
+    with cluster(tmp_path, bus_name, seed, clock=clock) as running, Oracle(running) as oracle:
+        for number, fault in enumerate(rounds):
+            begun = time.monotonic()
+            try:
+                it = Round(running, oracle, chance)
+                it.for_a_moment()
+                fault(it)
+                running.mend()
+                oracle.wait_for_acknowledged()
+            finally:
+                print(f"round {number}: {fault.__name__}, {time.monotonic() - begun:.1f} s", flush=True)
+        acknowledged = oracle.conclude()
+    print(f"{acknowledged} records were acknowledged, in {oracle.watch.epoch} leaderships")
