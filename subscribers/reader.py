@@ -374,17 +374,16 @@ class TopicReader(Subscriber):
                 difference = old.schema.describe_difference(ring.schema)
                 raise BusError(f"{self.address}: the new writer publishes another schema: {difference}; subscribe anew")
             newest = ring.watermarks().published
-            known = (
-                ring.header["began"] or ring.header["replicates"]
-            )  # a writer of 0.1.0 does not say where its ring began
-            began = ring.header["began"] if known else newest
-            read_here = min(
-                position, cursor.watermark
-            )  # a group's member may have been sent further, by one in the new ring
+            began = ring.header["began"]
+            if not began and not ring.header["replicates"]:
+                began = newest  # a writer of 0.1.0 does not say it
             restarted = newest < position
             same_log = ring.header["log_id"] == old.header["log_id"] != 0
-            if same_log and began < read_here:
-                self._enter(ring, began)
+            read_here = min(
+                position, cursor.published
+            )  # a group's member may have been sent further, by one in the new ring
+            if same_log and (began < read_here or restarted):
+                self._enter(ring, began if began < read_here else newest)
                 cursor.release()
                 raise BusError(
                     f"{self.address}: this reader had read up to {read_here}, but the topic was opened again and ended at {began}: "

@@ -305,11 +305,15 @@ def test_a_leader_that_is_deposed_tells_its_publishers_and_loses_what_is_not_in_
             lane.publish_batch(make_rows(PAIRS, 1, 100))
             await gather_all(replica, {"pairs": 100})
             replica.raise_replicated({"pairs": 60})
+            hasty = RealTime(f"{bus_name}/pairs", start="earliest", follow="published", batch_rows=20)
+            read_up_to(hasty, 80, TIMEOUT_S)
             assert await replica.cut({"pairs": 60}) == 40
             with pytest.raises(NotLeader):
                 await asyncio.to_thread(lane.publish, 1)
             assert (replica.ends()["pairs"], attach(f"{bus_name}/pairs").watermarks().replicated) == (60, 60)
             await replica.apply(a_run(PAIRS, 61, 10))
+            with pytest.raises(BusError, match=r"had read up to 80.*ended at 60"):
+                hasty.take(TIMEOUT_S)
             await replica.lead(3, {"pairs": 70})
             assert await asyncio.to_thread(lane.publish, 5) == 101
             assert len((await gather_all(replica, {"pairs": 71}))["pairs"]) == 1
