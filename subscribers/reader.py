@@ -379,9 +379,8 @@ class TopicReader(Subscriber):
                 began = newest  # a writer of 0.1.0 does not say it
             restarted = newest < position
             same_log = ring.header["log_id"] == old.header["log_id"] != 0
-            read_here = min(
-                position, cursor.published
-            )  # a group's member may have been sent further, by one in the new ring
+            # A group's member may have been sent further than it has read, by one in the new ring.
+            read_here = min(position, cursor.published)
             if same_log and (began < read_here or restarted):
                 self._enter(ring, began if began < read_here else newest)
                 cursor.release()

@@ -311,12 +311,12 @@ def test_a_leader_that_is_deposed_tells_its_publishers_and_loses_what_is_not_in_
             with pytest.raises(NotLeader):
                 await asyncio.to_thread(lane.publish, 1)
             assert (replica.ends()["pairs"], attach(f"{bus_name}/pairs").watermarks().replicated) == (60, 60)
-            await replica.apply(a_run(PAIRS, 61, 10))
+            await replica.apply(a_run(PAIRS, 61, 30))
             with pytest.raises(BusError, match=r"had read up to 80.*ended at 60"):
                 hasty.take(TIMEOUT_S)
-            await replica.lead(3, {"pairs": 70})
+            await replica.lead(3, {"pairs": 90})
             assert await asyncio.to_thread(lane.publish, 5) == 101
-            assert len((await gather_all(replica, {"pairs": 71}))["pairs"]) == 1
+            assert len((await gather_all(replica, {"pairs": 91}))["pairs"]) == 1
 
     run(test)
 
