@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import deque
@@ -110,10 +109,10 @@ class Node:
         deadline = asyncio.get_running_loop().time() + self.timing.drain + 2 * self.timing.quiet
         while self.place.epoch == epoch:
             self.changed.clear()
-            left = deadline - asyncio.get_running_loop().time()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), max(0.0, left))
-            if left <= 0:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self.changed.wait()
+            except TimeoutError:
                 raise BusError(f"{target or 'nobody'} has not taken over in time; {self.leader or 'nobody'} leads now")
 
     async def _follow(self, *, tail_known: bool) -> None:

@@ -6,15 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...bus import AttachError, BusError, LanePublisher, NotFound, NotLeader, open_lane
 from ...subscribers import RealTime
-from .cluster_servers import BenchCluster, running_cluster
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
 from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock, make_block
 from .workers import BenchFailed, Job, Stage, run_together
+
+if TYPE_CHECKING:
+    from .cluster_servers import BenchCluster
 
 __all__ = ["BENCH"]
 
@@ -28,6 +31,10 @@ SWITCHOVERS = 3
 
 
 def _run(plan: Plan) -> Figures:
+    try:
+        from .cluster_servers import running_cluster  # the extra `cluster`
+    except ModuleNotFoundError as error:
+        raise BenchFailed(f"a cluster needs `pip install ringmain[cluster]`: {error}") from None
     with bench_directory(plan) as directory, running_cluster(Path(directory) / "cluster", SCHEMA, SLOTS) as cluster:
         leader = cluster.leader()
         follower = next(bus for bus in cluster.buses if bus != leader.bus)
