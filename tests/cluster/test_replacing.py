@@ -19,12 +19,12 @@ from ringmain.bus.cluster.local_replica import LocalReplica
 from ringmain.bus.cluster.messages import Run
 from ringmain.bus.cluster.replacing import snapshot_place
 from ringmain.bus.cluster.replica import Position
-from ringmain.storage import LogLocked, LogReader, Schema, Shape, StoreSettings
+from ringmain.storage import Log, LogLocked, LogReader, Schema, Shape, StoreSettings
 from ringmain.storage.snapshot_transfer import receive_snapshot, snapshot_files
 from ringmain.storage.store_reader import StoreReader
 from ringmain.subscribers import Historical, RealTime
 from support.children import TIMEOUT_S
-from support.logs import PAIRS, make_rows
+from support.logs import FILE_BYTES, PAIRS, append, make_rows
 from support.replicas import LOG_ID, read_up_to, row_bytes
 
 pytestmark = pytest.mark.process
@@ -274,3 +274,21 @@ def test_killed_at_any_step_it_starts_again_with_all_of_the_old_or_all_of_the_ne
         assert kinds == sorted(kinds, reverse=True)  # first always the old one, then always the new one
 
     run(test)
+
+
+def test_a_reader_of_a_log_goes_on_in_another_one_with_the_same_rows(tmp_path):
+    for name, file_bytes, count in (("one", FILE_BYTES, 400_000), ("other", 2 * FILE_BYTES, 500_000)):
+        log = Log(tmp_path / name, [PAIRS], bus="test", file_bytes=file_bytes, sync_files=False)
+        for _ in range(count // 10_000):
+            append(log, PAIRS, 10_000)
+        log.close()
+    reader, first = LogReader(tmp_path / "one", "pairs"), 1
+    while first <= 500_000:
+        rows = reader.read(first)
+        assert rows is not None
+        assert (rows == make_rows(PAIRS, first, len(rows))).all()
+        first += len(rows)
+        if first == 300_001:
+            (tmp_path / "one").rename(tmp_path / "gone")
+            (tmp_path / "other").rename(tmp_path / "one")
+            assert reader.newest == 500_000
