@@ -11,6 +11,7 @@ import numpy as np
 
 from ...bus import AttachError, BusError, LanePublisher, NotFound, NotLeader, open_lane
 from ...subscribers import RealTime
+from .cluster_bootstrap import measure_bootstrap
 from .cluster_servers import BenchCluster, running_cluster
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
 from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock, make_block
@@ -25,6 +26,7 @@ WAITS = 200
 REST = (3, 17, b"600519.SH", b"limit order, good for the day")
 RECOVER_S = 60.0
 SWITCHOVERS = 3
+SNAPSHOT_BYTES = 10**9
 
 
 def _run(plan: Plan) -> Figures:
@@ -43,6 +45,7 @@ def _run(plan: Plan) -> Figures:
             "lag_p50_ms": p50 / 1000,
             "lag_p99_ms": p99 / 1000,
             "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
+            "bootstrap_mb_per_s": measure_bootstrap(cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES)),
             "switchover_s": float(np.median([_gap(cluster, _switch_over) for _ in range(SWITCHOVERS)])),
             "failover_s": _gap(cluster, _kill_leader),
             "failover_with_server_s": _gap(cluster, _kill_leader_and_server),
@@ -160,6 +163,7 @@ BENCH = Bench(
         "lag_p50_ms": Bar(10),
         "lag_p99_ms": Bar(100),
         "wait_replicated_p50_ms": Bar(8),
+        "bootstrap_mb_per_s": Bar(100),
         "switchover_s": Bar(1),
         "failover_s": Bar(5),
         "failover_with_server_s": Bar(12),
@@ -172,5 +176,6 @@ BENCH = Bench(
         "batch_rows": BATCH,
         "lag_rate_per_s": RATE,
         "slots": SLOTS,
+        "snapshot_bytes": SNAPSHOT_BYTES,
     },
 )
