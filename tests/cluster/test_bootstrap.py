@@ -182,7 +182,7 @@ NODE = """if True:
     from ringmain.bus.cluster import bootstrap, snapshot_sender
     from support.live_nodes import live_node
 
-    bootstrap.PART_BYTES = 1 << 16
+    bootstrap.PART_BYTES, bootstrap.PATIENCE_S = 1 << 16, 1.0
     if slowly:
         read_part = snapshot_sender._read_part
 
