@@ -175,7 +175,9 @@ class _Run:
             finally:
                 for task in beside:
                     task.cancel()
-                while not living.done():  # what is cancelled just as it gets what it waits for may go on (wait_for does)
+                while (
+                    not living.done()
+                ):  # what is cancelled just as it gets what it waits for may go on (wait_for does)
                     living.cancel()
                     await asyncio.wait({living}, timeout=CANCEL_S)
 

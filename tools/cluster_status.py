@@ -30,7 +30,10 @@ Result = TypeVar("Result")
 
 
 class NodeReport(msgspec.Struct, kw_only=True):
-    """A node, and how far behind the leader it is; None where no leader answers to compare with."""
+    """A node, and how far behind the leader it is; None where no leader answers to compare with.
+
+    sequence, stored, receiving: messages of the stream, as in NodeStatus.
+    """
 
     node: str
     bus: str
@@ -39,6 +42,8 @@ class NodeReport(msgspec.Struct, kw_only=True):
     follows: str
     epoch: int
     sequence: int
+    stored: int
+    receiving: int
     server: str
     applied: dict[str, int]
     durable: dict[str, int]
@@ -136,6 +141,8 @@ def _report(status: NodeStatus, leader: NodeStatus | None) -> NodeReport:
         follows="" if status.leads else status.leader,
         epoch=status.epoch,
         sequence=status.sequence,
+        stored=status.stored,
+        receiving=status.receiving,
         server=status.server,
         applied={name: topic.applied for name, topic in status.topics.items()},
         durable={name: topic.durable for name, topic in status.topics.items()},
@@ -194,6 +201,7 @@ def _print(report: Report) -> None:
     )
     for node in report.nodes:
         role = "leads" if node.leads else f"follows {node.follows or 'nobody'}"
+        role = "receives a snapshot" if node.receiving else role
         lags = (count(node.lag_records), memory(node.lag_bytes), "-" if node.lag_ms is None else f"{node.lag_ms:,.1f}")
         first = [plain(node.node), plain(node.bus), plain(role), count(node.sequence)]
         for number, topic in enumerate(sorted(node.applied) or [""]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,6 +43,8 @@ OPEN_S = 30.0  # for the sender to find all files of a large store
 PART_S = 2.0
 PATIENCE_S = 4.0  # with a piece that does not come; the sender keeps the snapshot longer
 PAUSE_S = 1.0
+ASK_S = 0.5
+SYNCS_MAX = 4  # files that are being synced while the next is written
 LIST_BYTES_MAX = 64 << 20
 
 Given = ParamSpec("Given")
@@ -97,7 +99,7 @@ class Bootstrap:
     async def _peers(self, first: int) -> list[str]:
         """Whom to ask, the best first: one that follows has more time than one that leads."""
         try:
-            statuses = await ask_all(self._connection, self._cluster)
+            statuses = await ask_all(self._connection, self._cluster, ASK_S)
         except NoAnswer:
             return []
         able = [s for s in statuses if s.node != self._node and s.stored + 1 >= first and not s.receiving]
@@ -147,8 +149,9 @@ class Bootstrap:
     async def _list(self, subject: str, offered: SnapshotOffered) -> SnapshotList:
         parts = _parts(offered.snapshot, LISTING, offered.list_bytes)
         listing = bytearray()
-        async for _, data in self._pieces(subject, parts):
-            listing += data
+        async with contextlib.aclosing(self._pieces(subject, parts)) as pieces:
+            async for _, data in pieces:
+                listing += data
         return decode_snapshot_list(bytes(listing))
 
     async def _build(self, subject: str, snapshot: str, listing: SnapshotList) -> Mapping[str, int]:
@@ -158,11 +161,30 @@ class Bootstrap:
         with contextlib.ExitStack() as stack:
             place = snapshot_place(self._replica.data_dir)
             receiving: ReceivedSnapshot = await _in_thread(stack.enter_context, receive_snapshot(place, listing))
-            async for part, data in self._pieces(subject, parts):
-                await _in_thread(receiving.write, part.file, data)
+            async with contextlib.aclosing(self._pieces(subject, parts)) as pieces:
+                await self._write(receiving, pieces)
             return await _in_thread(receiving.finish)
 
-    async def _pieces(self, subject: str, parts: Iterator[PartAsked]) -> AsyncIterator[tuple[PartAsked, memoryview]]:
+    async def _write(self, receiving: ReceivedSnapshot, pieces: AsyncIterator[tuple[PartAsked, memoryview]]) -> None:
+        """A file's pieces one after the other. Its last one, which syncs it, does not keep the next file waiting."""
+        number, last = -1, None
+        syncing: deque[asyncio.Task[None]] = deque()
+        try:
+            async for part, data in pieces:
+                if last is not None and part.file == number:
+                    await last
+                elif last is not None:
+                    syncing.append(last)
+                while len(syncing) > SYNCS_MAX:
+                    await syncing.popleft()
+                number, last = part.file, asyncio.create_task(_in_thread(receiving.write, part.file, data))
+        finally:
+            results = await asyncio.gather(*syncing, *([last] if last else []), return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
+
+    async def _pieces(self, subject: str, parts: Iterator[PartAsked]) -> AsyncGenerator[tuple[PartAsked, memoryview]]:
         """The bytes of each part, in order. Raises NoAnswer."""
         asked: deque[tuple[PartAsked, asyncio.Task[memoryview]]] = deque()
         try:

@@ -4,17 +4,26 @@ is whole."""
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from ringmain.bus import LanePublisher, open_lane
-from ringmain.storage import LogReader
+from ringmain.bus import BusError, LanePublisher, open_lane
+from ringmain.bus.cluster import snapshot_sender
+from ringmain.bus.cluster.peers import NodeStatus, ask_all
+from ringmain.bus.cluster.snapshot_sender import PartAsked, SnapshotRefused, decode_part
+from ringmain.bus.cluster.stream import NoAnswer, StreamState
+from ringmain.bus.cluster.trimming import Sizes, trim_to
+from ringmain.storage import Log, LogReader
+from ringmain.storage.snapshot_transfer import Snapshot, snapshot_files
 from ringmain.subscribers import Historical, RealTime
 from support.children import Children
 from support.live_nodes import TIMEOUT_S, LiveNode, live_node
-from support.logs import PAIRS, make_rows
+from support.logs import PAIRS, append, make_rows
 from support.nats_servers import Servers, nats_servers
 from support.replicas import read_up_to
 
@@ -164,3 +173,223 @@ def test_the_stream_goes_on_for_many_times_its_size_while_a_node_is_away(servers
         check_log(tmp_path / "c", last + 1000)
 
     run(test)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------------
+
+NODE = """if True:
+    import asyncio
+    from ringmain.bus.cluster import bootstrap, snapshot_sender
+    from support.live_nodes import live_node
+
+    bootstrap.PART_BYTES, bootstrap.PATIENCE_S = 1 << 16, 1.0
+    if slowly:
+        read_part = snapshot_sender._read_part
+
+        def read_slowly(held, asked):
+            time.sleep(0.02)
+            return read_part(held, asked)
+
+        snapshot_sender._read_part = read_slowly
+
+    async def live():
+        async with live_node(access, settings, name, bus, data_dir) as node:
+            await node.living
+
+    asyncio.run(live())
+"""
+
+
+async def until(live: LiveNode, node: str, condition: Callable[[NodeStatus], bool]) -> None:
+    """Wait until another node says that something is so."""
+    cluster = live.stream.settings.subject.split(".")[1]
+    async with asyncio.timeout(TIMEOUT_S):
+        while not any(s.node == node and condition(s) for s in await ask_all(live.stream.connection, cluster, 0.05)):
+            pass
+
+
+async def trimmed(lane: LanePublisher, rows: int, *lives: LiveNode) -> None:
+    """Publish rows, and trim the stream behind them: a new node cannot follow it."""
+    await publish(lane, 1, rows)
+    await lives[0].stream.trim(await stored(*lives))
+
+
+def test_when_the_sender_is_killed_another_one_is_asked(servers, cluster, bus_name, tmp_path, children):
+    given = {"access": servers.access(cluster), "settings": servers.stream(cluster)}
+    b, c = children.start(), children.start()
+
+    async def test() -> None:
+        async with live_node(**given, name="a", bus=f"{bus_name}a", data_dir=tmp_path / "a") as a:
+            await a.until(lambda: a.node.leads)
+            with open_lane(f"{bus_name}a/pairs") as lane:
+                b.begin(NODE, **given, name="b", bus=f"{bus_name}b", data_dir=str(tmp_path / "b"), slowly=True)
+                await until(a, "b", lambda _status: True)
+                await publish(lane, 1, 300_000)
+                last = await stored(a)
+                await until(a, "b", lambda status: status.stored >= last)
+                await a.stream.trim(last)
+                c.begin(NODE, **given, name="c", bus=f"{bus_name}c", data_dir=str(tmp_path / "c"), slowly=False)
+                await until(a, "c", lambda status: status.receiving > 0)
+                assert not any("sending c" in words for words in a.told)  # who follows is asked first
+                b.kill()
+                await publish(lane, 300_001, 100)
+                await a.until(lambda: any("sending c" in words for words in a.told))
+                await until(a, "c", lambda status: bool(status.topics) and status.topics["pairs"].durable == 300_100)
+
+    run(test)
+    check_log(tmp_path / "c", 300_100)
+
+
+def test_a_receiver_that_is_killed_begins_anew_and_its_sender_lets_go(
+    servers, cluster, bus_name, tmp_path, children, monkeypatch
+):
+    given = {"access": servers.access(cluster), "settings": servers.stream(cluster)}
+    c = children.start()
+    read_part = snapshot_sender._read_part
+    slowness = [0.02]
+
+    def read_slowly(*given: Any) -> bytes:
+        time.sleep(slowness[0])
+        return read_part(*given)
+
+    monkeypatch.setattr(snapshot_sender, "_read_part", read_slowly)
+    monkeypatch.setattr(snapshot_sender, "UNUSED_S", 0.5)
+    monkeypatch.setattr(snapshot_sender, "LOOK_S", 0.05)
+
+    async def test() -> None:
+        async with live_node(**given, name="a", bus=f"{bus_name}a", data_dir=tmp_path / "a") as a:
+            await a.until(lambda: a.node.leads)
+            with open_lane(f"{bus_name}a/pairs") as lane:
+                await trimmed(lane, 300_000, a)
+                open_before = len(os.listdir("/proc/self/fd"))
+                c.begin(NODE, **given, name="c", bus=f"{bus_name}c", data_dir=str(tmp_path / "c"), slowly=False)
+                await until(a, "c", lambda status: status.receiving > 0)
+                assert len(os.listdir("/proc/self/fd")) > open_before
+                c.kill()
+                await a.until(lambda: "c asks for its snapshot no more" in a.told)
+                assert len(os.listdir("/proc/self/fd")) <= open_before
+                assert (tmp_path / "c" / "cluster" / ".snapshot.ringmain-restore").is_dir()
+                slowness[0] = 0.0
+                async with live_node(**given, name="c", bus=f"{bus_name}c", data_dir=tmp_path / "c") as again:
+                    await again.has({"pairs": 300_000})
+                    await publish(lane, 300_001, 100)
+                    await again.has({"pairs": 300_100})
+        check_log(tmp_path / "c", 300_100)
+        assert {path.name for path in (tmp_path / "c" / "cluster").iterdir()} == {"position", "LOCK"}
+
+    run(test)
+
+
+def test_a_snapshot_from_a_bad_disk_is_refused_and_another_node_asked(
+    servers, cluster, bus_name, tmp_path, monkeypatch
+):
+    access, settings = servers.access(cluster), servers.stream(cluster)
+    read = Snapshot.read
+
+    def read_badly(self: Snapshot, number: int, offset: int, bytes_max: int) -> bytes:
+        data = bytearray(read(self, number, offset, bytes_max))
+        if self.directory == tmp_path / "b" and offset == 0:
+            data[20_000] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(Snapshot, "read", read_badly)
+
+    async def test() -> None:
+        async with (
+            live_node(access, settings, "a", f"{bus_name}a", tmp_path / "a") as a,
+            live_node(access, settings, "b", f"{bus_name}b", tmp_path / "b", lives=False) as b,
+        ):
+            await a.until(lambda: a.node.leads)
+            b.live()
+            with open_lane(f"{bus_name}a/pairs") as lane:
+                await trimmed(lane, 50_000, a, b)
+                async with live_node(access, settings, "c", f"{bus_name}c", tmp_path / "c") as c:
+                    await c.has({"pairs": 50_000})
+                    assert any(words.startswith("sending c") for words in b.told)
+                    assert any(words.startswith("the snapshot of a is in place") for words in c.told)
+        check_log(tmp_path / "c", 50_000)
+
+    run(test)
+
+
+# --- pieces -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_piece_is_taken_only_as_it_was_asked_for_and_as_it_was_sent(tmp_path):
+    log = Log(tmp_path / "log", [PAIRS], bus="test")
+    append(log, PAIRS, 1000)
+    log.close()
+    with snapshot_files(tmp_path) as snapshot:
+        held = snapshot_sender._Held("c", b"list", snapshot, None, 0.0)  # pyright: ignore[reportArgumentType]
+        asked = PartAsked("x", 0, 64, 500)
+        answer = snapshot_sender._read_part(held, asked)
+        assert bytes(decode_part(answer, asked)) == snapshot.read(0, 64, 500)
+        assert (
+            bytes(decode_part(snapshot_sender._read_part(held, PartAsked("x", -1, 1, 3)), PartAsked("x", -1, 1, 3)))
+            == b"ist"
+        )
+        for other in (PartAsked("x", 0, 65, 500), PartAsked("x", -1, 64, 500), PartAsked("x", 0, 64, 501)):
+            with pytest.raises(NoAnswer):
+                decode_part(answer, other)
+        for at in range(len(answer)):
+            with pytest.raises(NoAnswer):
+                decode_part(answer[:at] + bytes([answer[at] ^ 4]) + answer[at + 1 :], asked)
+        for cut in (0, 3, 20, len(answer) - 1):
+            with pytest.raises(NoAnswer):
+                decode_part(answer[:cut], asked)
+        with pytest.raises(BusError, match="no such thing"):
+            decode_part(msgspec.json.encode(SnapshotRefused("no such thing")), asked)
+        for wrong in ((1, 0, 10), (-2, 0, 10), (0, -1, 10), (0, 0, 0), (0, 0, -5), (1 << 40, 0, 10)):
+            with pytest.raises(NoAnswer, match="has no bytes"):
+                snapshot_sender._read_part(held, PartAsked("x", *wrong))
+        assert len(snapshot_sender._read_part(held, PartAsked("x", 0, 0, 1 << 60))) < 2 * MB
+
+
+# --- trimming -----------------------------------------------------------------------------------------------------------
+
+
+def a_status(node: str, stored: int, receiving: int = 0) -> NodeStatus:
+    return NodeStatus(node=node, bus="x", pid=1, leads=False, leader="", epoch=1, sequence=stored, acknowledge="sync",
+                      server="", lag_ms=None, stored=stored, receiving=receiving)  # fmt: skip
+
+
+def test_the_stream_is_trimmed_only_behind_what_enough_nodes_have_stored():
+    def trim(keep_from: int, *statuses: NodeStatus, stored_bytes: int = 600, nodes_min: int = 2) -> int:
+        return trim_to(StreamState(101, 1000, stored_bytes, 1000, "s", 0), keep_from, 500, statuses, nodes_min)
+
+    a, b, c = a_status("a", 900), a_status("b", 800), a_status("c", 500)
+    assert trim(999, a, b, c) == 501
+    assert trim(300, a, b, c) == 301
+    assert trim(999, a, b) == 801
+    assert trim(999, a) == 101  # who knows when another comes
+    assert trim(999, a, nodes_min=1) == 901
+    assert trim(999, a, b, c, stored_bytes=900) == 801  # no room to wait for the third
+    assert trim(999, a, c, stored_bytes=900) == 501
+    assert trim(999, a, b, a_status("d", 99)) == 801  # needs a snapshot anyhow
+    assert trim(999, a, b, a_status("d", 100)) == 101
+    assert trim(999, a, b, a_status("d", 0, receiving=700)) == 701  # and will follow from there
+    assert trim(999, a, a_status("d", 0, receiving=700)) == 101  # has it not yet
+    assert trim(2000, a_status("a", 1500), a_status("b", 1500)) == 1001
+
+
+def test_how_much_lies_behind_a_message_is_known_from_looking():
+    sizes = Sizes(10)
+    sizes.look(StreamState(1, 100, 1000, 10_000, "s", 0))
+    assert sizes.before_last(500) == 50  # nothing else is known yet
+    sizes.look(StreamState(1, 110, 2000, 10_000, "s", 0))
+    sizes.look(StreamState(1, 1110, 3000, 10_000, "s", 0))
+    assert [sizes.before_last(bytes_) for bytes_ in (0, 1000, 1500, 2000, 2500, 3000, 9000)] == [
+        1110,
+        110,
+        105,
+        100,
+        50,
+        0,
+        0,
+    ]
+    sizes.look(StreamState(106, 1110, 1500, 10_000, "s", 0))  # trimmed
+    sizes.look(StreamState(106, 1210, 2500, 10_000, "s", 0))
+    assert [sizes.before_last(bytes_) for bytes_ in (0, 500, 1000, 2000, 2500)] == [1210, 1160, 1110, 110, 105]
+    for number in range(1000):
+        sizes.look(StreamState(1111 + number, 1211 + number, 1000, 10_000, "s", 0))
+    assert len(sizes._sequences) < 300

@@ -28,11 +28,13 @@ WAITS = 200
 REST = (3, 17, b"600519.SH", b"limit order, good for the day")
 RECOVER_S = 60.0
 SWITCHOVERS = 3
+SNAPSHOT_BYTES = 10**9
 
 
 def _run(plan: Plan) -> Figures:
     try:
-        from .cluster_servers import running_cluster  # the extra `cluster`
+        from .cluster_bootstrap import measure_bootstrap  # the extra `cluster`
+        from .cluster_servers import running_cluster
     except ModuleNotFoundError as error:
         raise BenchFailed(f"a cluster needs `pip install ringmain[cluster]`: {error}") from None
     with bench_directory(plan) as directory, running_cluster(Path(directory) / "cluster", SCHEMA, SLOTS) as cluster:
@@ -50,6 +52,7 @@ def _run(plan: Plan) -> Figures:
             "lag_p50_ms": p50 / 1000,
             "lag_p99_ms": p99 / 1000,
             "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
+            "bootstrap_mb_per_s": measure_bootstrap(cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES)),
             "switchover_s": float(np.median([_gap(cluster, _switch_over) for _ in range(SWITCHOVERS)])),
             "failover_s": _gap(cluster, _kill_leader),
             "failover_with_server_s": _gap(cluster, _kill_leader_and_server),
@@ -167,6 +170,7 @@ BENCH = Bench(
         "lag_p50_ms": Bar(10),
         "lag_p99_ms": Bar(100),
         "wait_replicated_p50_ms": Bar(8),
+        "bootstrap_mb_per_s": Bar(100),
         "switchover_s": Bar(1),
         "failover_s": Bar(5),
         "failover_with_server_s": Bar(12),
@@ -179,5 +183,6 @@ BENCH = Bench(
         "batch_rows": BATCH,
         "lag_rate_per_s": RATE,
         "slots": SLOTS,
+        "snapshot_bytes": SNAPSHOT_BYTES,
     },
 )
