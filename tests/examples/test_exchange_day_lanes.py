@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sse_day
-from book_oracle import BookOracle
-from exchange_day import TOPICS, feeders, rows_of
+from exchange_day import TOPICS, rows_of
 from ringmain.storage import SHIPPED, Schema
-from ringmain.subscribers import RealTime
 from ringmain.tools.gateway.frames import Frame
 from sse_day import Day, load_day
 from support.children import Children
+from support.days import Following, check_book
 from support.gateways import Client, gateway
 from support.logs import wait_until
 from support.services import serving
@@ -117,33 +116,6 @@ def test_the_book_is_found_by_subscriber_group_and_gateway_client_though_writer_
         assert np.array_equal(shared_rows(tmp_path, SHIPPED[topic]), client.rows[topic])
 
 
-class Following:
-    """Reads the three topics as they come, in this process."""
-
-    def __init__(self, bus: str, counts: Mapping[str, int]) -> None:
-        self._counts = counts
-        self._readers = {topic: RealTime(f"{bus}/{topic}", start="earliest") for topic in counts}
-        self._parts: dict[str, list[np.ndarray[Any, Any]]] = {topic: [] for topic in counts}
-
-    @property
-    def rows(self) -> dict[str, np.ndarray[Any, Any]]:
-        return {topic: np.concatenate(parts) for topic, parts in self._parts.items()}
-
-    def position(self, topic: str) -> int:
-        return self._readers[topic].position
-
-    def read(self) -> bool:
-        for topic, reader in self._readers.items():
-            batch = reader.take(0.005)
-            if batch is not None:
-                self._parts[topic].append(batch.copy())
-        return all(self.position(topic) == count for topic, count in self._counts.items())
-
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-
-
 class Remote:
     """Reads the three topics through one connection to the gateway. Connected again, it goes on behind what it has."""
 
@@ -200,15 +172,3 @@ def shared_rows(folder: Path, schema: Schema) -> np.ndarray[Any, Any]:
     again = np.flatnonzero(np.diff(rows["sequence"]) == 0)
     assert all(rows[at] == rows[at + 1] for at in again)
     return np.delete(rows, again)
-
-
-def check_book(rows: Mapping[str, np.ndarray[Any, Any]], counts: Mapping[str, int]) -> None:
-    for topic, count in counts.items():
-        assert (rows[topic]["sequence"] == np.arange(1, count + 1)).all(), topic
-    oracle = BookOracle()
-    feed = feeders(oracle)
-    whole = Day(rows["orders"], rows["trades"], rows["quotes"], other_quotes=rows["quotes"][:0])
-    for name, run in whole.in_order():
-        feed[name](run)
-    oracle.finish()
-    assert (oracle.matched, oracle.mismatched) == (4847, [])

@@ -6,19 +6,21 @@ Publishers know what was acknowledged to them, and by which node; subscribers kn
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from time import sleep
 
 import numpy as np
-from ringmain.bus import BusError, NotLeader, Overrun, open_lane
+from ringmain.bus import BusError, LanePublisher, NotLeader, Overrun, attach, open_lane
 from ringmain.storage import Schema
 from ringmain.subscribers import Historical, RealTime
+from support.logs import Rows
 
-__all__ = ["ACKNOWLEDGED", "RECORDS", "publish", "subscribe", "value_of"]
+__all__ = ["ACKNOWLEDGED", "RECORDS", "publish", "publish_exactly", "subscribe", "value_of"]
 
 RECORDS = Schema("records", {"value": "u8"})
 ACKNOWLEDGED = np.dtype([("value", "u8"), ("node", "u8")])
+STEP_ROWS = 500
 ROWS_MAX = 8  # that are published together
 WAIT_S = 2.0
 OPEN_S = 30.0
@@ -42,30 +44,74 @@ def publish(number: int, buses: Mapping[str, str], told: str, stop: str) -> None
                 with open_lane(f"{buses[node]}/records", full_timeout=WAIT_S) as lane:
                     while not Path(stop).exists():
                         run = [value_of(number, next(counts)) for _ in range(1 + next(counts) % ROWS_MAX)]
-                        for value in run:
-                            last = lane.publish(value)
+                        last = [lane.publish(value) for value in run][-1]
                         lane.wait(last, "replicated", WAIT_S)
                         file.write(np.array([(value, numbers[node]) for value in run], ACKNOWLEDGED).tobytes())
             except NotLeader as error:
                 node = error.leader or next(nodes)
             except (BusError, TimeoutError, OSError):
                 node = next(nodes)
-            sleep(PAUSE_S)
+            time.sleep(PAUSE_S)
 
 
-def subscribe(address: str, live: bool, told: str, stop: str) -> None:
-    """Write down all rows of a topic as they come, until the file `stop` is there. live: by a Historical reader."""
-    if live:
-        reader = Historical(address, live=True, reopen=True)
-    else:
-        reader = RealTime(address, start="earliest", reopen=True, open_timeout=OPEN_S)
-    with reader, open(told, "ab", buffering=0) as file:
+def publish_exactly(rows: Rows, topic: str, buses: Mapping[str, str], seconds: float) -> None:
+    """Publish rows once each, over so many seconds, on whichever node leads; alone on its topic. Returns when all are replicated.
+
+    A lane is left only once it has ended, or another node leads: what it has not brought into the topic by then never comes. So
+    the topic of who leads now says how far it has come.
+    """
+    nodes = itertools.cycle(buses)
+    node, begin = next(nodes), time.monotonic()
+    while True:
+        try:
+            with open_lane(f"{buses[node]}/{topic}") as lane:
+                first = attach(f"{buses[node]}/{topic}").watermarks().published
+                while first < len(rows):
+                    run = rows[first : first + STEP_ROWS]
+                    last, first = lane.publish_batch(run), first + len(run)
+                    while not _is_replicated(lane, last):
+                        if others := [name for name, bus in buses.items() if name != node and _leads(f"{bus}/{topic}")]:
+                            raise NotLeader(buses[node], others[0])
+                    time.sleep(max(0.0, begin + seconds * first / len(rows) - time.monotonic()))
+                return
+        except NotLeader as error:
+            node = error.leader or next(nodes)
+        except BusError:
+            node = next(nodes)
+        time.sleep(PAUSE_S)
+
+
+def _is_replicated(lane: LanePublisher, sequence: int) -> bool:
+    try:
+        lane.wait(sequence, "replicated", WAIT_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _leads(address: str) -> bool:
+    try:
+        open_lane(address).close()
+    except BusError:
+        return False
+    return True
+
+
+def subscribe(address: str, told: Mapping[str, str], stop: str) -> None:
+    """Write down all rows of a topic as they come, until the file `stop` is there; by two readers, each into its file of `told`."""
+    with (
+        RealTime(address, start="earliest", reopen=True, open_timeout=OPEN_S) as real_time,
+        Historical(address, live=True, reopen=True) as live,
+        open(told["real-time"], "ab", buffering=0) as by_real_time,
+        open(told["live"], "ab", buffering=0) as by_live,
+    ):
         while not Path(stop).exists():
-            batch = reader.take(PAUSE_S)
-            if batch is None:
-                continue
-            try:
-                rows = batch.copy()
-            except Overrun:
-                continue  # lapped: the reader gets these rows again, from the log
-            file.write(rows.tobytes())
+            for reader, file in ((real_time, by_real_time), (live, by_live)):
+                batch = reader.take(PAUSE_S / 2)
+                if batch is None:
+                    continue
+                try:
+                    rows = batch.copy()
+                except Overrun:
+                    continue  # lapped: the reader gets these rows again, from the log
+                file.write(rows.tobytes())

@@ -30,6 +30,7 @@ __all__ = ["HOSTS", "NODES", "TIMEOUT_S", "Cluster", "Oracle", "cluster"]
 
 NODES = ("a", "b", "c")
 HOSTS = range(len(NODES))
+READERS = ("real-time", "live")
 NAME = CLUSTERS[0]
 TIMEOUT_S = 90.0
 END_S = 30.0
@@ -123,6 +124,12 @@ stream_bytes = {self.stream_bytes}
                 found.append(json.loads(line))
         return found
 
+    def watch(self) -> StreamWatch:
+        return StreamWatch(NAME, self.servers.access(NAME), self.servers.stream(NAME, self.stream_bytes))
+
+    def all_open(self, topic: str = "records") -> bool:
+        return all(self.watermarks(host, topic) is not None for host in HOSTS)
+
     # --- faults -----------------------------------------------------------------------------------------------------
 
     def kill(self, processes: Iterable[subprocess.Popen[bytes]]) -> None:
@@ -205,7 +212,7 @@ def cluster(
     clock: Path | None = None,
     directories: dict[int, Path] | None = None,
 ) -> Generator[Cluster]:
-    """A cluster that runs. clock: the library that makes nodes' clocks jump. directories: of nodes that keep their data elsewhere."""
+    """A cluster that runs. clock: the library that makes nodes' clocks jump. directories: where nodes keep data, if elsewhere."""
     with Links(seed) as links, nats_servers(len(NODES), links=links) as servers:
         made = Cluster(directory, servers, links, bus, topics, stream_bytes, clock, directories or {})
         try:
@@ -221,27 +228,16 @@ class Oracle:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._folder = cluster, cluster.directory
         self._ended = contextlib.ExitStack()
-        self.watch = self._ended.enter_context(
-            StreamWatch(cluster.servers.access(NAME), cluster.servers.stream(NAME, cluster.stream_bytes))
-        )
+        self.watch = self._ended.enter_context(cluster.watch())
         children = self._ended.enter_context(Children())
-        for host in HOSTS:
-            wait_until(lambda host=host: cluster.watermarks(host) is not None, TIMEOUT_S)
-        self._publishers: list[Child] = [
-            self._begin(children, "publish", number=host, buses=cluster.buses, told=self._acknowledged(host))
-            for host in HOSTS
-        ]
-        self._subscribers: list[Child] = [
-            self._begin(
-                children,
-                "subscribe",
-                address=cluster.address(host),
-                live=live,
-                told=self._received(host, live),
-            )
-            for host in HOSTS
-            for live in (False, True)
-        ]
+        self._publishers = [children.start() for _ in HOSTS]
+        self._subscribers = [children.start() for _ in HOSTS]
+        wait_until(cluster.all_open, TIMEOUT_S)
+        for host, child in enumerate(self._publishers):
+            self._begin(child, "publish", number=host, buses=cluster.buses, told=self._acknowledged(host))
+        for host, child in enumerate(self._subscribers):
+            told = {reader: self._received(host, reader) for reader in READERS}
+            self._begin(child, "subscribe", address=cluster.address(host), told=told)
 
     def __enter__(self) -> Oracle:
         return self
@@ -249,17 +245,15 @@ class Oracle:
     def __exit__(self, *_: object) -> None:
         self._ended.close()
 
-    def _begin(self, children: Children, function: str, **given: object) -> Child:
-        child = children.start()
+    def _begin(self, child: Child, function: str, **given: object) -> None:
         code = f"from support.cluster_children import {function}\n{function}(**given)"
         child.begin(code, given={**given, "stop": str(self._folder / f"stop-{function}")})
-        return child
 
     def _acknowledged(self, host: int) -> str:
         return str(self._folder / f"acknowledged-{host}")
 
-    def _received(self, host: int, live: bool) -> str:
-        return str(self._folder / f"received-{host}-{'live' if live else 'real-time'}")
+    def _received(self, host: int, reader: str) -> str:
+        return str(self._folder / f"received-{host}-{reader}")
 
     # --- while it goes on -------------------------------------------------------------------------------------------
 
@@ -314,9 +308,11 @@ class Oracle:
             assert rows[host].tobytes() == rows[0].tobytes(), (
                 f"the log of {NODES[host]} is another than that of {NODES[0]}"
             )
-            for live in (False, True):
-                received = np.fromfile(self._received(host, live), RECORDS.dtype)
-                assert received.tobytes() == rows[0].tobytes(), f"a subscriber of {NODES[host]} saw something else"
+            for reader in READERS:
+                received = np.fromfile(self._received(host, reader), RECORDS.dtype)
+                assert received.tobytes() == rows[0].tobytes(), (
+                    f"the subscriber ({reader}) of {NODES[host]} saw something else"
+                )
         streamed = b"".join(bytes(run.rows) for message in messages for run in message.runs if run.topic == "records")
         assert streamed == rows[0].tobytes()
         acknowledged = np.concatenate([np.fromfile(self._acknowledged(host), ACKNOWLEDGED) for host in HOSTS])
@@ -332,5 +328,5 @@ class Oracle:
         if len(ends | replicated) > 1 or self.watch.ends().get("records", 0) not in ends:
             return False
         size = ends.pop() * RECORDS.row_bytes
-        files = [Path(self._received(host, live)) for host in HOSTS for live in (False, True)]
+        files = [Path(self._received(host, reader)) for host in HOSTS for reader in READERS]
         return all(path.exists() and path.stat().st_size >= size for path in files)

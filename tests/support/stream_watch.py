@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ringmain.bus.cluster.access import Access, StreamSettings
 from ringmain.bus.cluster.jetstream import JetStream
 from ringmain.bus.cluster.messages import Kind, Message, decode
+from ringmain.bus.cluster.peers import ask_switchover
 from ringmain.bus.cluster.stream import NoAnswer, StreamState
 
 __all__ = ["StreamWatch"]
@@ -26,11 +27,11 @@ class StreamWatch:
     messages: all of them, in order, without a gap. leader: who claimed last, "" after a handover.
     """
 
-    def __init__(self, access: Access, settings: StreamSettings) -> None:
+    def __init__(self, cluster: str, access: Access, settings: StreamSettings) -> None:
         self.messages: list[Message] = []
         self.leader = ""
         self.epoch = 0
-        self._access, self._settings = access, settings
+        self._cluster = cluster
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stream watch", daemon=True)
         self._thread.start()
@@ -76,6 +77,10 @@ class StreamWatch:
 
         assert below <= len(self.messages) + 1
         self._call(trim())
+
+    def switch_over(self) -> None:
+        """Have the leader hand over to whoever is first. Raises BusError where that did not come about."""
+        self._call(ask_switchover(self._stream.connection, self._cluster, self.leader))
 
     def ends(self) -> dict[str, int]:
         """Each topic's last sequence in the stream."""
