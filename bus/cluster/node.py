@@ -113,7 +113,9 @@ class Node:
                 async with asyncio.timeout_at(deadline):
                     await self.changed.wait()
             except TimeoutError:
-                raise BusError(f"{target or 'nobody'} has not taken over in time; {self.leader or 'nobody'} leads now")
+                raise BusError(
+                    f"{target or 'nobody'} has not taken over in time; {self.leader or 'nobody'} leads now"
+                ) from None
 
     async def _follow(self, *, tail_known: bool) -> None:
         following = Following(
