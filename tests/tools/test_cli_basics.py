@@ -35,19 +35,26 @@ BENCHES = (
     "catchup",
     "delayed",
     "lanes",
+    "resumable",
+    "gateway",
+    "cluster",
+    "all",
 )
-BENCHES += ("resumable", "gateway", "all")
 STORE_BENCHES = ("memtable", "put", "get", "scan", "recover", "compaction", "open", "backup", "all")
-GROUPS = ("", "log", "store", "sstable", "manifest", "bench", "bench store")
+GROUPS = ("", "log", "store", "sstable", "manifest", "cluster", "bench", "bench store")
 COMMANDS = (
     *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean", "serve", "health", "gateway", "token"),
+    *("cluster node", "cluster up", "cluster status", "cluster switchover"),
+    *("cluster certificates", "cluster server-config"),
     *("log dump", "log verify", "log repair"),
     *("store stats", "store dump", "store verify", "store repair", "store compact", "sstable dump", "manifest dump"),
     *("get", "scan", "export", "backup", "restore", "verify"),
     *(f"bench {name}" for name in BENCHES),
     *(f"bench store {name}" for name in STORE_BENCHES),
 )
-PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan", "serve", "gateway", "token"}  # which have --format json
+# All print facts as JSON on request, but for these: some have --format json, others run until they are stopped, or write files.
+PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan", "serve", "gateway", "token"}
+PRINT_FACTS -= {path for path in COMMANDS if path.startswith("cluster ")} - {"cluster status"}
 TERMINATED = 128 + signal.SIGTERM
 
 
