@@ -35,7 +35,7 @@ HEALTH = Schema(
         "amount": "i8",
     },
     units={
-        "kind": "writer, publisher or subscriber",
+        "kind": "writer, node, publisher or subscriber",
         "state": "healthy, degraded, failed, or gone",
         "before": "the state before; empty for one that came",
         "amount": "records behind, lost or lapped, where the reason is about those",
@@ -62,7 +62,7 @@ class Change:
         where = f"{subject.bus}/{subject.topic}" if subject.topic else subject.bus
         amount = f" ({condition.amount:,} records)" if condition.amount else ""
         reason = f": {condition.reason}{amount}" if condition.reason else ""
-        name = "" if subject.kind == "writer" else f" {subject.name!r}"
+        name = "" if subject.kind in ("writer", "node") else f" {subject.name!r}"
         return f"{subject.kind}{name} of {where}, process {subject.pid}, is {self.state}{reason}"
 
 

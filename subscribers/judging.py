@@ -24,7 +24,8 @@ class Thresholds:
 
     writer_silent: since a writer's heartbeat, which comes four times a second. reader_silent: since a subscriber looked for rows
     while there were some. lag_seconds, lag_records: how far behind a subscriber may be; records None: half of what the ring holds.
-    overrun_memory: how long having been lapped, or having lost records, counts.
+    overrun_memory: how long having been lapped, or having lost records, counts. leaderless: since a node of a replicated bus last
+    knew who leads; unreplicated: since something that is durable on a leader waits to be replicated.
     Raises ValueError for what is not above 0.
     """
 
@@ -33,6 +34,8 @@ class Thresholds:
     lag_seconds: float = 1.0
     lag_records: int | None = None
     overrun_memory: float = 10.0
+    leaderless: float = 2.0
+    unreplicated: float = 2.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -43,9 +46,10 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Subject:
-    """Whose health it is. topic: of a publisher (who has a lane) or a subscriber; entry: the latter's in the reader table."""
+    """Whose health it is. node: of a replicated bus, on this host. topic: of a publisher (who has a lane) or a subscriber; entry: the
+    latter's in the reader table."""
 
-    kind: Literal["writer", "publisher", "subscriber"]
+    kind: Literal["writer", "node", "publisher", "subscriber"]
     bus: str
     name: str
     topic: str = ""
@@ -103,10 +107,14 @@ class Judge:
         self._seen: dict[Subject, _Seen] = {}
         self._courses: dict[tuple[str, str], _Course] = {}  # by topic and watermark
         self._silent_since: float | None = None
+        self._led_at: float | None = None  # when somebody led last, as this host's node knew
+        self._replicated = 0, 0.0  # of all topics, and since when nothing was added although there was something
 
     def judge(self, facts: BusFacts, now: float) -> dict[Subject, Condition]:
         """The condition of everybody there. now: seconds, of a clock that only goes on."""
         found = {Subject("writer", facts.bus, facts.bus, pid=facts.writer.pid or 0): self._writer(facts, now)}
+        if facts.writer.role is not None and facts.writer.state == "alive":
+            found[Subject("node", facts.bus, facts.bus, pid=facts.writer.pid or 0)] = self._node(facts, now)
         for topic in facts.topics:
             for watermark in {"published", *(reader.follow for reader in topic.readers)}:
                 newest: int | None = getattr(topic, watermark, None)
@@ -141,6 +149,19 @@ class Judge:
         if self._silent_since is None:  # the wall clock may have jumped: its next heartbeat would show
             self._silent_since = now
         return Condition("failed", "silent") if now - self._silent_since > 0.3 else Condition()
+
+    def _node(self, facts: BusFacts, now: float) -> Condition:
+        if self._led_at is None or facts.writer.role == "leads" or facts.writer.leader:
+            self._led_at = now
+        if now - self._led_at > self.thresholds.leaderless:
+            return Condition("degraded", "no leader")
+        waiting = sum(max(0, (topic.durable or 0) - (topic.replicated or 0)) for topic in facts.topics)
+        replicated = sum(topic.replicated or 0 for topic in facts.topics)
+        if not waiting or facts.writer.role != "leads" or replicated != self._replicated[0]:
+            self._replicated = replicated, now
+        if now - self._replicated[1] > self.thresholds.unreplicated:
+            return Condition("degraded", "not replicated", waiting)
+        return Condition()
 
     @staticmethod
     def _publisher(lane: LaneFacts) -> Condition:

@@ -66,13 +66,21 @@ class Following:
         """Follow until this node's claim is in the stream. Raises Trimmed, Diverged, BadMessage, and what the replica raises."""
         clock = asyncio.get_running_loop().time
         quiet_s, patience_s = 0.0, self._patience()
+        heard, cut_off = clock(), False
         while True:
             asked = clock()
             try:
                 batch = await self._stream.read(self._place.sequence + 1)
             except NoAnswer:  # its silence says nothing of the leader's
+                if not cut_off and clock() - heard > self._timing.quiet:
+                    cut_off = True
+                    await self._replica.follow("")  # who leads by now is not known
                 await asyncio.sleep(self._timing.retry)
                 continue
+            heard = clock()
+            if cut_off:
+                cut_off = False
+                await self._tell_leader()
             for stored in batch:
                 if await self._take(stored):
                     return
@@ -106,8 +114,12 @@ class Following:
         if message.kind is Kind.CLAIM and stored.payload == self._claim:
             return True
         if message.kind in (Kind.CLAIM, Kind.HANDOVER):
-            await replica.follow(place.node if place.node != self._name else "")
+            await self._tell_leader()
         return False
+
+    async def _tell_leader(self) -> None:
+        node = self._place.node
+        await self._replica.follow(node if node != self._name else "")
 
     async def _take_rows(self, runs: Sequence[Run]) -> None:
         """Add what is not here yet of a message, once what is here of it is known to be the same."""

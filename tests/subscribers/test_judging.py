@@ -148,3 +148,38 @@ def test_the_worst_is_what_counts():
 def test_a_threshold_is_above_0():
     with pytest.raises(ValueError, match=r"lag_seconds: above 0 is expected, got 0"):
         Thresholds(lag_seconds=0)
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def node(role: str, leader: str = "", durable: int = 0, replicated: int = 0) -> BusFacts:
+    topics = (TopicFacts(topic="orders", published=durable, durable=durable, replicated=replicated, slot_count=1000),)
+    writer = WriterFacts(state="alive", pid=5, epoch=1, heartbeat_age_s=0.1, role=role, leader=leader)
+    return BusFacts(bus="b", writer=writer, topics=topics)
+
+
+def of_node(judge: Judge, facts: BusFacts, now: float) -> Condition:
+    return judge.judge(facts, now)[Subject("node", "b", "b", pid=5)]
+
+
+def test_a_node_that_knows_no_leader_for_a_while_is_degraded():
+    judge = Judge(LIMITS)
+    assert of_node(judge, node("follows"), 0.0) == Condition()
+    assert of_node(judge, node("follows"), 1.9) == Condition()
+    assert of_node(judge, node("follows"), 2.1) == Condition("degraded", "no leader")
+    assert of_node(judge, node("follows", "north"), 2.2) == Condition()
+    assert of_node(judge, node("leads"), 9.0) == Condition()
+
+
+def test_a_leader_whose_records_are_not_replicated_for_a_while_is_degraded():
+    judge = Judge(LIMITS)
+    assert of_node(judge, node("leads", durable=10, replicated=4), 0.0) == Condition()
+    assert of_node(judge, node("leads", durable=12, replicated=6), 2.5) == Condition()
+    assert of_node(judge, node("leads", durable=15, replicated=6), 4.6) == Condition("degraded", "not replicated", 9)
+    assert of_node(judge, node("leads", durable=15, replicated=15), 4.7) == Condition()
+    assert of_node(judge, node("leads", durable=15, replicated=15), 9.0) == Condition()
+
+
+def test_a_bus_of_one_host_has_no_node():
+    assert not [subject for subject in Judge(LIMITS).judge(bus(), 0.0) if subject.kind == "node"]
