@@ -21,6 +21,7 @@ from .stream import NoAnswer, Stream, StreamState
 __all__ = ["Sizes", "Trimming", "trim_to"]
 
 INTERVAL_S = 2.0
+STEP_BYTES = 64 << 20  # servers append nothing while they trim, which takes them a second a gigabyte
 POINTS_PER_KEEP = 64
 
 
@@ -49,7 +50,12 @@ class Sizes:
 
     def before_last(self, bytes_: int) -> int:
         """The message behind which about so many bytes lie."""
-        return int(np.interp(self._ends[-1] - bytes_, self._ends, self._sequences)) if self._sequences else 0
+        return int(np.interp(self._ends[-1] - bytes_, self._ends, self._sequences))
+
+    def behind(self, sequence: int, bytes_: int) -> int:
+        """The message with which about so many bytes behind another one end."""
+        begin = float(np.interp(sequence, self._sequences, self._ends))
+        return int(np.interp(begin + bytes_, self._ends, self._sequences))
 
 
 def trim_to(state: StreamState, keep_from: int, keep_bytes: int, statuses: Sequence[NodeStatus], nodes_min: int) -> int:
@@ -95,15 +101,17 @@ class Trimming:
 
     async def run(self) -> None:
         while True:
+            more = False
             with contextlib.suppress(NoAnswer):
-                await self._look()
-            await asyncio.sleep(self._interval_s)
+                more = await self._look()
+            await asyncio.sleep(self._interval_s / 10 if more else self._interval_s)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Trim, if it is time to. Whether more is to go at once."""
         state = await self._stream.state()
         self._sizes.look(state)
         if not self._leads() or state.stored_bytes <= self._keep_bytes:
-            return
+            return False
         statuses = await self._statuses()
         for status in statuses:
             self._known |= {status.node, *(claim.node for claim in status.claims)}
@@ -111,11 +119,14 @@ class Trimming:
         keep_from = self._sizes.before_last(self._keep_bytes)
         below = trim_to(state, keep_from, self._keep_bytes, statuses, nodes_min)
         if below > state.first:
-            await self._stream.trim(below)
+            step = max(state.first, self._sizes.behind(state.first - 1, STEP_BYTES)) + 1
+            await self._stream.trim(min(below, step))
             self._complained = False
+            return below > step
         elif state.stored_bytes > (self._keep_bytes + state.bytes_max) // 2 and not self._complained:
             self._complained = True
             there = ", ".join(status.node for status in statuses) or "none"
             self._told(
                 f"the stream is filling up: {nodes_min} nodes must have stored what is to be trimmed; these answer: {there}"
             )
+        return False

@@ -387,6 +387,7 @@ def test_how_much_lies_behind_a_message_is_known_from_looking():
         0,
         0,
     ]
+    assert [sizes.behind(sequence, 500) for sequence in (0, 50, 100, 105, 1110)] == [50, 100, 105, 110, 1110]
     sizes.look(StreamState(106, 1110, 1500, 10_000, "s", 0))  # trimmed
     sizes.look(StreamState(106, 1210, 2500, 10_000, "s", 0))
     assert [sizes.before_last(bytes_) for bytes_ in (0, 500, 1000, 2000, 2500)] == [1210, 1160, 1110, 110, 105]

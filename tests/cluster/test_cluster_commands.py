@@ -125,6 +125,7 @@ def test_what_is_wrong_with_a_cluster_s_table_is_told_with_its_line(host: Path) 
     assert plan is not None
     assert (plan.name, plan.node, plan.stream.name, plan.stream.replicas) == ("exchange", "a", "ringmain-exchange", 3)
     assert plan.access.password == "secret"
+    assert plan.keep_bytes == plan.stream.bytes_max // 2
     data_dir = 'data_dir = "/var/lib/ringmain/exchange"'
     ca = CONFIGURATION.index("ca =")
     for old, new, words in (
@@ -138,6 +139,11 @@ def test_what_is_wrong_with_a_cluster_s_table_is_told_with_its_line(host: Path) 
         ("[cluster]", "[bus.other.topics.orders]\n[cluster]", r"cluster: one table \[bus\.NAME\] beside it"),
         ('node = "a"', 'node = "a"\nreplicas = 7', r"cluster\.replicas: 1 to 5"),
         ("50 GB", "much", r"cluster\.stream_bytes: "),
+        (
+            'node = "a"',
+            'node = "a"\nstream_keep = "46 GB"',
+            r"cluster\.stream_keep: .*at most nine tenths of stream_bytes",
+        ),
         ('node = "a"', 'node = "a"\nleader = true', r"cluster\.leader: unknown here"),
     ):
         assert old in CONFIGURATION

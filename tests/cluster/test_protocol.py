@@ -5,14 +5,19 @@ RINGMAIN_SEED=N runs one seed again.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 
 import pytest
 from ringmain.bus.cluster.following import Following
 from ringmain.bus.cluster.leading import Deposed, Leading
-from ringmain.bus.cluster.messages import Message
-from support.cluster_models import ModelReplica, Wire
+from ringmain.bus.cluster.messages import Kind, Message, Run, encode
+from ringmain.bus.cluster.node import Node
+from ringmain.bus.cluster.replica import Position
+from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
 from support.cluster_simulation import simulate
+from support.virtual_time import run_virtually
 
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 SEEDS = 10_000 if NIGHTLY else 500
@@ -31,6 +36,31 @@ def test_no_acknowledged_record_is_lost_and_all_hosts_have_one_sequence(group):
         except BaseException:
             print(f"seed {seed}")
             raise
+
+
+def test_rows_that_came_with_a_snapshot_are_never_taken_for_a_tail_of_ones_own():
+    """A peer's data may end with what the peer published and the stream never got, while the last claim is this node's."""
+    topic = next(iter(TOPICS))
+    rows = [row(sequence, sequence) for sequence in range(1, 6)]
+    shipped = Run(topic, TOPICS[topic], 1, ROW_BYTES, b"".join(rows[:3]))
+
+    async def live(foreign: bool) -> list[bytes]:
+        stream, chance = ModelStream(), random.Random(1)
+        stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim")
+        stream.append(encode(Message(Kind.DATA, "a", 1, 1, 7, (shipped,))), 1, "data")
+        journal = Journal(position=Position(1, 1, "a", foreign=foreign))
+        journal.rows[topic], journal.durable[topic] = list(rows), len(rows)
+        replica = ModelReplica(journal, Oracle(stream), 0.01, chance)
+        living = asyncio.create_task(Node("a", Wire(stream, Network(), chance), replica, chance=chance).run())
+        await asyncio.sleep(30)
+        living.cancel()
+        replica.end()
+        await asyncio.gather(living, replica.syncing, return_exceptions=True)
+        assert not journal.position.foreign
+        return Oracle(stream).in_stream()[topic]
+
+    assert run_virtually(live(foreign=False)) == rows  # its own, published before it was killed
+    assert run_virtually(live(foreign=True)) == rows[:3]
 
 
 # --- broken protocols -------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ async def _trim(cluster: BenchCluster, without: str) -> None:
             if len(others) == COUNT - 1 and wanted and all(status.stored >= wanted for status in others):
                 break
         stream = StreamSettings.of_cluster(cluster.name, COUNT, 0).name
-        await call(connection, f"STREAM.PURGE.{stream}", {"seq": wanted})
+        await call(connection, f"STREAM.PURGE.{stream}", {"seq": wanted}, TIMEOUT_S)
     finally:
         await connection.close()
 
