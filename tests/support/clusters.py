@@ -11,12 +11,14 @@ import mmap
 import signal
 import struct
 import subprocess
+import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
-from ringmain.bus import BusError, Watermarks, attach
+from ringmain.bus import BusError, Watermarks, attach, open_lane
 from ringmain.bus.cluster.servers import start_tied
+from ringmain.storage import Schema
 from support.children import Child, Children
 from support.cluster_checks import check_acknowledged, check_leaderships, check_rows
 from support.cluster_children import ACKNOWLEDGED, RECORDS, ROWS_MAX
@@ -35,9 +37,15 @@ NAME = CLUSTERS[0]
 TIMEOUT_S = 90.0
 END_S = 30.0
 STREAM_BYTES = 400 << 20
+RESTART_S = 2.0
+FILL_S, FILL_ROWS = 5.0, 200
+SLACK = 500  # records that come while it is looked
+FILLING = Schema("filling", {"bytes": "S1000"})
 TOPICS = """
 [bus.{bus}.topics.records.fields]
 value = "u8"
+[bus.{bus}.topics.filling.fields]
+bytes = "S1000"
 """
 
 
@@ -66,6 +74,7 @@ class Cluster:
         password.write_text(PASSWORD)
         for host in HOSTS:
             self._prepare(host)
+        self._started = dict.fromkeys(HOSTS, 0.0)
         self.nodes: list[subprocess.Popen[bytes]] = [self._start(host) for host in HOSTS]
 
     def _prepare(self, host: int) -> None:
@@ -93,6 +102,7 @@ stream_bytes = {self.stream_bytes}
         )
 
     def _start(self, host: int) -> subprocess.Popen[bytes]:
+        self._started[host] = time.monotonic()
         folder = self.directory / NODES[host]
         env = [] if self._clock is None else ["env", f"LD_PRELOAD={self._clock}", f"CLOCK_OFFSET={folder / 'clock'}"]
         command = [*env, *COMMAND, "cluster", "node", str(folder / "ringmain.toml"), "--log-format", "json"]
@@ -129,6 +139,14 @@ stream_bytes = {self.stream_bytes}
 
     def all_open(self, topic: str = "records") -> bool:
         return all(self.watermarks(host, topic) is not None for host in HOSTS)
+
+    def caught_up(self, host: int) -> bool:
+        """Whether a node has come to where another one was when it was asked; a node that has ended is started."""
+        self.keep_alive()
+        marks, others = self.watermarks(host), [self.watermarks(other) for other in HOSTS if other != host]
+        return marks is not None and all(
+            other is not None and marks.published >= other.replicated - SLACK for other in others
+        )
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -184,10 +202,20 @@ stream_bytes = {self.stream_bytes}
                 self.nodes[host] = self._start(host)
 
     def keep_alive(self) -> None:
-        """Start nodes again that ended by themselves, as a supervisor does."""
+        """Start nodes again that ended by themselves, as a supervisor does: not over and over."""
         for host, process in enumerate(self.nodes):
-            if process.poll() is not None:
+            if process.poll() is not None and time.monotonic() - self._started[host] >= RESTART_S:
                 self.nodes[host] = self._start(host)
+
+    def fill(self, host: int, byte_count: int) -> None:
+        """Publish so much on a node, if it leads, to fill up what is to be full."""
+        with (
+            contextlib.suppress(BusError),
+            open_lane(self.address(host, FILLING.name), slots=1024, full_timeout=FILL_S) as lane,
+        ):
+            rows = np.zeros(FILL_ROWS, FILLING.payload_dtype)
+            for _ in range(byte_count // rows.nbytes):
+                lane.publish_batch(rows)
 
     def close(self) -> list[int]:
         """End the nodes in good order; their exit codes."""

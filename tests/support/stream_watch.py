@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from ringmain.bus.cluster.access import Access, StreamSettings
 from ringmain.bus.cluster.jetstream import JetStream
 from ringmain.bus.cluster.messages import Kind, Message, decode
-from ringmain.bus.cluster.peers import ask_switchover
+from ringmain.bus.cluster.peers import NodeStatus, ask_all, ask_switchover
 from ringmain.bus.cluster.stream import NoAnswer, StreamState
 
 __all__ = ["StreamWatch"]
 
 TIMEOUT_S = 60.0
 PAUSE_S = 0.05
+STATUS_S = 0.3
 Value = TypeVar("Value")
 
 
@@ -77,6 +78,13 @@ class StreamWatch:
 
         assert below <= len(self.messages) + 1
         self._call(trim())
+
+    def statuses(self) -> list[NodeStatus]:
+        """What the nodes say of themselves: those that answer soon."""
+        try:
+            return self._call(ask_all(self._stream.connection, self._cluster, STATUS_S))
+        except NoAnswer:
+            return []
 
     def switch_over(self) -> None:
         """Have the leader hand over to whoever is first. Raises BusError where that did not come about."""
