@@ -46,8 +46,8 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Subject:
-    """Whose health it is. node: of a replicated bus, on this host. topic: of a publisher (who has a lane) or a subscriber; entry: the
-    latter's in the reader table."""
+    """Whose health it is. node: of a replicated bus, on this host. topic: of a publisher (who has a lane) or a subscriber.
+    entry: the latter's in the reader table."""
 
     kind: Literal["writer", "node", "publisher", "subscriber"]
     bus: str
