@@ -80,7 +80,7 @@ def _publish_paced(stage: Stage, bus: str, seconds: float) -> None:
     rows = np.zeros(PACED_ROWS, SCHEMA.payload_dtype)
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
         stage.begin(settle=True)
-        due = clock()
+        due, last = clock(), 0
         for _ in range(int((WARM_UP_S + seconds) * RATE / PACED_ROWS)):
             due += PACED_ROWS * NS // RATE
             if (early_ns := due - clock()) > 0:
