@@ -218,10 +218,12 @@ stream_bytes = {self.stream_bytes}
                 lane.publish_batch(rows)
 
     def close(self) -> list[int]:
-        """End the nodes in good order; their exit codes."""
+        """End the nodes in good order, one after the other; their exit codes."""
+        codes: list[int] = []
         for process in self.nodes:
             process.terminate()
-        return [process.wait(END_S) for process in self.nodes]
+            codes.append(process.wait(END_S))
+        return codes
 
     def end(self) -> None:
         for process in self.nodes:
