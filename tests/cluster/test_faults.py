@@ -5,9 +5,9 @@ are acknowledged again. At the end everything that was seen must fit together (`
 RINGMAIN_SEED=N takes the same faults in the same order.
 
 By default each fault that costs no change of leadership has its ten rounds. One that does costs the three seconds of silence after
-which a follower claims, and one that takes the stream's leader with it some seconds of the servers' own election, or of routes that
-must be found dead: of these some have a round each, by chance, so that all have their turn over a few runs. Nightly all faults have a
-hundred rounds.
+which a follower claims, and one that takes the stream's leader with it some seconds of the servers' own election, or of routes
+that must be found dead: of these some have a round each, by chance, so that all have their turn over a few runs. Nightly all
+faults have a hundred rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 import pytest
 from support.logs import wait_until
@@ -282,6 +283,7 @@ def move_clock_of_leader_and_kill_it(it: Round) -> None:
     it.cluster.kill([it.cluster.nodes[it.leader]])
 
 
+Fault: TypeAlias = Callable[[Round], None]
 ROUNDS: dict[Fault, int] = {
     kill_follower: CHEAP,
     stop_follower: CHEAP,
