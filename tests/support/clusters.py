@@ -351,6 +351,7 @@ class Oracle:
 
     def _all_have_all(self) -> bool:
         """Whether every host, and every subscriber, has the whole of what is in the stream, which goes on no more."""
+        self.check_alive()
         self._cluster.keep_alive()
         found = [self._cluster.watermarks(host) for host in HOSTS]
         ends = {0 if marks is None else marks.published for marks in found}
