@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 
 from ..storage import Schema
-from ._segment import process_lives
 from .attach import attach
 from .errors import AttachError, Fenced, NotFound, NotLeader, RingFull
 from .lane_publisher import LANE_SLOTS, LanePublisher, open_lane
+from .processes import process_state
 from .segments import split_address
 
 __all__ = ["LeaderLane"]
@@ -170,8 +170,8 @@ class LeaderLane:
 
     def _enter(self, address: str) -> None:
         header = attach(address).header
-        if not process_lives(header["pid"], header["process_start"]):
-            raise NotFound(f"{address}: its node is dead")
+        if (state := process_state(header["pid"], header["process_start"])) != "alive":
+            raise NotFound(f"{address}: its node is {state}")
         lane = open_lane(address, schema=self._schema, slots=self._slots, full="block", full_timeout=LOOK_S)
         again, self._sent = self._sent, deque[_Sent]()
         try:
@@ -187,7 +187,7 @@ class LeaderLane:
         self._lane, self.move_count = lane, self.move_count + 1
 
     def _leave_if_dead(self) -> None:
-        if not process_lives(*self._writer):
+        if process_state(*self._writer) != "alive":  # stopped: another will lead, or it goes on and is found again
             self._leave()
 
     def _leave(self) -> None:
