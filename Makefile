@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard bus/*.pyx bus/*.pxd bus/*.hpp storage/*.pyx storage/*.pxi storage/*.hpp subscribers/*.pyx subscribers/*.hpp tools/bench/*.pyx tools/bench/*.hpp)
+# One more than processors, up to five: many tests wait for others most of their time.
+WORKERS := $(shell n=$$(nproc); echo $$(( n < 5 ? n + 1 : 5 )))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
 .PHONY: demo test lint bench format clean system
@@ -13,7 +15,7 @@ demo: build/installed
 	$(BIN)/ringmain demo
 
 test: build/installed system
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 lint: build/installed build/face
 	$(BIN)/ruff check .

@@ -24,9 +24,11 @@ def trade(bus: str, desk: int, stop: Event) -> None:
 
 def main() -> None:
     bus, spawn = f"desks-{os.getpid()}", multiprocessing.get_context("spawn")
-    stop = spawn.Event()
+    stops = [
+        spawn.Event() for _ in range(3)
+    ]  # one each: who is killed while it looks at an event leaves that one locked
     with Writer(bus, [ORDERS], lanes=["orders"]), RealTime(f"{bus}/orders", reliable=True) as reader:
-        desks = [spawn.Process(target=trade, args=(bus, desk, stop), daemon=True) for desk in range(3)]
+        desks = [spawn.Process(target=trade, args=(bus, desk, stops[desk]), daemon=True) for desk in range(3)]
         for desk in desks:
             desk.start()
         seen = np.zeros(3, "u8")  # the number of each desk's last order
@@ -47,7 +49,8 @@ def main() -> None:
                 desks[0].kill()
                 desks[0].join()
                 print(f"desk 0 is killed, {seen[0]:,} of its orders seen so far", flush=True)
-        stop.set()
+        for desk in (1, 2):
+            stops[desk].set()
         while any(desk.is_alive() for desk in desks) or reader.stats.lag:
             if (batch := reader.take(0.1)) is not None:
                 count(batch.rows)

@@ -31,7 +31,6 @@ from support.clusters import HOSTS, TIMEOUT_S, Cluster, Oracle, cluster
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_NIGHTLY = 100
 CHEAP, COSTLY = 10, 1  # rounds by default
-COSTLY_FAULTS = 8  # that come about by default
 ROUNDS_FULL, ROUNDS_DISK = (
     4,
     2,
@@ -324,13 +323,23 @@ ROUNDS: dict[Fault, int] = {
 }
 
 
-def choose_faults(chance: random.Random) -> list[Fault]:
+# Of those that cost ten seconds each, waiting for elections, some of every kind.
+BY_DAY = {
+    end_leader_in_good_order,
+    kill_leader,
+    stop_leader,
+    kill_leader_and_server_that_leads,
+    kill_all,
+    cut_leader_off,
+    let_nothing_out_of_host,
+}
+
+
+def choose_faults() -> list[Fault]:
     """Those of this run; RINGMAIN_FAULTS names some, with spaces between them."""
     if names := os.environ.get("RINGMAIN_FAULTS", "").split():
         return [fault for fault in ROUNDS if fault.__name__ in names]
-    costly = [fault for fault, count in ROUNDS.items() if count == COSTLY]
-    chosen = costly if NIGHTLY else chance.sample(costly, COSTLY_FAULTS)
-    return [fault for fault, count in ROUNDS.items() if count != COSTLY or fault in chosen]
+    return [fault for fault, count in ROUNDS.items() if NIGHTLY or count != COSTLY or fault in BY_DAY]
 
 
 @pytest.fixture
@@ -342,7 +351,7 @@ def seed() -> int:
 
 def test_no_acknowledged_record_is_lost_and_all_hosts_see_one_sequence_through_all_faults(tmp_path, bus_name, seed):
     chance = random.Random(seed)
-    rounds = [fault for fault in choose_faults(chance) for _ in range(ROUNDS_NIGHTLY if NIGHTLY else ROUNDS[fault])]
+    rounds = [fault for fault in choose_faults() for _ in range(ROUNDS_NIGHTLY if NIGHTLY else ROUNDS[fault])]
     chance.shuffle(rounds)
     clock = build_preload("jumping_clock", tmp_path)
     with cluster(tmp_path, bus_name, seed, clock=clock) as running, Oracle(running) as oracle:
