@@ -109,6 +109,10 @@ def run(preload: list[str], *arguments: object, path: Path | None = None) -> sub
     )
 
 
+@pytest.mark.skipif(
+    not os.environ.get("RINGMAIN_NIGHTLY"),
+    reason="builds everything once more: set RINGMAIN_NIGHTLY to run it; by day tests/native runs the same headers sanitized",
+)
 def test_the_compiled_parts_break_no_rule_of_memory_or_language(bus_name: str, tmp_path: Path) -> None:
     preload = runtimes()
     library = built(tmp_path)
