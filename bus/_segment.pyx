@@ -196,8 +196,8 @@ def add_status(segment, control, uint32_t bits):
 def fence(segment, control, uint32_t bits=0, uint64_t last=UINT64_MAX):
     """Stop whoever holds a ring from publishing into it, settle where it ends, and wake everybody who sleeps on the topic.
 
-    bits: more for its status. last: it does not end behind this. Returns where it ends. A writer that is in the middle of a call is told, whatever it still publishes;
-    nobody reads behind the end (sync FENCE).
+    bits: more for its status. last: it does not end behind this. Returns where it ends. A writer that is in the middle of a call is
+    told, whatever it still publishes; nobody reads behind the end (sync FENCE).
     """
     cdef HeldBuffer hold
     cdef uint64_t ended
@@ -295,8 +295,8 @@ def read_bus(segment, str name):
     if load_acquire_u32(header.ready) != READY:
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
     role, leader = read_bus_role(segment) or (C_ROLE_ALONE, "")
-    return {"role": role, "leader": leader, "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start, "log_id": header.log_id,
-            "created_ns": header.created_ns, "bus": _get_text(header.bus, 64), "data_dir": _get_text(header.data_dir, 1024)}
+    return {"role": role, "leader": leader, "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start,
+            "log_id": header.log_id, "created_ns": header.created_ns, "bus": _get_text(header.bus, 64), "data_dir": _get_text(header.data_dir, 1024)}
 
 
 def copy_slots(source, target, uint64_t first, uint64_t last):
