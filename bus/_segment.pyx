@@ -296,7 +296,8 @@ def read_bus(segment, str name):
         raise AttachError(f"segment {name}: not ready; its writer is starting, or died while it was")
     role, leader = read_bus_role(segment) or (C_ROLE_ALONE, "")
     return {"role": role, "leader": leader, "epoch": header.epoch, "pid": header.pid, "process_start": header.process_start,
-            "log_id": header.log_id, "created_ns": header.created_ns, "bus": _get_text(header.bus, 64), "data_dir": _get_text(header.data_dir, 1024)}
+            "log_id": header.log_id, "created_ns": header.created_ns,
+            "bus": _get_text(header.bus, 64), "data_dir": _get_text(header.data_dir, 1024)}
 
 
 def copy_slots(source, target, uint64_t first, uint64_t last):
