@@ -23,7 +23,7 @@ from support.logs import wait_until
 from support.store_children import NAMES, TOPICS, Place, open_store
 
 SEED = int(os.environ.get("RINGMAIN_KILL_SEED", "20240229"))
-ROUNDS = 1000 if os.environ.get("RINGMAIN_NIGHTLY") else 100
+ROUNDS = 1000 if os.environ.get("RINGMAIN_NIGHTLY") else 200
 CHILDREN = Path(__file__).parents[1] / "support" / "store_children.py"
 
 
