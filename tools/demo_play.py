@@ -5,10 +5,11 @@ Whatever happens, `Play` leaves no process and no shared memory behind when it i
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -147,20 +148,21 @@ class Play:
     def _start_publisher(self) -> Child[PublisherReport]:
         session = len(self.publishers)
         options = [f"--seed={self.seed}", f"--session={session}", f"--rate={self.rate}"]
-        child = Child(
-            "publisher",
-            PublisherReport,
-            "demo_publisher",
-            [self.bus, str(self.data_dir), *options],
-            self.folder / f"publisher-{session}.err",
-        )
-        self.publishers.append(child)
+        with _endings_held():
+            child = Child(
+                "publisher",
+                PublisherReport,
+                "demo_publisher",
+                [self.bus, str(self.data_dir), *options],
+                self.folder / f"publisher-{session}.err",
+            )
+            self.publishers.append(child)
         return child
 
     def _start_subscriber(self, name: str) -> None:
-        self.subscribers[name] = Child(
-            name, SubscriberReport, "demo_subscribers", [name, self.bus], self.folder / f"{name.replace(' ', '-')}.err"
-        )
+        errors = self.folder / f"{name.replace(' ', '-')}.err"
+        with _endings_held():
+            self.subscribers[name] = Child(name, SubscriberReport, "demo_subscribers", [name, self.bus], errors)
 
     def _watermarks(self) -> dict[str, Watermarks]:
         return {schema.name: attach(f"{self.bus}/{schema.name}").watermarks() for schema in SCHEMAS}
@@ -233,3 +235,17 @@ class Play:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _endings_held() -> Generator[None, None, None]:
+    """Signals that end the demo wait until we are through: amid its start, nobody would know of a child."""
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, _frame: arrived.append(number)) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in arrived[:1]:
+        signal.raise_signal(number)

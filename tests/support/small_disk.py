@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -33,10 +34,19 @@ def mounted(place: Path, size: str) -> Iterator[Path]:
 def filled(place: Path, but_bytes: int = 0) -> Iterator[None]:
     """No room is left there, but for so many bytes; afterwards there is again."""
     ballast = place / "ballast"
-    status = os.statvfs(place)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_bsize - but_bytes)
     try:
+        with ballast.open("wb") as file:
+            while (room := _room(place) - but_bytes) > 0:
+                try:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, room)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:  # others write there too, and took of the room since we looked
+                        raise
         yield
     finally:
         ballast.unlink()
+
+
+def _room(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_bsize

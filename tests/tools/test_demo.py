@@ -197,6 +197,30 @@ def test_ctrl_c_on_the_live_view_leaves_nothing_behind_and_the_terminal_as_befor
         assert terminal.attributes_after == terminal.attributes_before
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_ctrl_c_amid_the_start_of_a_child_leaves_nothing_behind(count: int, folder: Path, tmp_path: Path) -> None:
+    """It comes when the child is there, and the demo does not have it yet."""
+    program = tmp_path / "interrupted.py"
+    program.write_text(
+        "import signal, subprocess\n"
+        "import ringmain.tools.demo_child\n"
+        "started = []\n"
+        "class Interrupted(subprocess.Popen):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+        "        started.append(self)\n"
+        f"        if len(started) == {count}:\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "subprocess.Popen = Interrupted\n"
+        "from ringmain.tools.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-P", program, "demo", *SHORT]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=demo_in(folder)) as process:
+        assert process.wait(DEMO_S) == INTERRUPTED
+        check_nothing_left(process.pid, folder)
+
+
 def test_children_of_a_demo_that_was_killed_end_by_themselves(folder: Path) -> None:
     with started("demo", "--seconds", "60", "--rate", "5000", env=demo_in(folder)) as process:
         _read_until(process, "read: trades once published")
