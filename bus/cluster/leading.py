@@ -3,7 +3,8 @@
 1. Only one append is under way at a time, and each expects the last: a leader that was deposed can store nothing more.
 2. What was refused, or not answered, is looked up or sent again under its own id. The message that stands in its place decides:
    its own bytes were stored; anything else is another's, and ends this leadership for good.
-3. It appends a beat when it has nothing else, so that its silence means something.
+3. A message takes more rows than it has bytes, as they pack well; where they do not, fewer are tried.
+4. It appends a beat when it has nothing else, so that its silence means something.
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ from typing import Literal
 
 from ..errors import BusError
 from .following import Timing
-from .messages import HEADER_BYTES, MESSAGE_BYTES_MAX, Kind, Message, Run, decode, encode
+from .messages import (
+    HEADER_BYTES,
+    MESSAGE_BYTES_MAX,
+    ROWS_BYTES_MAX,
+    Kind,
+    Message,
+    MessageTooLong,
+    Run,
+    decode,
+    encode,
+)
 from .place import Place
 from .replica import Diverged, Replica
 from .stream import NoAnswer, Refused, Stored, Stream, StreamFull
 
 __all__ = ["Deposed", "Leading"]
 
-ROWS_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES
+ROWS_BYTES_MIN = MESSAGE_BYTES_MAX - HEADER_BYTES  # fit however badly they pack
 UNANSWERED_S = 2.0  # after which an asynchronous leader takes no more rows: it may have been deposed
 
 
@@ -55,6 +66,7 @@ class Leading:
         self._place, self._timing, self._moved = place, timing, moved
         self._acknowledge: Literal["sync", "async"] = acknowledge
         self._epoch, self._number = place.epoch, 0
+        self._rows_bytes = ROWS_BYTES_MAX  # that are gathered for a message
         self._handover: tuple[str, float] | None = None  # to whom, and until when it may wait
         self.full = False
 
@@ -68,9 +80,14 @@ class Leading:
         await replica.lead(place.epoch, dict(place.ends))
         while True:
             beat = self._timing.retry if self._handover is not None else self._timing.beat
-            runs = await replica.gather(ROWS_BYTES_MAX, beat)
+            runs = await replica.gather(self._rows_bytes, beat)
             if runs:
-                await self._append(Kind.DATA, runs)
+                try:
+                    await self._append(Kind.DATA, runs)
+                except MessageTooLong:
+                    self._rows_bytes = ROWS_BYTES_MIN
+                    continue
+                self._rows_bytes = min(self._rows_bytes + self._rows_bytes // 8, ROWS_BYTES_MAX)
                 replica.gathered()
                 replica.raise_replicated(place.ends)
             elif self._handover is None:
@@ -91,9 +108,9 @@ class Leading:
         return False
 
     async def _append(self, kind: Kind, runs: Sequence[Run] = (), target: str = "") -> None:
-        self._number += 1
-        message = Message(kind, self._name, self._epoch, self._number, self._life, tuple(runs), target=target)
+        message = Message(kind, self._name, self._epoch, self._number + 1, self._life, tuple(runs), target=target)
         payload = encode(message)
+        self._number += 1
         clock = asyncio.get_running_loop().time
         began, held = clock(), False
         while (sequence := await self._try_append(payload, message.id)) is None:

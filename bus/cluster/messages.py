@@ -10,15 +10,29 @@ from enum import IntEnum
 from ...storage._log import crc32c
 from ..errors import BusError
 from ..segments import NAME, TOPIC
+from .packing import BadPacking, pack, unpack
 
-__all__ = ["HEADER_BYTES", "MESSAGE_BYTES_MAX", "RUN_BYTES", "BadMessage", "Kind", "Message", "Run", "decode", "encode"]
+__all__ = [
+    "HEADER_BYTES",
+    "MESSAGE_BYTES_MAX",
+    "ROWS_BYTES_MAX",
+    "RUN_BYTES",
+    "BadMessage",
+    "Kind",
+    "Message",
+    "MessageTooLong",
+    "Run",
+    "decode",
+    "encode",
+]
 
 MAGIC, VERSION = b"RMS1", 1
 MESSAGE_BYTES_MAX = 1 << 20
+ROWS_BYTES_MAX = 2 << 20  # unpacked
 NAME_BYTES = 32
 HEADER = struct.Struct(
-    "<4sI HBx I Q Q Q 32s 32s"
-)  # magic, crc, version, kind, run count, epoch, number, life, node, target
+    "<4sI HBB I Q Q Q 32s 32s"
+)  # magic, crc, version, kind, packing, run count, epoch, number, life, node, target
 RUN = struct.Struct("<32s Q Q I I")  # topic, schema hash, first sequence, row count, row bytes
 CHECKED_FROM = 8  # the checksum covers everything behind itself
 HEADER_BYTES, RUN_BYTES = HEADER.size, RUN.size
@@ -27,6 +41,10 @@ RUNS_MAX = 4096
 
 class BadMessage(BusError):
     """A message in the stream is damaged, or of nobody's making that this release knows."""
+
+
+class MessageTooLong(BusError):
+    """Its rows, packed, are more than a message holds. Rows of MESSAGE_BYTES_MAX less the header and the runs always fit."""
 
 
 class Kind(IntEnum):
@@ -78,7 +96,8 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes."""
+    """The message's bytes. Raises MessageTooLong."""
+    packing, rows = pack([run.rows for run in message.runs])
     table = [RUN.pack(run.topic.encode(), run.schema_hash, run.first, run.count, run.row_bytes) for run in message.runs]
     head = bytearray(
         HEADER.pack(
@@ -86,6 +105,7 @@ def encode(message: Message) -> bytes:
             0,
             VERSION,
             message.kind,
+            packing,
             len(table),
             message.epoch,
             message.number,
@@ -94,19 +114,24 @@ def encode(message: Message) -> bytes:
             message.target.encode(),
         )
     )
-    parts: list[bytes | memoryview] = [*table, *(run.rows for run in message.runs)]
+    parts = [*table, *rows]
     crc = crc32c(memoryview(head)[CHECKED_FROM:])
     for part in parts:
         crc = crc32c(part, crc)
     struct.pack_into("<I", head, 4, crc)
-    return b"".join([head, *parts])
+    payload = b"".join([head, *parts])
+    if len(payload) > MESSAGE_BYTES_MAX:
+        raise MessageTooLong(
+            f"a message of at most {MESSAGE_BYTES_MAX} bytes is expected, and this one has {len(payload)}"
+        )
+    return payload
 
 
 def decode(payload: bytes) -> Message:
     """The message that these bytes are. Rows stay where they are: the runs hold views of them. Raises BadMessage."""
     if len(payload) < HEADER_BYTES:
         raise BadMessage(f"a message of at least {HEADER_BYTES} bytes is expected, got {len(payload)}")
-    magic, crc, version, kind, run_count, epoch, number, life, node, target = HEADER.unpack_from(payload)
+    magic, crc, version, kind, packing, run_count, epoch, number, life, node, target = HEADER.unpack_from(payload)
     if magic != MAGIC:
         raise BadMessage(f"a message that begins with {MAGIC!r} is expected, got {magic!r}")
     if crc32c(memoryview(payload)[CHECKED_FROM:]) != crc:
@@ -117,26 +142,29 @@ def decode(payload: bytes) -> Message:
         raise BadMessage(f"a message of kind {kind}, which this release does not know; update this node")
     if run_count > RUNS_MAX or HEADER_BYTES + run_count * RUN_BYTES > len(payload):
         raise BadMessage(f"{run_count} runs do not fit into a message of {len(payload)} bytes")
-    runs = _decode_runs(payload, run_count)
+    runs = _decode_runs(payload, run_count, packing)
     return Message(
         Kind(kind), _name(node, NAME), epoch, number, life, runs, target=_name(target, NAME) if target[0] else ""
     )
 
 
-def _decode_runs(payload: bytes, run_count: int) -> tuple[Run, ...]:
-    view, runs = memoryview(payload), list[Run]()
-    at = HEADER_BYTES + run_count * RUN_BYTES
-    for index in range(run_count):
-        topic, schema_hash, first, row_count, row_bytes = RUN.unpack_from(payload, HEADER_BYTES + index * RUN_BYTES)
+def _decode_runs(payload: bytes, run_count: int, packing: int) -> tuple[Run, ...]:
+    table = list(RUN.iter_unpack(memoryview(payload)[HEADER_BYTES : HEADER_BYTES + run_count * RUN_BYTES]))
+    for index, (_, _, first, _, row_bytes) in enumerate(table):
         if row_bytes < 24 or row_bytes % 8 or first < 1:
             raise BadMessage(f"run {index}: rows of a multiple of 8 bytes, counted from 1, are expected")
+    rows_bytes = sum(row_count * row_bytes for *_, row_count, row_bytes in table)
+    if rows_bytes > ROWS_BYTES_MAX:
+        raise BadMessage(f"at most {ROWS_BYTES_MAX} bytes of rows are expected, the message's runs name {rows_bytes}")
+    try:
+        rows = unpack(memoryview(payload)[HEADER_BYTES + run_count * RUN_BYTES :], packing, rows_bytes)
+    except BadPacking as error:
+        raise BadMessage(f"the rows of {run_count} runs: {error}") from None
+    runs, at = list[Run](), 0
+    for topic, schema_hash, first, row_count, row_bytes in table:
         end = at + row_count * row_bytes
-        if end > len(payload):
-            raise BadMessage(f"run {index}: {row_count} rows of {row_bytes} bytes reach beyond the message's end")
-        runs.append(Run(_name(topic, TOPIC), schema_hash, first, row_bytes, view[at:end]))
+        runs.append(Run(_name(topic, TOPIC), schema_hash, first, row_bytes, rows[at:end]))
         at = end
-    if at != len(payload):
-        raise BadMessage(f"a message of {at} bytes is expected by its runs, got {len(payload)}")
     return tuple(runs)
 
 

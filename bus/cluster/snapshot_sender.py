@@ -22,6 +22,7 @@ from ...storage._log import crc32c
 from ...storage.snapshot_transfer import Snapshot, encode_snapshot_list, snapshot_files
 from ..errors import BusError
 from .connection import Connection
+from .packing import BadPacking, pack, unpack
 from .replica import Position
 from .stream import NoAnswer
 
@@ -39,7 +40,7 @@ __all__ = [
 
 PART_BYTES = 1 << 20
 PART_MAGIC = b"RMSP"
-PART_HEAD = struct.Struct("<iQ")  # which file, offset
+PART_HEAD = struct.Struct("<iQB")  # which file, offset, packing
 LISTING = -1  # the list of the files, as if it were one of them
 UNUSED_S = 15.0  # after which a snapshot that nobody asks for any more is let go
 LOOK_S = 1.0
@@ -208,19 +209,24 @@ def _read_part(held: _Held, asked: PartAsked) -> bytes:
         data = held.listing[asked.offset : asked.offset + count]
     else:
         data = held.snapshot.read(asked.file, asked.offset, count)
-    head = PART_HEAD.pack(asked.file, asked.offset)
-    return b"".join((PART_MAGIC, CRC.pack(crc32c(data, crc32c(head))), head, data))
+    packing, (packed,) = pack([data])
+    head = PART_HEAD.pack(asked.file, asked.offset, packing)
+    return b"".join((PART_MAGIC, CRC.pack(crc32c(packed, crc32c(head))), head, packed))
 
 
 def decode_part(answer: bytes, asked: PartAsked) -> memoryview:
     """The bytes that were asked for, proven. Raises BusError where the sender refuses, NoAnswer for anything else."""
-    if answer[: len(PART_MAGIC)] != PART_MAGIC or len(answer) != DATA_AT + asked.count:
+    if answer[: len(PART_MAGIC)] != PART_MAGIC or len(answer) < DATA_AT:
         try:
             raise BusError(msgspec.json.decode(answer, type=SnapshotRefused).error)
         except msgspec.DecodeError:
             raise NoAnswer(f"{len(answer)} bytes that are no part of a snapshot") from None
     (checksum,) = CRC.unpack_from(answer, len(PART_MAGIC))
     behind = memoryview(answer)[len(PART_MAGIC) + CRC.size :]
-    if crc32c(behind) != checksum or PART_HEAD.unpack_from(behind) != (asked.file, asked.offset):
+    file, offset, packing = PART_HEAD.unpack_from(behind)
+    if crc32c(behind) != checksum or (file, offset) != (asked.file, asked.offset):
         raise NoAnswer("a part of a snapshot whose checksum is not its own")
-    return behind[PART_HEAD.size :]
+    try:
+        return unpack(behind[PART_HEAD.size :], packing, asked.count)
+    except BadPacking as error:
+        raise NoAnswer(f"a part of a snapshot: {error}") from None

@@ -8,7 +8,19 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ringmain.bus.cluster.messages import HEADER_BYTES, RUN_BYTES, BadMessage, Kind, Message, Run, decode, encode
+from ringmain.bus.cluster.messages import (
+    HEADER_BYTES,
+    MESSAGE_BYTES_MAX,
+    ROWS_BYTES_MAX,
+    RUN_BYTES,
+    BadMessage,
+    Kind,
+    Message,
+    MessageTooLong,
+    Run,
+    decode,
+    encode,
+)
 from ringmain.storage._log import crc32c
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
@@ -18,7 +30,7 @@ NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 def runs(draw):
     row_bytes = draw(st.sampled_from([24, 32, 128]))
     rows = draw(st.binary(min_size=0, max_size=4 * row_bytes))
-    rows = rows[: len(rows) // row_bytes * row_bytes]
+    rows = rows[: len(rows) // row_bytes * row_bytes] * draw(st.sampled_from([1, 1, 50]))  # the latter pack well
     return Run(draw(NAMES), draw(st.integers(0, 2**64 - 1)), draw(st.integers(1, 2**63)), row_bytes, rows)
 
 
@@ -73,9 +85,11 @@ def forged(at: int, form: str, value: object) -> bytes:
         (40, "32s", b"A node!", "a name of the form"),
         (HEADER_BYTES, "32s", b"\xff\xfe", "a name of the form"),
         (HEADER_BYTES + 40, "<Q", 0, "counted from 1"),
-        (HEADER_BYTES + 48, "<I", 3, "reach beyond"),
-        (HEADER_BYTES + 48, "<I", 1, "is expected by its runs"),
-        (HEADER_BYTES + 48, "<I", 2**32 - 1, "reach beyond"),
+        (HEADER_BYTES + 48, "<I", 3, "72 bytes are expected, got 48"),
+        (HEADER_BYTES + 48, "<I", 1, "24 bytes are expected, got 48"),
+        (HEADER_BYTES + 48, "<I", 2**32 - 1, f"at most {ROWS_BYTES_MAX} bytes of rows are expected"),
+        (11, "<B", 1, "packed bytes that are none"),
+        (11, "<B", 2, "packed in a way 2"),
         (HEADER_BYTES + 52, "<I", 0, "a multiple of 8"),
         (HEADER_BYTES + 52, "<I", 20, "a multiple of 8"),
     ],
@@ -83,6 +97,35 @@ def forged(at: int, form: str, value: object) -> bytes:
 def test_what_cannot_be_is_refused_in_words_although_its_checksum_fits(at, form, value, told):
     with pytest.raises(BadMessage, match=told):
         decode(forged(at, form, value))
+
+
+def test_rows_are_packed_where_that_makes_them_smaller():
+    alike, mixed = (
+        Run("alike", 1, 1, 64, bytes(64) * 16_000),
+        Run("mixed", 2, 1, 64, random.Random(1).randbytes(64 * 1000)),
+    )
+    for runs, bytes_max in (((alike,), 8_000), ((alike, mixed), 75_000), ((mixed,), 64_000 + HEADER_BYTES + RUN_BYTES)):
+        payload = encode(Message(Kind.DATA, "a", 1, 1, 1, runs))
+        assert len(payload) <= bytes_max
+        assert decode(payload).runs == runs
+
+
+def test_a_packed_message_that_names_more_or_fewer_rows_than_it_has_is_refused():
+    run = Run("alike", 1, 1, 64, bytes(64) * 1000)
+    for count in (999, 1001):
+        payload = bytearray(encode(Message(Kind.DATA, "a", 1, 1, 1, (run,))))
+        struct.pack_into("<I", payload, HEADER_BYTES + 48, count)
+        struct.pack_into("<I", payload, 4, crc32c(bytes(payload[8:])))
+        with pytest.raises(BadMessage, match=r"packed bytes that are none|bytes are expected, got"):
+            decode(bytes(payload))
+
+
+def test_a_message_is_never_longer_than_the_servers_take():
+    rows = random.Random(1).randbytes(MESSAGE_BYTES_MAX)
+    with pytest.raises(MessageTooLong):
+        encode(Message(Kind.DATA, "a", 1, 1, 1, (Run("mixed", 2, 1, 64, rows),)))
+    fitting = rows[: (MESSAGE_BYTES_MAX - HEADER_BYTES - RUN_BYTES) // 64 * 64]
+    assert len(encode(Message(Kind.DATA, "a", 1, 1, 1, (Run("mixed", 2, 1, 64, fitting),)))) <= MESSAGE_BYTES_MAX
 
 
 def test_its_bytes_are_those_of_the_format():

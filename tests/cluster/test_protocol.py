@@ -10,10 +10,11 @@ import os
 import random
 
 import pytest
-from ringmain.bus.cluster.following import Following
+from ringmain.bus.cluster.following import Following, Timing
 from ringmain.bus.cluster.leading import Deposed, Leading
-from ringmain.bus.cluster.messages import Kind, Message, Run, encode
+from ringmain.bus.cluster.messages import MESSAGE_BYTES_MAX, RUN_BYTES, Kind, Message, Run, encode
 from ringmain.bus.cluster.node import Node
+from ringmain.bus.cluster.place import Place
 from ringmain.bus.cluster.replica import Position
 from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
 from support.cluster_simulation import simulate
@@ -61,6 +62,61 @@ def test_rows_that_came_with_a_snapshot_are_never_taken_for_a_tail_of_ones_own()
 
     assert run_virtually(live(foreign=False)) == rows  # its own, published before it was killed
     assert run_virtually(live(foreign=True)) == rows[:3]
+
+
+class Shelf:
+    """A replica to lead with whose rows lie there from the beginning, of one topic. Its ends are what `gathered` was called for."""
+
+    def __init__(self, rows: bytes, row_bytes: int) -> None:
+        self.rows, self.row_bytes = rows, row_bytes
+        self.end = self.handed_out = 0
+        self.all_shipped = asyncio.Event()
+
+    async def lead(self, epoch: int, ends: object) -> None:
+        pass
+
+    async def gather(self, bytes_max: int, timeout_s: float) -> list[Run]:
+        first = self.end * self.row_bytes
+        rows = self.rows[first : first + (bytes_max - RUN_BYTES) // self.row_bytes * self.row_bytes]
+        self.handed_out = self.end + len(rows) // self.row_bytes
+        if not rows:
+            self.all_shipped.set()
+            await asyncio.sleep(timeout_s)
+            return []
+        return [Run("records", 7, self.end + 1, self.row_bytes, rows)]
+
+    def gathered(self) -> None:
+        self.end = self.handed_out
+
+    def raise_replicated(self, ends: object) -> None:
+        pass
+
+
+def test_a_message_takes_as_many_rows_as_pack_into_it_whatever_they_are_like():
+    megabyte, chance = 1 << 20, random.Random(1)
+    packable, mixed = bytes(128) * (4 * megabyte // 128), chance.randbytes(4 * megabyte)
+    half = b"".join(chance.randbytes(64) + bytes(64) for _ in range(4 * megabyte // 128))
+    rows = packable + mixed + half + packable
+
+    async def ship() -> list[Message]:
+        stream, shelf = ModelStream(), Shelf(rows, 128)
+        sequence = stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim")
+        place = Place.at(Position(sequence, 1, "a"))
+        wire = Wire(stream, Network(), chance)
+        leading = Leading("a", 7, wire, shelf, place, Timing(), acknowledge="sync", moved=lambda: None)
+        living = asyncio.create_task(leading.run())
+        await shelf.all_shipped.wait()
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+        assert max(map(len, stream.history)) <= MESSAGE_BYTES_MAX
+        return [message for message in stream.messages() if message.kind is Kind.DATA]
+
+    shipped = run_virtually(ship())
+    assert b"".join(bytes(message.runs[0].rows) for message in shipped) == rows
+    assert [message.number for message in shipped] == list(range(1, len(shipped) + 1))
+    assert len(shipped[0].runs[0].rows) > 1.9 * megabyte
+    assert len(shipped[-2].runs[0].rows) > 1.5 * megabyte  # it dares more again
+    assert len(shipped) <= 2 + 5 + 4 + 4
 
 
 # --- broken protocols -------------------------------------------------------------------------------------------------
