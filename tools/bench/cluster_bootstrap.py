@@ -9,8 +9,6 @@ import threading
 from collections.abc import Awaitable, Generator
 from typing import TypeVar
 
-import numpy as np
-
 from ...bus import attach, open_lane
 from ...bus.cluster.access import StreamSettings
 from ...bus.cluster.api import call
@@ -18,7 +16,7 @@ from ...bus.cluster.connection import Connection
 from ...bus.cluster.peers import ask_all, ask_status
 from ...bus.cluster.stream import NoAnswer
 from .cluster_servers import COUNT, BenchCluster
-from .rows import BATCH, NS, SCHEMA, TOPIC, clock, make_block
+from .rows import BATCH, NS, SCHEMA, TOPIC, Rows, clock
 from .workers import BenchFailed
 
 __all__ = ["measure_bootstrap"]
@@ -29,24 +27,24 @@ TIMEOUT_S = 300.0
 Result = TypeVar("Result")
 
 
-def measure_bootstrap(cluster: BenchCluster, data_bytes: int) -> float:
+def measure_bootstrap(cluster: BenchCluster, data_bytes: int, block: Rows) -> float:
     """MB/s, from the first word of the snapshot until the node has all of it in place, proven, and its bus open."""
     cluster.start_dead()
     leader = cluster.leader()
-    rows = _fill(leader.bus, data_bytes)
+    rows = _fill(leader.bus, data_bytes, block)
     number, node = next((number, bus) for number, bus in enumerate(cluster.buses) if bus != leader.node)
     cluster.kill_node(node)
     shutil.rmtree(cluster.directory / node / "data")
     asyncio.run(_in_time(_trim(cluster, node)))
-    with _writing(leader.bus):
+    with _writing(leader.bus, block):
         cluster.nodes[number] = cluster.start_node(number)
         seconds = asyncio.run(_in_time(_time_receiving(cluster, node)))
     return rows * SCHEMA.row_bytes / seconds / 1e6
 
 
-def _fill(bus: str, data_bytes: int) -> int:
+def _fill(bus: str, data_bytes: int, block: Rows) -> int:
     """Publish until a topic has so many bytes; how many rows it has then."""
-    block, topic = make_block(), attach(f"{bus}/{TOPIC}")
+    topic = attach(f"{bus}/{TOPIC}")
     missing = data_bytes // SCHEMA.row_bytes - topic.watermarks().published
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
         last = 0
@@ -57,8 +55,8 @@ def _fill(bus: str, data_bytes: int) -> int:
 
 
 @contextlib.contextmanager
-def _writing(bus: str) -> Generator[None]:
-    stop, rows = threading.Event(), np.zeros(ROWS_AT_ONCE, SCHEMA.payload_dtype)
+def _writing(bus: str, block: Rows) -> Generator[None]:
+    stop, rows = threading.Event(), block[:ROWS_AT_ONCE]
 
     def write() -> None:
         with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
