@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..service_log import LOGGER, event
@@ -42,7 +43,7 @@ def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None], *, u
         logging.getLogger(name).propagate = False
         logging.getLogger(name).addFilter(_is_news)
     with _listen(settings) as listener:
-        asyncio.run(_serve(settings, listener, on_ready, until_eof))
+        uvloop.run(_serve(settings, listener, on_ready, until_eof))
 
 
 async def _serve(
