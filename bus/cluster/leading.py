@@ -3,7 +3,7 @@
 1. Only one append is under way at a time, and each expects the last: a leader that was deposed can store nothing more.
 2. What was refused, or not answered, is looked up or sent again under its own id. The message that stands in its place decides:
    its own bytes were stored; anything else is another's, and ends this leadership for good.
-3. A message takes more rows than it has bytes, as they pack well; where they do not, fewer are tried.
+3. A message takes more rows than it has bytes, as they pack well: as many as fit if they pack as the last ones did.
 4. It appends a beat when it has nothing else, so that its silence means something.
 """
 
@@ -33,6 +33,7 @@ from .stream import NoAnswer, Refused, Stored, Stream, StreamFull
 __all__ = ["Deposed", "Leading"]
 
 ROWS_BYTES_MIN = MESSAGE_BYTES_MAX - HEADER_BYTES  # fit however badly they pack
+FILL_MAX = 0.9  # of a message, if the next rows pack as the last ones did
 UNANSWERED_S = 2.0  # after which an asynchronous leader takes no more rows: it may have been deposed
 
 
@@ -83,11 +84,12 @@ class Leading:
             runs = await replica.gather(self._rows_bytes, beat)
             if runs:
                 try:
-                    await self._append(Kind.DATA, runs)
+                    message_bytes = await self._append(Kind.DATA, runs)
                 except MessageTooLong:
                     self._rows_bytes = ROWS_BYTES_MIN
                     continue
-                self._rows_bytes = min(self._rows_bytes + self._rows_bytes // 8, ROWS_BYTES_MAX)
+                fitting = sum(len(run.rows) for run in runs) * FILL_MAX * MESSAGE_BYTES_MAX / message_bytes
+                self._rows_bytes = round(min(max(fitting, ROWS_BYTES_MIN), ROWS_BYTES_MAX))
                 replica.gathered()
                 replica.raise_replicated(place.ends)
             elif self._handover is None:
@@ -107,7 +109,8 @@ class Leading:
             await self._replica.lead(self._epoch, dict(self._place.ends))
         return False
 
-    async def _append(self, kind: Kind, runs: Sequence[Run] = (), target: str = "") -> None:
+    async def _append(self, kind: Kind, runs: Sequence[Run] = (), target: str = "") -> int:
+        """Have a message in the stream; its size. Raises MessageTooLong, Deposed."""
         message = Message(kind, self._name, self._epoch, self._number + 1, self._life, tuple(runs), target=target)
         payload = encode(message)
         self._number += 1
@@ -121,6 +124,7 @@ class Leading:
         if held:
             self._replica.hold(False)
         self._place.pass_over(sequence, message)
+        return len(payload)
 
     async def _try_append(self, payload: bytes, message_id: str) -> int | None:
         """The sequence under which it is stored; None where that is not known yet."""

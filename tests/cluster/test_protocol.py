@@ -116,7 +116,7 @@ def test_a_message_takes_as_many_rows_as_pack_into_it_whatever_they_are_like():
     assert [message.number for message in shipped] == list(range(1, len(shipped) + 1))
     assert len(shipped[0].runs[0].rows) > 1.9 * megabyte
     assert len(shipped[-2].runs[0].rows) > 1.5 * megabyte  # it dares more again
-    assert len(shipped) <= 2 + 5 + 4 + 4
+    assert len(shipped) <= 2 + 5 + 4 + 3
 
 
 # --- broken protocols -------------------------------------------------------------------------------------------------
