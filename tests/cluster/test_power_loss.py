@@ -189,6 +189,12 @@ def lose_power(it: Round, power: Power, nodes: Collection[int], servers: Collect
     power.restore()
 
 
+def check_servers(servers: Servers) -> None:
+    """All have come back."""
+    for number, process in enumerate(servers.processes):
+        assert process.poll() is None, f"a server has ended by itself:\n{servers.log(number)[-8000:]}"
+
+
 def test_no_acknowledged_record_is_lost_when_the_power_fails_under_servers_and_nodes(tmp_path, bus_name):
     seed = int(os.environ.get("RINGMAIN_SEED") or random.SystemRandom().getrandbits(32))
     print(f"RINGMAIN_SEED={seed}")
@@ -213,6 +219,7 @@ def test_no_acknowledged_record_is_lost_when_the_power_fails_under_servers_and_n
                 it.for_a_moment()
                 lose_power(it, power, *choice(it))
                 oracle.wait_for_acknowledged()
+                check_servers(running.servers)
             finally:
                 print(f"round {number}: {choice.__name__}, {time.monotonic() - begun:.1f} s", flush=True)
         acknowledged = oracle.conclude()
