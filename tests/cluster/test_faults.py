@@ -27,52 +27,16 @@ from support.small_disk import filled, mounted
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 from ringmain.bus import BusError
-from support.clusters import HOSTS, TIMEOUT_S, Cluster, Oracle, cluster
+from support.clusters import HOSTS, TIMEOUT_S, Oracle, cluster
+from support.fault_rounds import Round
 
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_NIGHTLY = 100
 CHEAP, COSTLY = 3, 1  # rounds by default
 ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
-MOMENT_S = 0.2
 ENOUGH = 100  # records, of which some were published after it was counted
 HOUR_NS = 3_600 * 10**9
 pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
-
-
-class Round:
-    """What a fault may use: the cluster, who leads in it, and chance."""
-
-    def __init__(self, running: Cluster, oracle: Oracle, chance: random.Random) -> None:
-        self.cluster, self.oracle, self.chance = running, oracle, chance
-        self.leader = oracle.wait_for_leader()
-        self.epoch = oracle.watch.epoch
-
-    @property
-    def host(self) -> int:
-        return self.chance.choice(HOSTS)
-
-    @property
-    def follower(self) -> int:
-        return self.chance.choice([host for host in HOSTS if host != self.leader])
-
-    @property
-    def stream_leader(self) -> int:
-        return self.cluster.servers.names.index(self.oracle.watch.state().leader)
-
-    @property
-    def stream_follower(self) -> int:
-        leader = self.stream_leader
-        return self.chance.choice([host for host in HOSTS if host != leader])
-
-    def until_another_leads(self) -> None:
-        wait_until(lambda: self.oracle.watch.epoch > self.epoch and self.oracle.watch.leader != "", TIMEOUT_S)
-
-    def until_acknowledged(self) -> None:
-        """Records are acknowledged while the fault lasts."""
-        self.oracle.wait_for_acknowledged()
-
-    def for_a_moment(self) -> None:
-        time.sleep(self.chance.uniform(0.02, MOMENT_S))
 
 
 # --- killed, and stopped ------------------------------------------------------------------------------------------------

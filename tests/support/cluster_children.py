@@ -5,6 +5,7 @@ Publishers know what was acknowledged to them, and by which node; subscribers kn
 
 from __future__ import annotations
 
+import io
 import itertools
 import time
 from collections.abc import Mapping
@@ -98,12 +99,15 @@ def _leads(address: str) -> bool:
 
 
 def subscribe(address: str, told: Mapping[str, str], stop: str) -> None:
-    """Write down all rows of a topic as they come, until the file `stop` is there; by two readers, each into its file of `told`."""
+    """Write down all rows of a topic as they come, until the file `stop` is there; by two readers, each into its file of `told`.
+
+    They go on behind what these have.
+    """
     with (
-        RealTime(address, start="earliest", reopen=True, open_timeout=OPEN_S) as real_time,
-        Historical(address, live=True, reopen=True) as live,
         open(told["real-time"], "ab", buffering=0) as by_real_time,
         open(told["live"], "ab", buffering=0) as by_live,
+        RealTime(address, start=_next(by_real_time), reopen=True, open_timeout=OPEN_S) as real_time,
+        Historical(address, start=_next(by_live), live=True, reopen=True) as live,
     ):
         while not Path(stop).exists():
             for reader, file in ((real_time, by_real_time), (live, by_live)):
@@ -115,3 +119,10 @@ def subscribe(address: str, told: Mapping[str, str], stop: str) -> None:
                 except Overrun:
                     continue  # lapped: the reader gets these rows again, from the log
                 file.write(rows.tobytes())
+
+
+def _next(told: io.FileIO) -> int:
+    """The sequence behind those in the file, which begins with the first; a row that was not written whole is taken off."""
+    count = told.tell() // RECORDS.row_bytes
+    told.truncate(count * RECORDS.row_bytes)
+    return count + 1

@@ -12,7 +12,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -241,9 +241,13 @@ def cluster(
     stream_bytes: int = STREAM_BYTES,
     clock: Path | None = None,
     directories: dict[int, Path] | None = None,
+    stores: Sequence[Path] = (),
 ) -> Generator[Cluster]:
-    """A cluster that runs. clock: the library that makes nodes' clocks jump. directories: where nodes keep data, if elsewhere."""
-    with Links(seed) as links, nats_servers(len(NODES), links=links) as servers:
+    """A cluster that runs. clock: the library that makes nodes' clocks jump.
+
+    directories, stores: where nodes keep data, and servers the stream, if elsewhere.
+    """
+    with Links(seed) as links, nats_servers(len(NODES), links=links, stores=stores) as servers:
         made = Cluster(directory, servers, links, bus, topics, stream_bytes, clock, directories or {})
         try:
             yield made
@@ -259,15 +263,14 @@ class Oracle:
         self._cluster, self._folder = cluster, cluster.directory
         self._ended = contextlib.ExitStack()
         self.watch = self._ended.enter_context(cluster.watch())
-        children = self._ended.enter_context(Children())
-        self._publishers = [children.start() for _ in HOSTS]
-        self._subscribers = [children.start() for _ in HOSTS]
+        self._children = self._ended.enter_context(Children())
+        self._publishers = [self._children.start() for _ in HOSTS]
+        self._subscribers: dict[int, Child] = {}
         wait_until(cluster.all_open, TIMEOUT_S)
         for host, child in enumerate(self._publishers):
             self._begin(child, "publish", number=host, buses=cluster.buses, told=self._acknowledged(host))
-        for host, child in enumerate(self._subscribers):
-            told = {reader: self._received(host, reader) for reader in READERS}
-            self._begin(child, "subscribe", address=cluster.address(host), told=told)
+        for host in HOSTS:
+            self.start_subscriber(host)
 
     def __enter__(self) -> Oracle:
         return self
@@ -286,6 +289,15 @@ class Oracle:
         return str(self._folder / f"received-{host}-{reader}")
 
     # --- while it goes on -------------------------------------------------------------------------------------------
+
+    def start_subscriber(self, host: int) -> None:
+        """It goes on behind what it has seen. Its node is there within some seconds."""
+        told = {reader: self._received(host, reader) for reader in READERS}
+        self._subscribers[host] = self._children.start()
+        self._begin(self._subscribers[host], "subscribe", address=self._cluster.address(host), told=told)
+
+    def kill_subscriber(self, host: int) -> None:
+        self._subscribers.pop(host).kill()
 
     def acknowledged_count(self) -> int:
         """How many rows were acknowledged so far."""
@@ -310,7 +322,7 @@ class Oracle:
     def check_alive(self) -> None:
         """Raise what a publisher or subscriber failed with, if one did."""
         self.watch.check()
-        for child in (*self._publishers, *self._subscribers):
+        for child in (*self._publishers, *self._subscribers.values()):
             if child.has_answered():
                 child.settle()
                 raise AssertionError("a publisher or subscriber ended early")
@@ -326,7 +338,7 @@ class Oracle:
             child.settle()
         wait_until(self._all_have_all, TIMEOUT_S)
         (self._folder / "stop-subscribe").touch()
-        for child in self._subscribers:
+        for child in self._subscribers.values():
             child.settle()
         assert cluster.close() == [0] * len(NODES)
         messages = list(self.watch.messages)

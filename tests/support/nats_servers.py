@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,10 +38,17 @@ class Servers:
     """Some nats-servers. They end with the tests' process, at the latest.
 
     links: then each server reaches each other one through a link of its own, `routes[from, to]`, and in no other way.
+    stores: a folder for each server's files, if elsewhere.
     """
 
     def __init__(
-        self, directory: Path, count: int, tls: bool = False, synced: bool = True, links: Links | None = None
+        self,
+        directory: Path,
+        count: int,
+        tls: bool = False,
+        synced: bool = True,
+        links: Links | None = None,
+        stores: Sequence[Path] = (),
     ) -> None:
         self.directory, self.count = directory, count
         pid = os.getpid()
@@ -58,8 +65,9 @@ class Servers:
         self.routes: dict[tuple[int, int], Link] = {}
         for number, (host, name, files) in enumerate(zip(self.hosts, self.names, self.tls, strict=True)):
             peers = self._peers(number, links) if count > 1 else ()
+            store = stores[number] if stores else directory / name
             settings = ServerSettings(
-                name, host, directory / name, users, peers=peers, store_bytes=10**9, tls=files, synced=synced
+                name, host, store, users, peers=peers, store_bytes=10**9, tls=files, synced=synced
             )
             path = directory / f"{name}.conf"
             write_configuration(path, settings)
@@ -132,7 +140,9 @@ class Servers:
 
 
 @contextlib.contextmanager
-def nats_servers(count: int, tls: bool = False, synced: bool = True, links: Links | None = None) -> Generator[Servers]:
+def nats_servers(
+    count: int, tls: bool = False, synced: bool = True, links: Links | None = None, stores: Sequence[Path] = ()
+) -> Generator[Servers]:
     """Skips where there is no nats-server of the right version."""
     pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
     try:
@@ -142,7 +152,7 @@ def nats_servers(count: int, tls: bool = False, synced: bool = True, links: Link
     directory = Path(tempfile.mkdtemp(prefix="ringmain-nats-"))
     servers = None
     try:
-        servers = Servers(directory, count, tls, synced, links)
+        servers = Servers(directory, count, tls, synced, links, stores)
         servers.listening()
         yield servers
     finally:

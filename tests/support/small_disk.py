@@ -5,29 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from support.mounts import mount, unmount
 
 
 @contextlib.contextmanager
 def mounted(place: Path, size: str) -> Iterator[Path]:
     """A new file system of this size, such as "18m". Skips the test where one cannot be mounted."""
-    mount, unmount = shutil.which("mount"), shutil.which("umount")
-    if os.geteuid() != 0 or mount is None or unmount is None:
-        pytest.skip("only root can mount the small tmpfs that this test fills")
-    place.mkdir()
-    command = [mount, "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}")
+    mount(place, "-t", "tmpfs", "-o", f"size={size}", "none")
     try:
         yield place
     finally:
-        subprocess.run([unmount, "-l", str(place)], check=True)
+        unmount(place)
 
 
 @contextlib.contextmanager
