@@ -116,19 +116,35 @@ def test_what_is_appended_on_one_node_is_read_on_another(three: Servers) -> None
 
 
 def test_a_server_that_is_cut_off_from_its_peers_is_left_for_another() -> None:
-    async def scenario(servers: Servers) -> None:
-        async with opened(servers, "c0", 0) as stream:
-            await append_run(stream, 1, 3)
-            for ends, link in servers.routes.items():
-                if 0 in ends:
-                    link.cut()
-            await append_run(stream, 4, 3)
-            check_run(await read_run(stream, 1, 6), 1, 6)
-        async with opened(servers, "c0", 0) as anew:
-            check_run(await read_run(anew, 1, 6), 1, 6)
+    """One that follows falls silent. One that led the stream answers on: as its leader at first, then as who leads nothing."""
+
+    async def ask_on(stream: JetStream) -> None:
+        while True:
+            with contextlib.suppress(NoAnswer):
+                await stream.state()
+            await asyncio.sleep(0.3)
+
+    async def scenario(servers: Servers, links: Links) -> None:
+        for first, leads in ((1, False), (7, True)):
+            async with opened(servers, "c0") as stream:
+                await append_run(stream, first, 3)
+                leader = servers.names.index((await insist(stream.state)).leader)
+            own = leader if leads else (leader + 1) % 3
+            async with opened(servers, "c0", own) as stream:
+                asking = asyncio.create_task(ask_on(stream))  # as a node's other tasks do
+                await append_run(stream, first + 3, 1)
+                for ends, link in servers.routes.items():
+                    if own in ends:
+                        link.cut()
+                await append_run(stream, first + 4, 2)
+                check_run(await read_run(stream, 1, first + 5), 1, first + 5)
+                asking.cancel()
+            async with opened(servers, "c0", own) as anew:
+                check_run(await read_run(anew, 1, first + 5), 1, first + 5)
+            links.heal()
 
     with Links(1) as links, nats_servers(3, links=links) as servers:
-        asyncio.run(scenario(servers))
+        asyncio.run(scenario(servers, links))
 
 
 def test_a_stream_that_the_servers_have_no_room_for_is_refused_in_their_words(one: Servers) -> None:
