@@ -59,13 +59,17 @@ class _Peer(msgspec.Struct, frozen=True):
     name: str = ""
     current: bool = False
     offline: bool = False
-    active: int = 0  # ns since it was heard from
+    active: int = 0  # ns since it was heard from; 0: not by this leader
     lag: int = 0
 
     @property
+    def is_silent(self) -> bool:
+        return self.offline or not 0 < self.active <= SILENT_NS
+
+    @property
     def is_behind(self) -> bool:
-        """Down, or far from what the others have; each is a little behind while messages come."""
-        return self.offline or self.active > SILENT_NS or (not self.current and self.lag > LAG_MAX)
+        """Silent, or far from what the others have; each is a little behind while messages come."""
+        return self.is_silent or (not self.current and self.lag > LAG_MAX)
 
 
 class _Cluster(msgspec.Struct, frozen=True):
@@ -79,6 +83,18 @@ class StreamInfo(msgspec.Struct, frozen=True):
     config: _Config
     state: _State
     cluster: _Cluster | None = None
+
+    @property
+    def is_led(self) -> bool:
+        """Whether who says it speaks for the stream: its leader, heard by a majority.
+
+        A leader that is cut off from its peers answers for 20 s as if nothing were, and then, as who leads nothing, for ever.
+        """
+        if self.cluster is None:
+            return True
+        replicas = self.cluster.replicas
+        heard = 1 + sum(not peer.is_silent for peer in replicas)
+        return self.cluster.leader != "" and heard > (1 + len(replicas)) // 2
 
     @property
     def servers(self) -> list[str]:

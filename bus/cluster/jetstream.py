@@ -32,7 +32,7 @@ DUPLICATE_WINDOW_NS = 120 * 1_000_000_000
 # JetStream's error numbers
 NOT_FOUND, NAME_IN_USE, NO_MESSAGE, WRONG_LAST, WRONG_PURGE = 10059, 10058, 10037, 10071, 10110
 NO_ROOM = {10077, 10002, 10023, 10028, 10047}  # the stream's own limit (and a failed write); an account's or a server's
-TELLING = {NO_MESSAGE, WRONG_LAST, *NO_ROOM}  # only the stream itself says so
+TELLING = {NO_MESSAGE, WRONG_LAST, *NO_ROOM}  # only a leader of the stream says so, perhaps one that is cut off
 NEVER = {
     10039,
     10052,
@@ -159,13 +159,15 @@ class JetStream:
 
     async def state(self) -> StreamState:
         try:
-            info = await self._ask("STREAM.INFO", StreamInfo)
+            return await self._hear(self._state())
         except ApiError as error:
             raise NoAnswer(str(error)) from error
-        state = info.as_state()
-        if not state.leader:
+
+    async def _state(self) -> StreamState:
+        info = await ask(self.connection, f"STREAM.INFO.{self.settings.name}", StreamInfo)
+        if not info.is_led:
             raise NoAnswer(f"the stream {self.settings.name} has no leader")
-        return state
+        return info.as_state()
 
     async def trim(self, below: int) -> None:
         try:
@@ -181,13 +183,11 @@ class JetStream:
         return await self._hear(ask(self.connection, f"{verb}.{self.settings.name}", kind, body))
 
     async def _hear(self, asking: Coroutine[Any, Any, Kind]) -> Kind:
-        """What comes of asking the stream; the connection is told whether it was heard from."""
+        """What comes of asking the stream; the connection is told whether it was heard from. A refusal tells neither."""
         try:
             answer = await asking
         except ApiError as error:
-            if error.code in TELLING:
-                self.connection.heard()
-            else:
+            if error.code not in TELLING:
                 self.connection.unheard()
             raise
         except NoAnswer:

@@ -294,6 +294,7 @@ BY_DAY = {
     kill_all,
     cut_leader_off,
     let_nothing_out_of_host,
+    cut_routes_of_host,
 }
 
 
