@@ -1,4 +1,4 @@
 """`ringmain bench`: how fast the bus is on this machine, beside what a user could pick instead.
 
-The command is in `command`. Nothing is imported here: the workers of a measurement, of which there are many, load their own bench only.
+The command is in `command`. Nothing is imported here: a measurement has many workers, and each loads its own bench only.
 """
