@@ -52,17 +52,21 @@ class GroupFile:
                 f"{self.folder}: the state of the group is not kept any more: {self._failure}"
             ) from self._failure
         results: list[T] = []
+        changes = False
 
         def apply(payload: bytes | None) -> bytes | None:
+            nonlocal changes
             group = self._decode(payload)
             results[:] = [edit(group)]
             changed = self._encode(group)
             if changed == payload:
                 return None
-            self._changed.set()
+            changes = True
             return changed
 
         self._live.change(apply)
+        if changes:
+            self._changed.set()  # now that `live` has it: the thread would copy what was there before, and sleep again
         return results[0]
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ _COUNTER = itertools.count(1)
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 settings.register_profile("ringmain", deadline=None, max_examples=500 if NIGHTLY else 40)  # where a test says no number
 settings.load_profile("ringmain")
+
+# Where Python keeps no bytecode, each of the many processes that tests start would compile all there is, anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ COMMANDS = {  # where each is, in the order of the help
     "restore": ".restore_command:restore_command",
     "verify": ".verify_command:verify",
     "clean": ".cleaning:clean",
-    "bench": ".bench:bench_app",
+    "bench": ".bench.command:bench_app",
 }
 RUN_WITHOUT_ARGUMENTS = {"demo", "ls", "top", "clean"}  # the others print their help
 

@@ -18,7 +18,6 @@ from typing import IO, Any, Protocol, TypeAlias, cast
 
 import msgspec
 import numpy as np
-from numpy.lib.recfunctions import repack_fields
 
 from ..storage import Schema
 from ..storage.units import all_fields, time_unit
@@ -156,7 +155,8 @@ class NpyFormat:
 
     def __init__(self, out: IO[bytes], dtype: RowType, names: Sequence[str]) -> None:
         self._out, self._names, self._count = out, list(names), 0
-        self._dtype: RowType = dtype if self._names == list(dtype.names or ()) else repack_fields(dtype[self._names])
+        whole = self._names == list(dtype.names or ())
+        self._dtype: RowType = dtype if whole else np.dtype([(name, dtype[name]) for name in self._names])
         self._spool: IO[bytes] = out if out.seekable() else tempfile.TemporaryFile()  # noqa: SIM115
         self._start = self._spool.tell()
         self._header = self._encode_header()

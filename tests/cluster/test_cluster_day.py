@@ -39,7 +39,7 @@ def test_the_book_is_found_on_every_host_though_the_leader_is_killed_three_times
         Children() as children,
     ):
         publishers = [children.start() for _ in TOPICS]
-        wait_until(lambda: running.all_open(TOPICS[0]), TIMEOUT_S)
+        wait_until(lambda: all(running.all_open(topic) for topic in TOPICS), TIMEOUT_S)
         followings = [Following(bus, counts) for bus in running.buses.values()]
         wait_until(lambda: watch.leader != "", TIMEOUT_S)
 

@@ -220,7 +220,11 @@ def test_a_writer_may_end_between_any_two_steps_of_a_turn(mode: str, need, tmp_p
     slow_down(tmp_path)
     binary = tmp_path / "lane_stress"
     build(compile_command("lane_stress", "plain", tmp_path), binary)
-    counts = counts_of(run(binary, mode, SECONDS, 1))
+    counts: Counter[str] = Counter()
+    for seed in range(SEEDS):
+        counts.update(counts_of(run(binary, mode, SECONDS, seed)))
+        if counts["turns"] > 10:
+            break
     assert counts["turns"] > 10, counts  # published, and known from the position alone
 
 

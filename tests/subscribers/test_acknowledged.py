@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from ringmain.bus import Batch, BusError, PositionRefused, Writer, open_lane, wait_acknowledged
 from ringmain.bus.positions import KEPT, KIND_GROUP, LIVE, Position, read_position, shared_by_group
+from ringmain.bus.slot_file import SlotFile
 from ringmain.storage import LogReader, Schema
 from ringmain.subscribers import Acknowledged, RealTime, Resumable
-from ringmain.subscribers.group_file import GroupFile
+from ringmain.subscribers.group_file import KEEP_S, GroupFile
 from support.children import Child, Children
 from support.logs import FILE_BYTES, PAIRS, POINTS, wait_until
 from support.streams import TIMEOUT_S, check_content, publish
@@ -527,6 +528,23 @@ def test_after_a_restart_of_the_machine_what_was_kept_counts_and_nobody_is_a_mem
             take(one, 11, 20, 2)
             take(one, 21, 30)
         lost.close()
+
+
+def test_a_change_whose_write_takes_long_is_kept_as_well(tmp_path, monkeypatch):
+    write = SlotFile.write
+
+    def write_slowly(file: SlotFile, payload: bytes, *, sync: bool) -> None:
+        if not sync:
+            time.sleep(2 * KEEP_S)  # the keeping thread has its turn before the change is there
+        write(file, payload, sync=sync)
+
+    file = GroupFile(tmp_path, 7, 5, lambda position: None)
+    file.change(lambda group: group.join(1, 1))
+    monkeypatch.setattr(SlotFile, "write", write_slowly)
+    file.change(lambda group: group.join(2, 2))
+    live, kept = shared_by_group(tmp_path, LIVE), shared_by_group(tmp_path, KEPT)
+    wait_until(lambda: kept.read() == live.read(), TIMEOUT_S)
+    file.close()
 
 
 def test_what_the_disk_refuses_is_told(bus_name, tmp_path, monkeypatch):

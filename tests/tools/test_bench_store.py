@@ -41,7 +41,9 @@ FIGURES = {
     "open": {"open_1000_tables_ms"},
     "backup": {"backup_mb_per_s", "restore_mb_per_s", "backup_linked_mb_per_s"},
 }
+OURS = "skip_list"  # built with the package, and so always there, without other libraries too
 COMPARED = {  # the figures that a peer has too; the others lack what is measured
+    "memtable": {OURS: FIGURES["memtable"]},
     "put": dict.fromkeys(("rocksdict", "lmdb", "plyvel"), FIGURES["put"]),
     "get": {
         "rocksdict": FIGURES["get"],
@@ -78,27 +80,24 @@ def test_every_bench_of_the_store_is_looked_at_here() -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_bench_prints_its_figures_and_what_they_were_measured_with(name: str, tmp_path: Path) -> None:
-    report = run_bench(name, tmp_path, "--no-peers")
+def test_a_bench_prints_its_figures_and_those_of_other_stores_and_what_they_were_measured_with(
+    name: str, tmp_path: Path
+) -> None:
+    compared = COMPARED.get(name, {})
+    report = run_bench(name, tmp_path, *(["--no-peers"] if name == "memtable" else []))
     assert report["bench"] == f"store {name}"
     assert report["figures"].keys() == FIGURES[name]
     assert all(isinstance(value, int | float) and value >= 0 for value in report["figures"].values())
     assert {"rows", "runs", "cpu_count", "python", "numpy", "foreign_cpu_percent_max"} <= report["settings"].keys()
     assert report["settings"]["rows"] == 2000
-    assert list(tmp_path.iterdir()) == []  # it takes its stores away
-
-
-@pytest.mark.parametrize("name", COMPARED)
-def test_the_other_stores_are_measured_in_the_same_run(name: str, tmp_path: Path) -> None:
-    report = run_bench(name, tmp_path)
-    installed = {peer: names for peer, names in COMPARED[name].items() if importlib.util.find_spec(peer)}
+    installed = {peer: names for peer, names in compared.items() if peer == OURS or importlib.util.find_spec(peer)}
     assert {peer: set(figures) for peer, figures in report["peers"].items()} == installed
     for peer, figures in report["peers"].items():
-        compared = {figure for figure, value in figures.items() if value and report["figures"][figure]}
-        assert report["ratios"][peer].keys() == compared
-    for peer in COMPARED[name].keys() - installed.keys():
+        both = {figure for figure, value in figures.items() if value and report["figures"][figure]}
+        assert report["ratios"][peer].keys() == both
+    for peer in compared.keys() - installed.keys():
         assert any(peer in note for note in report["notes"])
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # it takes its stores away
 
 
 def test_a_store_that_is_not_installed_is_left_out_with_a_note(tmp_path: Path) -> None:
@@ -110,12 +109,6 @@ def test_a_store_that_is_not_installed_is_left_out_with_a_note(tmp_path: Path) -
     assert report["figures"].keys() == FIGURES["open"]
     assert report["peers"] == {}
     assert any("rocksdict" in note and "cannot be used" in note for note in report["notes"])
-
-
-def test_the_memtable_stands_beside_a_plain_skip_list(tmp_path: Path) -> None:
-    report = run_bench("memtable", tmp_path, "--no-peers")
-    assert report["peers"]["skip_list"].keys() == FIGURES["memtable"]
-    assert report["ratios"]["skip_list"].keys() == FIGURES["memtable"]
 
 
 def test_the_skip_list_holds_every_row_in_the_order_of_keys_the_newer_first() -> None:

@@ -1,5 +1,4 @@
-"""`ringmain bench`: how fast the bus is on this machine, beside what a user could pick instead."""
+"""`ringmain bench`: how fast the bus is on this machine, beside what a user could pick instead.
 
-from .command import bench_app
-
-__all__ = ["bench_app"]
+The command is in `command`. Nothing is imported here: a measurement has many workers, and each loads its own bench only.
+"""
