@@ -190,7 +190,7 @@ class Drain {
   private:
     static constexpr int64_t SPIN_NS = 200'000;         // after the last row
     static constexpr int64_t NAP_NS = 50'000;
-    static constexpr int64_t DEEP_AFTER_NS = 20'000'000;
+    static constexpr int64_t DEEP_AFTER_NS = 500'000;
     static constexpr int64_t DEAD_CHECK_NS = 250'000'000;  // every lane's publisher is looked at this often
 
     void end(Lane &lane, uint32_t bits) {
