@@ -224,8 +224,8 @@ class Journal {
     }
 
     void nap(uint32_t kicks, int64_t now, int64_t idle_since) {
-        const bool deep = now - idle_since > 20'000'000;
-        int64_t sleep_ns = deep ? SLICE_NS : 50'000;
+        const int64_t idle_ns = now - idle_since;  // the longer it was idle, the longer it naps, and wakes less often for nothing
+        int64_t sleep_ns = idle_ns > 20'000'000 ? SLICE_NS : std::clamp<int64_t>(idle_ns / 4, 50'000, 1'000'000);
         if (dirty_ && mode_ == SYNC_INTERVAL) {
             const int64_t due_ns = last_sync_ns_ + interval_ns_ - now;
             if (due_ns < sleep_ns) sleep_ns = due_ns > 1'000 ? due_ns : 1'000;
