@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from support.nats_servers import Servers, nats_servers
 from support.power import Disk, cut_power, disk
+from support.small_disk import mounted
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 from ringmain.bus.cluster.jetstream import JetStream
@@ -33,10 +34,10 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 60
 
 @contextlib.contextmanager
 def disks(folder: Path) -> Iterator[list[Disk]]:
-    """One for each host."""
-    folder.mkdir()
-    with contextlib.ExitStack() as mounted:
-        yield [mounted.enter_context(disk(folder / str(host))) for host in HOSTS]
+    """One for each host, in memory: what they sync does not wait for the disk of the machine."""
+    with contextlib.ExitStack() as made:
+        memory = made.enter_context(mounted(folder, "1g"))
+        yield [made.enter_context(disk(memory / str(host))) for host in HOSTS]
 
 
 # --- servers alone ------------------------------------------------------------------------------------------------------
