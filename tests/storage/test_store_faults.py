@@ -102,7 +102,7 @@ def check_told(outcome: Outcome, folder: Path, error: int) -> None:
 @pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize(
     ("error", "calls", "kind", "every"),
-    [(errno.EIO, ALL, "archive", 1), (errno.ENOSPC, CHANGES, "recycle", 2)],
+    [(errno.EIO, ALL, "archive", 1), (errno.ENOSPC, CHANGES, "recycle", 4)],
     ids=["input-output-error", "no-space"],
 )
 def test_whichever_call_fails_nothing_acknowledged_is_lost_and_the_error_says_what_it_was(

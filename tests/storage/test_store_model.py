@@ -36,8 +36,8 @@ from support.sstables import needs
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230201"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
-STEPS, OPERATIONS = (100, 10_000) if NIGHTLY else (40, 160)
-KILLS = 100 if NIGHTLY else 2
+STEPS, OPERATIONS = (100, 10_000) if NIGHTLY else (40, 80)
+KILLS = 100 if NIGHTLY else 1
 pytestmark = pytest.mark.timeout(3600 if NIGHTLY else 180)
 
 PLAIN = Schema("plain", {"value": "u8"})

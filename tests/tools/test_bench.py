@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ringmain.tools.bench import command
 from ringmain.tools.bench.measuring import Bar
 
 pytestmark = pytest.mark.process
@@ -52,23 +53,45 @@ FIGURES = {
         "gateway_5_growth_percent",
     },
 }
+FIGURES_AT_NIGHT = {  # it takes half a minute of both cores
+    "cluster": {
+        "replicated_mb_per_s",
+        "replicated_rows_per_s",
+        "lag_p50_ms",
+        "lag_p99_ms",
+        "wait_replicated_p50_ms",
+        "bootstrap_mb_per_s",
+        "switchover_s",
+        "failover_s",
+        "failover_with_server_s",
+    },
+}
+if os.environ.get("RINGMAIN_NIGHTLY"):
+    FIGURES |= FIGURES_AT_NIGHT
+NEEDED = {"cluster": ("nats", "cryptography", "lz4")}  # the extra of that name
 OPTIONS = {"gateway": ["--clients", "5"]}
 MAY_BE_0 = {"gateway_5_cores", "gateway_5_growth_percent"}  # it sleeps nearly all the time, and its memory stays
 
 
 def run_bench(name: str, directory: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "ringmain.tools", "bench", name, "--no-peers", "--runs", "1", "--seconds", "0.05"]
+    words = [sys.executable, "-m", "ringmain.tools", "bench", name, "--no-peers", "--runs", "1", "--seconds", "0.05"]
     done = subprocess.run(
-        [*command, "--directory", directory, *options], capture_output=True, text=True, timeout=120, check=False
+        [*words, "--directory", directory, *options], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_every_bench_is_looked_at_here() -> None:
+    assert FIGURES.keys() | FIGURES_AT_NIGHT.keys() == {bench.name for bench in command.BENCHES}
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_bench_prints_its_figures_and_what_they_were_measured_with_and_leaves_nothing(
     name: str, tmp_path: Path
 ) -> None:
+    for module in NEEDED.get(name, ()):
+        pytest.importorskip(module, reason=f"needs `pip install ringmain[{name}]`")
     before = set(os.listdir("/dev/shm"))
     report = json.loads(run_bench(name, tmp_path, "--json", *OPTIONS.get(name, [])))
     assert report["bench"] == name
@@ -79,7 +102,7 @@ def test_a_bench_prints_its_figures_and_what_they_were_measured_with_and_leaves_
     assert report["peers"] == {}
     assert report["ratios"] == {}
     assert list(tmp_path.iterdir()) == []  # it takes its logs away
-    assert not {left for left in set(os.listdir("/dev/shm")) - before if left.startswith("ringmain.bench-")}
+    assert not {left for left in set(os.listdir("/dev/shm")) - before if left.startswith("ringmain.bench")}
 
 
 def test_people_get_a_table_with_the_bar(tmp_path: Path) -> None:
