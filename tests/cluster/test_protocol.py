@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Mapping
 
 import pytest
 from ringmain.bus.cluster.following import Following, Timing
@@ -64,31 +65,32 @@ def test_rows_that_came_with_a_snapshot_are_never_taken_for_a_tail_of_ones_own()
     assert run_virtually(live(foreign=True)) == rows[:3]
 
 
-class Shelf:
-    """A replica to lead with whose rows lie there from the beginning, of one topic. Its ends are what `gathered` was called for."""
+class Shelf(ModelReplica):
+    """One to lead with whose rows lie there from the beginning, of one topic."""
 
-    def __init__(self, rows: bytes, row_bytes: int) -> None:
+    def __init__(self, stream: ModelStream, chance: random.Random, rows: bytes, row_bytes: int) -> None:
+        super().__init__(Journal(), Oracle(stream), 0.01, chance)
         self.rows, self.row_bytes = rows, row_bytes
-        self.end = self.handed_out = 0
+        self.shipped = self.handed_out = 0
         self.all_shipped = asyncio.Event()
 
-    async def lead(self, epoch: int, ends: object) -> None:
+    async def lead(self, epoch: int, ends: Mapping[str, int]) -> None:
         pass
 
     async def gather(self, bytes_max: int, timeout_s: float) -> list[Run]:
-        first = self.end * self.row_bytes
+        first = self.shipped * self.row_bytes
         rows = self.rows[first : first + (bytes_max - RUN_BYTES) // self.row_bytes * self.row_bytes]
-        self.handed_out = self.end + len(rows) // self.row_bytes
+        self.handed_out = self.shipped + len(rows) // self.row_bytes
         if not rows:
             self.all_shipped.set()
             await asyncio.sleep(timeout_s)
             return []
-        return [Run("records", 7, self.end + 1, self.row_bytes, rows)]
+        return [Run("records", 7, self.shipped + 1, self.row_bytes, rows)]
 
     def gathered(self) -> None:
-        self.end = self.handed_out
+        self.shipped = self.handed_out
 
-    def raise_replicated(self, ends: object) -> None:
+    def raise_replicated(self, ends: Mapping[str, int]) -> None:
         pass
 
 
@@ -99,7 +101,8 @@ def test_a_message_takes_as_many_rows_as_pack_into_it_whatever_they_are_like():
     rows = packable + mixed + half + packable
 
     async def ship() -> list[Message]:
-        stream, shelf = ModelStream(), Shelf(rows, 128)
+        stream = ModelStream()
+        shelf = Shelf(stream, chance, rows, 128)
         sequence = stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim")
         place = Place.at(Position(sequence, 1, "a"))
         wire = Wire(stream, Network(), chance)
@@ -107,7 +110,8 @@ def test_a_message_takes_as_many_rows_as_pack_into_it_whatever_they_are_like():
         living = asyncio.create_task(leading.run())
         await shelf.all_shipped.wait()
         living.cancel()
-        await asyncio.gather(living, return_exceptions=True)
+        shelf.end()
+        await asyncio.gather(living, shelf.syncing, return_exceptions=True)
         assert max(map(len, stream.history)) <= MESSAGE_BYTES_MAX
         return [message for message in stream.messages() if message.kind is Kind.DATA]
 
