@@ -377,8 +377,9 @@ class ModelReplica:
         while True:
             await self._written.wait()
             self._written.clear()
-            written = dict(self.ends())
+            rows, written = self.journal.rows, dict(self.ends())
             await asyncio.sleep(self._chance.expovariate(1 / self._sync_s))
-            self.journal.durable = {topic: min(end, len(self.journal.rows[topic])) for topic, end in written.items()}
+            if self.journal.rows is rows:  # else it was replaced meanwhile, by what is on the disk
+                self.journal.durable = {topic: min(end, len(rows[topic])) for topic, end in written.items()}
             self._synced.set()
             self._tell()
