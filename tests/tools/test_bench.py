@@ -59,6 +59,7 @@ FIGURES_AT_NIGHT = {  # it takes half a minute of both cores
         "replicated_rows_per_s",
         "lag_p50_ms",
         "lag_p99_ms",
+        "packed_times",
         "wait_replicated_p50_ms",
         "bootstrap_mb_per_s",
         "switchover_s",
