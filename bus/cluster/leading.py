@@ -37,7 +37,7 @@ __all__ = ["Deposed", "Leading"]
 ROWS_BYTES_MIN = MESSAGE_BYTES_MAX - HEADER_BYTES  # fit however badly they pack
 FILL_MAX = 0.9  # of a message, if the next rows pack as the last ones did
 MANY_BYTES = 8192  # of rows
-REST = 0.5  # of the time that an append took
+REST, REST_S_MAX = 0.5, 0.05  # of the time that an append took; at most, since a leader that rests is silent
 UNANSWERED_S = 2.0  # after which an asynchronous leader takes no more rows: it may have been deposed
 
 
@@ -122,7 +122,7 @@ class Leading:
         is_full = rows_bytes > self._rows_bytes // 3
         fitting = rows_bytes * FILL_MAX * MESSAGE_BYTES_MAX / message_bytes
         self._rows_bytes = round(min(max(fitting, ROWS_BYTES_MIN), ROWS_BYTES_MAX))
-        return 0.0 if is_full or rows_bytes < MANY_BYTES else REST * (clock() - began)
+        return 0.0 if is_full or rows_bytes < MANY_BYTES else min(REST * (clock() - began), REST_S_MAX)
 
     async def _append(self, kind: Kind, runs: Sequence[Run] = (), target: str = "") -> int:
         """Have a message in the stream; its size. Raises MessageTooLong, Deposed."""

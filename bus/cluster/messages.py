@@ -128,7 +128,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes) -> Message:
-    """The message that these bytes are. Rows stay where they are: the runs hold views of them. Raises BadMessage."""
+    """The message that these bytes are. Rows that are not packed stay where they are: the runs hold views of them.
+
+    Raises BadMessage.
+    """
     if len(payload) < HEADER_BYTES:
         raise BadMessage(f"a message of at least {HEADER_BYTES} bytes is expected, got {len(payload)}")
     magic, crc, version, kind, packing, run_count, epoch, number, life, node, target = HEADER.unpack_from(payload)

@@ -124,6 +124,34 @@ def test_a_message_takes_as_many_rows_as_pack_into_it_whatever_they_are_like():
     assert len(shipped) <= 2 + 5 + 4 + 3
 
 
+def test_a_leader_is_heard_soon_after_an_append_that_was_long_under_way():
+    """It rests behind a message, and longer behind one that took longer; but its followers take silence for its death."""
+    chance = random.Random(1)
+
+    async def lead() -> float:
+        stream = ModelStream()
+        shelf = Shelf(stream, chance, bytes(128) * 100, 128)
+        place = Place.at(Position(stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim"), 1, "a"))
+        wire = Wire(stream, Network(), chance)
+        leading = Leading("a", 7, wire, shelf, place, Timing(), acknowledge="sync", moved=lambda: None)
+        wire.cut_out = True
+        living = asyncio.create_task(leading.run())
+        await asyncio.sleep(60)
+        wire.cut_out = False
+        clock = asyncio.get_running_loop().time
+        while stream.last < 2:
+            await asyncio.sleep(0.01)
+        stored = clock()
+        while stream.last < 3:  # a beat, since nothing is left to ship
+            await asyncio.sleep(0.01)
+        living.cancel()
+        shelf.end()
+        await asyncio.gather(living, shelf.syncing, return_exceptions=True)
+        return clock() - stored
+
+    assert run_virtually(lead()) < Timing().quiet  # virtual seconds
+
+
 # --- broken protocols -------------------------------------------------------------------------------------------------
 
 
