@@ -21,7 +21,7 @@ cluster_app = typer.Typer(
 
 @cluster_app.callback()
 def check_installed() -> None:
-    if any(importlib.util.find_spec(name) is None for name in ("nats", "cryptography")):
+    if any(importlib.util.find_spec(name) is None for name in ("nats", "cryptography", "lz4")):
         raise ModuleNotFoundError("a cluster needs `pip install ringmain[cluster]`")
 
 

@@ -26,7 +26,7 @@ class GatewayChild:
     """
 
     def __init__(self, config: Path, log_format: LogFormat) -> None:
-        if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("websockets") is None:
+        if any(importlib.util.find_spec(name) is None for name in ("uvicorn", "uvloop", "websockets")):
             raise ModuleNotFoundError("the gateway needs `pip install ringmain[web]`")
         command = [sys.executable, "-P", "-m", "ringmain.tools", "gateway", "--until-eof"]
         self._command = [*command, "--config", str(config), "--log-format", log_format.value]
