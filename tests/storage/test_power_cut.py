@@ -81,9 +81,7 @@ class Recorder:
 
     def begin(self) -> Path:
         """A new directory for the stores of the next recording."""
-        root = self.place / "root"
-        root.mkdir()
-        return root
+        return Path(tempfile.mkdtemp(dir=self.place))
 
     def life(self, kind: str) -> Recording:
         """The life of a new store, recorded when it is first asked for."""
@@ -93,7 +91,7 @@ class Recorder:
 
     def record(self, kind: str, root: Path, told: dict[str, Told]) -> Recording:
         """Let a process do something with the stores in a directory, which is removed afterwards."""
-        start, journal = Start.of(root), self.place / "journal"
+        start, journal = Start.of(root), root.with_suffix(".journal")
         command = [sys.executable, "-m", recorded_store.__name__, kind, str(SEED), *(str(root / name) for name in told)]
         environment = {
             **os.environ,
@@ -112,7 +110,7 @@ class Recorder:
 
     def _check(self, recording: Recording, root: Path) -> None:
         """All of it together is what the process has really left: nothing that it did went past the layer."""
-        disk, rebuilt = Disk(recording.start), self.place / "rebuilt"
+        disk, rebuilt = Disk(recording.start), root.with_suffix(".rebuilt")
         for _ in cuts(disk, recording.operations):
             pass
         for name in recording.told:

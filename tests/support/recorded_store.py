@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import msgspec
 import numpy as np
 from ringmain.storage import log, manifest
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
-from ringmain.storage.log_files import list_files
+from ringmain.storage.log_files import NAME
 from ringmain.storage.store import Store
 from support.logs import wait_until
 from support.told_store import FILLER_ROWS, GROUPS_OF_A_FILE, KEYS, SCHEMAS, Note, open_store, value_of
@@ -95,7 +96,8 @@ class Life:
 
     def log_files(self) -> dict[int, int]:
         """The numbers of the log files, by inode."""
-        return {path.stat().st_ino: number for number, path in list_files(self.directory / "log")}
+        with os.scandir(self.directory / "log") as entries:  # no stat: another thread may move a file meanwhile
+            return {entry.inode(): int(match[1]) for entry in entries if (match := NAME.fullmatch(entry.name))}
 
     def _all_is_durable(self) -> None:
         for schema in SCHEMAS if self._sync != "never" else ():
@@ -175,7 +177,7 @@ LIVES = {
 def main() -> None:
     kind, seed, *directories = sys.argv[1:]
     for directory in directories:
-        LIVES[kind](Life(Path(directory), f"{seed} {directory}"))
+        LIVES[kind](Life(Path(directory), f"{seed} {Path(directory).name}"))
 
 
 if __name__ == "__main__":
