@@ -26,9 +26,12 @@ def encode_batch(
 ) -> Sequence[Framed]:
     """A batch's rows, with the fields of `dtype`, in as many messages as they take."""
     rows = project(batch.rows, dtype)
+    count = max(1, MESSAGE_ROWS_BYTES // rows.itemsize)
+    if len(rows) <= count:
+        return (framed(encode(stream, rows, batch.first, batch.last, batch.lost, conflated)),)
     return [
         framed(encode(stream, piece, first, last, lost, conflated))
-        for piece, first, last, lost in _pieces(batch, rows, max(1, MESSAGE_ROWS_BYTES // rows.itemsize))
+        for piece, first, last, lost in _pieces(batch, rows, count)
     ]
 
 

