@@ -31,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.close()
 
 
-@pytest.mark.parametrize("kind", ["all", "newest", "reduced"])
+@pytest.mark.parametrize("kind", ["all", "filtered", "newest", "reduced"])
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_whoever_is_killed_or_stopped_every_row_is_in_a_batch_or_told_as_lost(tmp_path, bus_name, server, kind, logged):
     choice = random.Random(f"{SEED} {kind} {logged}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,15 @@ from support.logs import POINTS, wait_until
 
 pytestmark = pytest.mark.process
 TIMEOUT_S = 30.0
+SEED = int(os.environ.get("RINGMAIN_SEED", "20230201"))
+NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
+ROUNDS = 300 if NIGHTLY else 15
+INTERVAL_S = 0.05  # between two looks
+STARTS = {
+    "writer": "opened = Writer(name, [POINTS], slots=1024, lanes=True)",
+    "publisher": "opened = open_lane(f'{name}/points')",
+    "subscriber": "opened = RealTime(f'{name}/points')",
+}
 
 
 @pytest.fixture
@@ -44,15 +55,16 @@ class Watch:
 
     def __init__(self, bus: str, thresholds: Thresholds = Thresholds()) -> None:  # noqa: B008  frozen
         self.told: list[Change] = []
-        self.monitor = HealthMonitor(bus, thresholds=thresholds, interval=0.05, on_change=self.told.append)
+        self.monitor = HealthMonitor(bus, thresholds=thresholds, interval=INTERVAL_S, on_change=self.told.append)
 
-    def wait_for(self, kind: str, state: str, reason: str = "") -> Change:
+    def wait_for(self, kind: str, state: str, reason: str = "", *, pid: int | None = None) -> Change:
         def there() -> list[Change]:
             return [
                 change
                 for change in list(self.told)
                 if (change.subject.kind, change.state) == (kind, state)
                 and (change.after.reason if change.after is not None else "") == reason
+                and pid in (None, change.subject.pid)
             ]
 
         wait_until(lambda: bool(there()), TIMEOUT_S)
@@ -101,6 +113,46 @@ def test_a_stopped_and_a_killed_publisher_are_seen(bus_name, writer):
         killed_at = time.monotonic()
         watch.wait_for("writer", "failed", "dead")
         print(f"a killed publisher was seen after {time.monotonic() - killed_at:.3f} s")
+
+
+@pytest.mark.timeout(1800 if NIGHTLY else 120)
+def test_whoever_is_stopped_or_killed_at_any_instant_is_told_as_that_and_nobody_else_is(bus_name):
+    """In rounds; RINGMAIN_SEED gives other instants, RINGMAIN_NIGHTLY 100 rounds of each kind and more."""
+    choice = random.Random(SEED)
+    print(f"RINGMAIN_SEED={SEED}")
+    running: dict[str, Child] = {}
+    with Children() as children:
+
+        def start(kind: str) -> None:
+            running[kind] = children.start()
+            running[kind].run(STARTS[kind], name=bus_name)
+
+        fresh = list(STARTS)
+        for kind in fresh:
+            start(kind)
+        with Watch(bus_name, Thresholds(writer_silent=TIMEOUT_S, reader_silent=TIMEOUT_S)) as watch:
+            for _ in range(ROUNDS):
+                for kind in fresh:
+                    watch.wait_for(kind, "healthy", pid=running[kind].pid)
+                del watch.told[:]
+                fresh.clear()
+                kind, is_killed = choice.choice(list(STARTS)), choice.random() < 0.5
+                victim = running[kind]
+                time.sleep(choice.random() * 2 * INTERVAL_S)
+                if is_killed:
+                    victim.kill()
+                    watch.wait_for(kind, *(("gone",) if kind == "publisher" else ("failed", "dead")), pid=victim.pid)
+                else:
+                    victim.pause()
+                    watch.wait_for(kind, "failed", "stopped", pid=victim.pid)
+                    victim.resume()
+                    watch.wait_for(kind, "healthy", pid=victim.pid)
+                assert {change.subject.pid for change in watch.told} == {victim.pid}
+                if is_killed:
+                    fresh += STARTS if kind == "writer" else [kind]  # who is in the rings of a dead writer is started again too
+                for kind in fresh:
+                    running[kind].kill()
+                    start(kind)
 
 
 def test_a_publisher_with_a_lane_is_seen_stopped_and_gone_once_its_lane_is_drained(bus_name):
