@@ -4,10 +4,9 @@ One cluster lives through many rounds: each makes a fault at a random moment, le
 are acknowledged again. At the end everything that was seen must fit together (`Oracle.conclude`).
 RINGMAIN_SEED=N takes the same faults in the same order.
 
-By default each fault that costs no change of leadership has its ten rounds. One that does costs the three seconds of silence after
-which a follower claims, and one that takes the stream's leader with it some seconds of the servers' own election, or of routes
-that must be found dead: of these some have a round each, by chance, so that all have their turn over a few runs. Nightly all
-faults have a hundred rounds.
+By default each fault that costs no change of leadership has its ten rounds, and so have a killed and a stopped leader. Others cost
+three seconds and more: of silence, after which a follower claims, of the servers' own election, of routes that must be found dead.
+Of these some have a round each (BY_DAY). Nightly all faults have a hundred rounds.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from support.fault_rounds import Round
 
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_NIGHTLY = 100
-CHEAP, COSTLY = 10, 1  # rounds by default
+USUAL, COSTLY = 10, 1  # rounds by default
 ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
 ENOUGH = 100  # records, of which some were published after it was counted
 HOUR_NS = 3_600 * 10**9
@@ -246,23 +245,23 @@ def move_clock_of_leader_and_kill_it(it: Round) -> None:
 
 Fault: TypeAlias = Callable[[Round], None]
 ROUNDS: dict[Fault, int] = {
-    kill_follower: CHEAP,
-    stop_follower: CHEAP,
-    stop_leader_shortly: CHEAP,
-    stop_server_shortly: CHEAP,
-    kill_server_that_follows: CHEAP,
-    cut_host_off_shortly: CHEAP,
-    cut_one_route: CHEAP,
-    cut_following_node_off: CHEAP,
-    slow_host: CHEAP,
-    slow_everybody: CHEAP,
-    lose_at_host: CHEAP,
-    move_clock: CHEAP,
-    switch_over: CHEAP,
+    kill_follower: USUAL,
+    stop_follower: USUAL,
+    stop_leader_shortly: USUAL,
+    stop_server_shortly: USUAL,
+    kill_server_that_follows: USUAL,
+    cut_host_off_shortly: USUAL,
+    cut_one_route: USUAL,
+    cut_following_node_off: USUAL,
+    slow_host: USUAL,
+    slow_everybody: USUAL,
+    lose_at_host: USUAL,
+    move_clock: USUAL,
+    switch_over: USUAL,
     end_leader_in_good_order: COSTLY,
-    kill_leader: COSTLY,
+    kill_leader: USUAL,
     kill_leader_and_start_it_at_once: COSTLY,
-    stop_leader: COSTLY,
+    stop_leader: USUAL,
     kill_server_that_leads: COSTLY,
     stop_server_that_leads: COSTLY,
     stop_server_that_follows: COSTLY,
@@ -288,8 +287,6 @@ ROUNDS: dict[Fault, int] = {
 # Of those that cost ten seconds each, waiting for elections, some of every kind.
 BY_DAY = {
     end_leader_in_good_order,
-    kill_leader,
-    stop_leader,
     kill_leader_and_server_that_leads,
     kill_all,
     cut_leader_off,

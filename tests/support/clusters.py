@@ -251,6 +251,9 @@ def cluster(
         made = Cluster(directory, servers, links, bus, topics, stream_bytes, clock, directories or {})
         try:
             yield made
+        except BaseException:
+            servers.keep_logs(directory)
+            raise
         finally:
             made.links.heal()
             made.end()

@@ -102,6 +102,11 @@ class Servers:
     def log(self, number: int) -> str:
         return (self.directory / f"{self.names[number]}.log").read_text(errors="replace")
 
+    def keep_logs(self, directory: Path) -> None:
+        """Copy them to where they are found after a test has failed."""
+        for name in self.names:
+            shutil.copy(self.directory / f"{name}.log", directory)
+
     def kill(self, number: int) -> None:
         self.processes[number].kill()
         self.processes[number].wait()
