@@ -89,6 +89,8 @@ class _Course:
     points: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
 
     def add(self, now: float, sequence: int, keep: float) -> None:
+        if self.points and sequence < self.points[-1][1]:  # the topic has begun anew, or was opened again with less
+            self.points.clear()
         if not self.points or sequence > self.points[-1][1]:
             self.points.append((now, sequence))
         while len(self.points) > 1 and self.points[1][0] < now - keep:

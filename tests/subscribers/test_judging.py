@@ -94,6 +94,13 @@ def test_how_long_one_is_behind_is_counted_from_when_what_it_follows_rose():
     assert [of_reader(judge, lags, now).reason for now in (6.0, 6.9, 7.1)] == ["", "", "lagging"]
 
 
+def test_when_a_topic_goes_back_how_long_one_is_behind_is_counted_anew():
+    judge = Judge(LIMITS)
+    assert of_reader(judge, bus(reader(consumed=50), published=50), 0.0) == Condition()
+    facts = bus(reader(consumed=7, lag_count=1), published=8)
+    assert [of_reader(judge, facts, now).reason for now in (9.0, 9.9, 10.1)] == ["", "", "lagging"]
+
+
 def test_one_that_keeps_up_with_a_stream_does_not_lag_however_long_that_flows():
     judge = Judge(LIMITS)
     for step in range(100):
