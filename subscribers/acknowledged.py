@@ -267,12 +267,16 @@ class Acknowledged(Subscriber):
     def nack(self, what: Batch | int) -> None:
         """A batch's rows, or the row of a sequence, are to be handed out again, to whoever of the group asks next."""
         first, last = _ends(what)
-        given, self._floor = self._file.change(lambda group: (group.give_back(self._member, first, last), group.floor))
+        given = 0
+        if self._member:
+            given, self._floor = self._file.change(
+                lambda group: (group.give_back(self._member, first, last), group.floor)
+            )
         self._late += last - first + 1 - given
         self._look_at_ns = 0
 
     def _settle(self, first: int, last: int) -> int:
-        if first > last:
+        if first > last or not self._member:  # who is closed has no rows: those it had are given back
             return 0
         settled, self._floor = self._file.change(lambda group: (group.settle(self._member, first, last), group.floor))
         self._reader.acknowledge(self._floor)

@@ -243,6 +243,21 @@ def test_what_a_closed_member_had_goes_to_the_others_at_once(bus_name, tmp_path)
         take(two, 1, 10, 2)
 
 
+def test_a_closed_member_acknowledges_nothing_any_more(bus_name, tmp_path):
+    with open_writer(bus_name, tmp_path) as writer, member(bus_name) as two:
+        publish(writer["points"], 20)
+        with member(bus_name) as one:
+            batch = one.take(TIMEOUT_S)
+            take(two, 11, 20)
+            two.nack(15)
+        one.ack(batch)
+        one.ack_to(20)
+        one.nack(2)
+        assert one.stats.late_count == 11
+        take(two, 1, 10, 2)
+        take(two, 15, 15, 2)
+
+
 def test_what_a_killed_member_had_goes_to_the_others_at_once(bus_name, tmp_path, children):
     with open_writer(bus_name, tmp_path) as writer, member(bus_name, timeout=3600) as two:
         child = start_member(children, bus_name, timeout=3600)
