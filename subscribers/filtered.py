@@ -138,19 +138,31 @@ def _known(schema: Schema, name: str, values: Iterable[Any]) -> Keys:
         raise ValueError(f"key: {error}") from None
     if isinstance(values, str | bytes):
         raise ValueError(f"key: {name}: several values are expected, such as [{values!r}]; got {values!r}")
-    wanted = list(values)
-    rows, kind = np.zeros(len(wanted), schema.dtype), schema.dtype[name]
-    for row, value in zip(rows, wanted, strict=True):
-        try:
-            if isinstance(value, bytes | np.bytes_) != (kind.kind == "S"):
-                raise TypeError
-            row[name] = value
-            if row[name] != value:
-                raise ValueError
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"key: {name}: a value of type {kind} is expected, got {value!r}") from None
+    wanted, kind = list(values), schema.dtype[name]
+    held = _held(kind, wanted)
+    if held is None:
+        raise ValueError(f"key: {name}: a value of type {kind} is expected, got {_first_wrong(kind, wanted)!r}")
+    rows = np.zeros(len(wanted), schema.dtype)
+    rows[name] = held
     keys.number(rows)
     return keys
+
+
+def _held(kind: np.dtype[Any], values: list[Any]) -> npt.NDArray[Any] | None:
+    """The values as a field of that type holds them; None where it cannot hold one of them as it is."""
+    try:
+        held = np.fromiter(values, kind, len(values))
+        return held if held.tolist() == values else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _first_wrong(kind: np.dtype[Any], values: list[Any]) -> Any:
+    """The first value that a field of that type cannot hold, of some among which there is one."""
+    while len(values) > 1:
+        half = values[: len(values) // 2]
+        values = half if _held(kind, half) is None else values[len(half) :]
+    return values[0]
 
 
 def _in_partition(schema: Schema, partition: tuple[int, int], by: str | Iterable[str] | None) -> Predicate:
