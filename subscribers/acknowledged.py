@@ -255,6 +255,9 @@ class Acknowledged(Subscriber):
         first, last = _ends(what)
         self._late += last - first + 1 - self._settle(first, last)
 
+    def _pass_over(self, batch: Batch) -> None:
+        self.ack(batch)
+
     def ack_to(self, sequence: int) -> None:
         """All rows up to a sequence that were handed out here are done with."""
         lease, position = self._lease, self._reader.position

@@ -37,7 +37,9 @@ class Filtered(Subscriber):
     values. What it raises comes out of `poll`, and the batch has then been read.
 
     `batch.first` and `batch.last` remain those of the source's batch, `batch.lost` counts what was missed since the one before.
-    Positions and stats are the source's. Raises ValueError naming the argument, TypeError where `where` returns something else.
+    Positions and stats are the source's. Over an Acknowledged, `ack` a batch there; that counts for its rows that do not pass as
+    well, and a batch of which none pass is acknowledged here. So all members of a group must let the same rows through.
+    Raises ValueError naming the argument, TypeError where `where` returns something else.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Filtered(Subscriber):
             if passed is not None:
                 passed.lost, self._lost = self._lost, 0
                 return passed
+            self._source._pass_over(batch)
             if until is None:
                 stats = self._source.stats
                 until = stats.position + stats.lag if stats.lag else None
@@ -104,6 +107,9 @@ class Filtered(Subscriber):
 
     def _wait(self, seconds: float) -> None:
         self._source._wait(seconds)
+
+    def _pass_over(self, batch: Batch) -> None:
+        self._source._pass_over(batch)
 
     def _pass(self, batch: Batch) -> Batch | None:
         """A batch of the rows that pass; None where there are none. Raises Overrun for one that was overwritten meanwhile."""
@@ -122,7 +128,11 @@ class Filtered(Subscriber):
         if rows is batch.rows:
             return batch
         batch.validate()
-        return owned_batch(rows, batch.schema, batch.first, batch.last, 0) if len(rows) else None
+        if len(rows) == 0:
+            return None
+        passed = owned_batch(rows, batch.schema, batch.first, batch.last, 0)
+        passed.deliveries = batch.deliveries
+        return passed
 
     def close(self) -> None:
         """Close the source."""

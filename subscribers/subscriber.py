@@ -56,6 +56,9 @@ class Subscriber(ABC):
     def _wait(self, seconds: float) -> None:
         """Wait up to `seconds` for something to happen. Takes nothing, and so may be run in another thread."""
 
+    def _pass_over(self, batch: Batch) -> None:  # noqa: B027  most kinds have nothing to do
+        """A batch that was handed out is done with, since whoever asked for it has no use for any of its rows."""
+
     @property
     @abstractmethod
     def ended(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ringmain.bus import Writer
 from ringmain.storage import Schema
-from ringmain.subscribers import Delayed, Filtered, Historical, RealTime, Reduction
+from ringmain.subscribers import Acknowledged, Delayed, Filtered, Historical, RealTime, Reduction
 from support.logs import FILE_BYTES
 from support.streams import TIMEOUT_S, Rows, readers
 
@@ -262,6 +262,30 @@ def test_a_filter_may_stand_over_a_filter(bus_name):
             writer["orders"].publish_batch(rows)
             expected = np.flatnonzero((rows["side"] == b"B") & (rows["price"] > 0)) + 1
             assert sequences(reader) == expected.tolist()
+
+
+@pytest.mark.parametrize("filters", [1, 2])
+def test_a_group_is_done_with_what_does_not_pass(bus_name, tmp_path, filters):
+    with open_writer(bus_name, tmp_path) as writer:
+        group = Acknowledged(f"{bus_name}/orders", "group", start=1, batch_rows=10)
+        reader: Filtered = Filtered(group, key={"instrument": [7]})
+        for _ in range(filters - 1):
+            reader = Filtered(reader, where=lambda rows: rows["sequence"] != 25)
+        with reader:
+            rows = orders(40)
+            rows["instrument"] = 1
+            rows["instrument"][[14, 34]] = 7
+            writer["orders"].publish_batch(rows)
+            for sequence, deliveries in ((15, 1), (35, 1), (35, 2)):
+                batch = reader.poll()
+                assert batch is not None
+                assert (batch.rows["sequence"].tolist(), batch.deliveries) == ([sequence], deliveries)
+                if (sequence, deliveries) == (35, 1):
+                    group.nack(batch)
+                else:
+                    group.ack(batch)
+            assert reader.poll() is None
+            assert (group.stats.acknowledged, group.stats.late_count) == (40, 0)
 
 
 def test_it_waits_in_a_loop_and_in_asyncio(bus_name):
