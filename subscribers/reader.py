@@ -7,6 +7,7 @@
 3. A reliable reader holds the writer back only once it reads from the ring.
 4. When the ring is fenced, a newer writer has made another under the same name: the reader moves there and goes on behind
    its cursor. When it is closed, everything is read, and then the reader has ended (or waits for the next writer).
+5. A ring of another log, or of a bus without one that was opened anew, holds another stream: it is read from its first record.
 """
 
 from __future__ import annotations
@@ -377,7 +378,7 @@ class TopicReader(Subscriber):
             began = ring.header["began"]
             if not began and not ring.header["replicates"]:
                 began = newest  # a writer of 0.1.0 does not say it
-            restarted = newest < position
+            restarted = newest < position or not _goes_on(old, ring, cursor.status)
             same_log = ring.header["log_id"] == old.header["log_id"] != 0
             # A group's member may have been sent further than it has read, by one in the new ring.
             read_here = min(position, cursor.published)
@@ -425,6 +426,16 @@ class TopicReader(Subscriber):
             self._position = self._cursor.cursor
             self._cursor.release()
         super().close()
+
+
+def _goes_on(old: Attached, new: Attached, status: int) -> bool:
+    """Whether a newer ring is of the same stream as an old one, whose status this is: of the same log, or carried over from it."""
+    if new.header["log_id"] != old.header["log_id"]:
+        return False
+    if new.header["log_id"]:
+        return True
+    # Who takes over fences the ring, and keeps the reader table; one of them is new where any writer between has closed.
+    return bool(status & STATUS_FENCED) and new.control.inode == old.control.inode
 
 
 def wait_for_topic(address: str, timeout: float) -> Attached:

@@ -708,6 +708,40 @@ def test_without_a_log_a_new_bus_of_the_same_name_begins_at_one_again(bus_name):
         assert reader.stats.read_count == 13
 
 
+@pytest.mark.parametrize("count", [10, 15])
+@pytest.mark.parametrize("logged", [True, False], ids=["another log", "rings only"])
+def test_a_bus_that_began_anew_is_read_from_its_first_record_however_much_it_has_by_then(
+    bus_name, tmp_path, logged, count
+):
+    one, two = (tmp_path / "one", tmp_path / "two") if logged else (None, None)
+    with subscribe_after_open(bus_name, one) as reader, open_writer(bus_name, two) as writer:
+        publish(writer["points"], count)
+        batch = reader.take(TIMEOUT_S)
+        assert batch is not None
+        check_batch(batch, 1)
+        assert (reader.position, reader.stats.read_count) == (count, 10 + count)
+        assert reader.stats.lost_count == 0
+
+
+@pytest.mark.parametrize("end", ["its successor closed", "its segments were removed"])
+def test_without_a_log_a_bus_that_began_anew_after_a_kill_is_read_from_its_first_record(bus_name, children, end):
+    child = children.start()
+    start_small_writer(child, bus_name)
+    child.run("publish(writer['points'], 9)")
+    with subscribe(bus_name, start="earliest", reopen=True) as reader:
+        read(reader, 10)
+        child.kill()
+        if end == "its successor closed":
+            with open_writer(bus_name) as writer:
+                publish(writer["points"], 5)
+        else:
+            for segment in Path("/dev/shm").glob(f"ringmain.{bus_name}*"):
+                segment.unlink()
+        with open_writer(bus_name) as writer:
+            publish(writer["points"], 30)
+            check_batch(next(iter(reader)), 1)
+
+
 def test_a_new_writer_with_another_schema_is_told_to_the_reader(bus_name, children):
     child = children.start()
     child.run("writer = Writer(bus, [POINTS])", bus=bus_name)
