@@ -149,7 +149,9 @@ def test_whoever_is_stopped_or_killed_at_any_instant_is_told_as_that_and_nobody_
                     watch.wait_for(kind, "healthy", pid=victim.pid)
                 assert {change.subject.pid for change in watch.told} == {victim.pid}
                 if is_killed:
-                    fresh += STARTS if kind == "writer" else [kind]  # who is in the rings of a dead writer is started again too
+                    fresh += (
+                        STARTS if kind == "writer" else [kind]
+                    )  # who is in the rings of a dead writer is started again too
                 for kind in fresh:
                     running[kind].kill()
                     start(kind)

@@ -87,7 +87,9 @@ def _check_filtered(batch: Batch, rows: Rows, count: int) -> None:
     passing = np.arange(first + -first % PASSING, batch.last + 1, PASSING, dtype="u8")
     assert len(rows) and np.isin(rows["sequence"], passing).all(), f"{rows['sequence']} in {first} to {batch.last}"
     assert (np.diff(rows["sequence"].astype("i8")) > 0).all()
-    assert len(passing) - len(rows) <= batch.lost, f"{len(passing)} rows should pass, {len(rows)} have; {batch.lost} are lost"
+    assert len(passing) - len(rows) <= batch.lost, (
+        f"{len(passing)} rows should pass, {len(rows)} have; {batch.lost} are lost"
+    )
     assert not find_fault(rows, apart=True), f"{batch}: {find_fault(rows, apart=True)}"
 
 
