@@ -322,6 +322,12 @@ class Oracle:
         wait_until(lambda: self.watch.leader != "", TIMEOUT_S)
         return NODES.index(self.watch.leader)
 
+    def wait_for_servers(self) -> None:
+        """Wait until each server holds all that is in the stream by now: one of them may then be lost, and the others go on."""
+        servers, last = self._cluster.servers, self.watch.state().last
+        stream = servers.stream(NAME).name
+        wait_until(lambda: all(servers.stored(number, stream) >= last for number in HOSTS), TIMEOUT_S)
+
     def check_alive(self) -> None:
         """Raise what a publisher or subscriber failed with, if one did."""
         self.watch.check()

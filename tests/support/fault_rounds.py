@@ -18,6 +18,7 @@ class Round:
 
     def __init__(self, running: Cluster, oracle: Oracle, chance: random.Random) -> None:
         self.cluster, self.oracle, self.chance = running, oracle, chance
+        oracle.wait_for_servers()
         self.leader = oracle.wait_for_leader()
         self.epoch = oracle.watch.epoch
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from support.cut_links import Link, Links
 from support.logs import wait_until
 
 TIMEOUT_S = 30.0
+MONITORING = 8222  # the port
 NOWHERE = "127.0.0.1:1"  # nobody listens there
 PASSWORD = "a 'pass$word"
 CLUSTERS = tuple(f"c{number}" for number in range(16))  # each with a user and a stream of its own
@@ -71,6 +74,7 @@ class Servers:
             )
             path = directory / f"{name}.conf"
             write_configuration(path, settings)
+            path.write_text(f'{path.read_text()}http: "{host}:{MONITORING}"\n')
             if links is not None:  # peers tell each other where they are, and that would lead round the links
                 path.write_text(path.read_text().replace('"no_advertise": true', f'"advertise": "{NOWHERE}"'))
         self._program = find_server()
@@ -131,6 +135,16 @@ class Servers:
             if process.poll() is not None:
                 self.start(number)
         self.listening()
+
+    def stored(self, number: int, stream: str) -> int:
+        """The last message of a stream that a server holds itself; 0 where it does not say."""
+        url = f"http://{self.hosts[number]}:{MONITORING}/jsz?accounts=true&streams=true"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1.0) as answer:
+            for account in json.load(answer).get("account_details", ()):
+                for detail in account.get("stream_detail", ()):
+                    if detail["name"] == stream:
+                        return detail["state"]["last_seq"]
+        return 0
 
     def listening(self) -> None:
         """Wait until all of them can be connected to."""
