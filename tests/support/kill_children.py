@@ -47,7 +47,7 @@ def make_rows(first: int, count: int, writer: int) -> Rows:
 
 
 def find_fault(rows: Rows, *, apart: bool = False) -> str:
-    """What is wrong with the first row that is not whole, or not the next one (unless they may be apart); empty where all is well."""
+    """What is wrong with the first row that is not whole, or (unless they may be apart) not the next; empty where all is well."""
     bad = rows["number"] != rows["sequence"]
     if not apart:
         bad[1:] |= rows["sequence"][1:] != rows["sequence"][:-1] + 1
