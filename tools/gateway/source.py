@@ -49,7 +49,7 @@ class Source:
     def __init__(self, address: str, reader: Subscriber, loop: asyncio.AbstractEventLoop) -> None:
         self.address, self.schema, self.position = address, reader.schema, reader.position
         self.takers: set[Taker] = set()
-        self.ended = False
+        self.ended = ""  # the reason, once nothing more will come
         self._reader, self._loop = reader, loop
         self._closing = threading.Event()
         self._turn = threading.Lock()  # not a Semaphore: that is Python, and the loop would wait for it to be through
@@ -121,7 +121,12 @@ class Source:
             self._go_back(batch.first - 1, "it was closed and opened again, without a log")
         self.position = batch.last
         for taker in tuple(self.takers):
-            taker.deliver(batch)
+            try:
+                taker.deliver(batch)
+            except Exception as error:  # the others get their rows
+                event("a stream failed", level=logging.ERROR, error=error, topic=self.address)
+                self.takers.discard(taker)
+                taker.end("the gateway failed")
 
     def _go_back(self, sequence: int, reason: str) -> None:
         self.position = sequence
@@ -129,7 +134,7 @@ class Source:
             taker.reset(sequence, reason)
 
     def _end(self, reason: str) -> None:
-        self.ended = True
+        self.ended = reason
         for taker in tuple(self.takers):
             taker.end(reason)
 

@@ -44,6 +44,7 @@ class Stream:
         self.users = 0  # who has it, joined or not
         self._encode = encode_binary if request.format == "binary" else encode_json
         self._selection = self.selection()
+        self._ended = ""
 
     def selection(self) -> Selection:
         """What selects this stream's rows; a new one, since each serves one thread."""
@@ -56,6 +57,11 @@ class Stream:
     def conflates(self) -> bool:
         """Whether batches have only the newest row of each key."""
         return self.request.conflate is not None
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more will come; empty while more may."""
+        return self._ended or self.source.ended
 
     def deliver(self, batch: Batch) -> None:
         selected = self._selection.select(batch)
@@ -73,6 +79,7 @@ class Stream:
             taker.reset(sequence, reason)
 
     def end(self, reason: str) -> None:
+        self._ended = reason
         for taker in tuple(self.takers):
             taker.end(reason)
 

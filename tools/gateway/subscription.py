@@ -48,8 +48,11 @@ class Subscription:
             raise ValueError(f"slow: newest: at most {self._held_rows_max} rows of this topic are held back")
 
     def join(self) -> None:
-        """Take part in the stream from the next batch on."""
-        self.stream.takers.add(self)
+        """Take part in the stream from the next batch on. Ends where that has ended meanwhile."""
+        if self.stream.ended:
+            self.end(self.stream.ended)
+        else:
+            self.stream.takers.add(self)
 
     def takes(self, batch: Batch) -> bool:
         if batch.first <= self.position:  # it was further than the stream when it joined
