@@ -302,10 +302,12 @@ class Session:
         held = self._held.pop(id, None)
         if held is None:
             return
-        if held.catching_up is not None and held.catching_up is not asyncio.current_task():
-            held.catching_up.cancel()
-            await asyncio.wait((held.catching_up,))
-        await held.stack.aclose()
+        try:
+            if held.catching_up is not None and held.catching_up is not asyncio.current_task():
+                held.catching_up.cancel()
+                await asyncio.wait((held.catching_up,))
+        finally:  # also where the session ends meanwhile
+            await held.stack.aclose()
 
 
 def _refusal(error: Exception) -> Refusal:
