@@ -8,10 +8,12 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
-from ringmain.bus import Batch, Writer
+from ringmain.bus import Batch, BusError, Writer
 from ringmain.storage import Schema
 from ringmain.subscribers import RealTime
+from ringmain.tools.gateway import source as gateway_source
 from ringmain.tools.gateway.connection import Connection
 from ringmain.tools.gateway.hub import Hub
 from ringmain.tools.gateway.past import Past, _Reader
@@ -30,6 +32,13 @@ async def until(true: Callable[[], Any]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not true():
             await asyncio.sleep(0.01)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*arguments: object, **options: object) -> Any:
+        raise error
+
+    return call
 
 
 class Taker:
@@ -82,6 +91,23 @@ def in_a_loop(run: Callable[[Past], Awaitable[None]]) -> None:
             past.close()
 
     asyncio.run(with_past())
+
+
+def test_a_source_ends_also_where_looking_for_a_restart_fails(bus_name, monkeypatch):
+    async def run(past: Past) -> None:
+        reader = RealTime(f"{bus_name}/points")
+        monkeypatch.setattr(reader, "take", raising(BusError("as made")))
+        source, taker = Source(reader.address, reader, asyncio.get_running_loop()), Taker()
+        source.takers.add(taker)
+        try:
+            await until(lambda: taker.ended)
+        finally:
+            source.close()
+        assert taker.ended == source.ended == "too many open files"
+
+    monkeypatch.setattr(gateway_source, "attach", raising(OSError("too many open files")))
+    with Writer(bus_name, [POINTS]):
+        in_a_loop(run)
 
 
 class FakeConnection:
@@ -156,3 +182,49 @@ def test_no_subscription_stays_behind_when_the_session_ends_while_it_is_given_up
             in_a_loop(run)
         finally:
             may_open.set()
+
+
+def publish(writer: Writer, count: int) -> None:
+    rows = np.zeros(count, writer.schemas["points"].payload_dtype)
+    writer["points"].publish_batch(rows)
+
+
+async def catch_up_halfway(client: FakeClient) -> None:
+    """Let it read the past until its queue is half full, and take no more."""
+    client.connection.has_room = False
+    client.subscribe(1, **{"from": 1})
+    await until(lambda: client.session.outbox.fill >= 0.5)
+
+
+def test_who_has_caught_up_with_a_topic_that_has_ended_meanwhile_is_told_so(bus_name):
+    async def run(past: Past) -> None:
+        client = FakeClient(bus_name, past, queue_bytes=1 << 20)
+        session = asyncio.create_task(client.session.run())
+        await catch_up_halfway(client)
+        (stream,) = client.hub.streams
+        stream.source._end("as made")
+        client.connection.has_room = True
+        await until(lambda: client.connection.told('"unsubscribed"', "as made"))
+        client.session.end(Ending(1000, ""))
+        await session
+
+    with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+        publish(writer, 30_000)
+        in_a_loop(run)
+
+
+def test_who_catches_up_is_not_given_rows_of_another_schema(bus_name):
+    async def run(past: Past) -> None:
+        client = FakeClient(bus_name, past, queue_bytes=1 << 20)
+        session = asyncio.create_task(client.session.run())
+        with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+            publish(writer, 30_000)
+            await catch_up_halfway(client)
+        with Writer(bus_name, [Schema("points", {"other": "f8"})], slots=1 << 15) as writer:
+            publish(writer, 30_000)
+            client.connection.has_room = True
+            await until(lambda: client.connection.told('"unsubscribed"', "another schema"))
+            client.session.end(Ending(1000, ""))
+            await session
+
+    in_a_loop(run)

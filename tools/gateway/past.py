@@ -131,6 +131,9 @@ class _Reader:
             address, start=start or "earliest", live=True, reopen=True, name="ringmain gateway", batch_rows=rows_max
         )
         self._told = self._opened.position
+        if self._opened.schema.hash != self._stream.source.schema.hash:
+            difference = self._stream.source.schema.describe_difference(self._opened.schema)
+            raise BusError(f"{address}: another schema is published now: {difference}; subscribe anew")
 
     @property
     def _reader(self) -> Historical:

@@ -68,6 +68,16 @@ class Source:
     def _run(self) -> None:
         try:
             self._read()
+        except Exception as error:
+            expected = isinstance(error, BusError | StorageError | OSError)
+            event(
+                "a topic cannot be read on",
+                level=logging.ERROR,
+                error=None if expected else error,
+                topic=self.address,
+                reason=str(error),
+            )
+            self._hand(self._end, str(error) or type(error).__name__)
         finally:
             self._closing.wait()  # until then the loop looks at the eventfd
             os.close(self._wake)
@@ -86,21 +96,10 @@ class Source:
                         return
                 except (Overrun, HistoryGone):  # the rows come again, or are told as lost
                     continue
-                except Exception as error:
-                    if isinstance(error, BusError) and behind_restart(self.address, reader):
-                        self._hand(self._go_back, reader.position, str(error))
-                        continue
-                    expected = isinstance(error, BusError | StorageError | OSError)
-                    told = None if expected else error
-                    event(
-                        "a topic cannot be read on",
-                        level=logging.ERROR,
-                        error=told,
-                        topic=self.address,
-                        reason=str(error),
-                    )
-                    self._hand(self._end, str(error))
-                    return
+                except BusError as error:
+                    if not behind_restart(self.address, reader):
+                        raise
+                    self._hand(self._go_back, reader.position, str(error))
 
     def _hand(self, call: Callable[..., None], *arguments: Any) -> None:
         while not self._turn.acquire(timeout=SLICE_S):
