@@ -228,3 +228,25 @@ def test_who_catches_up_is_not_given_rows_of_another_schema(bus_name):
             await session
 
     in_a_loop(run)
+
+
+def test_several_pasts_of_a_client_fill_its_queue_no_further_than_one(bus_name):
+    async def run(past: Past) -> None:
+        client = FakeClient(bus_name, past, queue_bytes=1 << 20)
+        outbox, fills = client.session.outbox, list[float]()
+        put = outbox.put
+        outbox.put = lambda message: (put(message), fills.append(outbox.fill))[0]
+        session = asyncio.create_task(client.session.run())
+        client.connection.has_room = False
+        for id in range(6):
+            client.subscribe(id, where=[["value", "!=", id + 1]], **{"from": 1})
+        await until(lambda: outbox.fill >= 0.5)
+        client.connection.has_room = True
+        await until(lambda: client.connection.told('"last":30000') == 6)
+        client.session.end(Ending(1000, ""))
+        await session
+        assert max(fills) < 1
+
+    with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+        publish(writer, 30_000)
+        in_a_loop(run)

@@ -75,8 +75,13 @@ class Past:
     async def _read(self, subscription: Subscription, outbox: Outbox, reader: _Reader) -> bool:
         """Read until half the client's queue is full (False), or it is joined (True)."""
         source = subscription.stream.source
-        while outbox.fill < 0.5:
-            piece = await self.run(reader.read)
+        while True:
+            async with outbox.turn:
+                if outbox.fill >= 0.5:
+                    return False
+                piece = await self.run(reader.read)
+                if piece is not None:
+                    _put(subscription, piece)
             if piece is None:  # all that is published; what the source has handed out is part of it
                 while reader.position < source.position and (piece := reader.read()) is not None:
                     _put(subscription, piece)
@@ -85,9 +90,6 @@ class Past:
                     subscription.join()
                     return True
                 await asyncio.sleep(0.01)
-            else:
-                _put(subscription, piece)
-        return False
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
