@@ -6,13 +6,15 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from ringmain.bus import Batch, BusError, Writer
+from ringmain.bus import Batch, BusError, Overrun, Writer
 from ringmain.storage import Schema
 from ringmain.subscribers import RealTime
+from ringmain.subscribers.reader import TopicReader
 from ringmain.tools.gateway import source as gateway_source
 from ringmain.tools.gateway.connection import Connection
 from ringmain.tools.gateway.hub import Hub
@@ -249,4 +251,36 @@ def test_several_pasts_of_a_client_fill_its_queue_no_further_than_one(bus_name):
 
     with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
         publish(writer, 30_000)
+        in_a_loop(run)
+
+
+@pytest.mark.parametrize("start", [1, "latest"], ids=["past", "present"])
+def test_what_was_lost_is_told_although_the_batch_that_said_it_was_overwritten(bus_name, monkeypatch, start):
+    whole, overwritten = TopicReader.poll, list[int]()
+
+    def poll(reader: TopicReader, *arguments: Any) -> Any:
+        batch = whole(reader, *arguments)
+        if batch is None or overwritten:
+            return batch
+        overwritten.append(batch.first)
+        reader.step_back(batch.first)
+        return SimpleNamespace(first=batch.first, lost=3, copy=raising(Overrun(batch.first, batch.first)))
+
+    async def run(past: Past) -> None:
+        client = FakeClient(bus_name, past)
+        session = asyncio.create_task(client.session.run())
+        if start == 1:
+            publish(writer, 1)
+        client.subscribe(1, **{"from": start})
+        await until(lambda: client.connection.told('"subscribed"'))
+        if start == "latest":
+            publish(writer, 1)
+        await until(lambda: client.connection.told('"rows"'))
+        client.session.end(Ending(1000, ""))
+        await session
+        assert overwritten == [1]
+        assert client.connection.told('"first":1,', '"lost":3,') == 1
+
+    monkeypatch.setattr(TopicReader, "poll", poll)
+    with Writer(bus_name, [POINTS]) as writer:
         in_a_loop(run)

@@ -120,6 +120,7 @@ class _Reader:
         self._newest = Newest(stream.source.schema, tuple(conflate)) if conflate is not None else None
         self._opened: Historical | None = None
         self._told = 0  # the last sequence that it has read
+        self._lost = 0  # and not told yet
 
     def open(self) -> None:
         """Raises Ahead, and what Historical does."""
@@ -153,11 +154,12 @@ class _Reader:
                 batch = self._reader.poll()
                 if batch is None:
                     return None
+                self._lost += batch.lost
                 if batch.first <= self._told:  # another stream has begun: rings only, and a new writer
                     self._told = batch.first - 1
                     self._reader.step_back(batch.first)
                     return _Piece((), self._told, "it was closed and opened again, without a log")
-                rows = owned_batch(batch.copy(), batch.schema, batch.first, batch.last, batch.lost)
+                rows = owned_batch(batch.copy(), batch.schema, batch.first, batch.last, self._lost)
             except (Overrun, HistoryGone):  # the rows come again, or are told as lost
                 continue
             except BusError as error:
@@ -165,7 +167,7 @@ class _Reader:
                     raise
                 self._told = self._reader.position
                 return _Piece((), self._told, str(error))
-            self._told = batch.last
+            self._told, self._lost = batch.last, 0
             return _Piece(self._messages(rows), batch.last)
 
     def _messages(self, batch: Batch) -> Sequence[Framed]:

@@ -83,14 +83,16 @@ class Source:
             os.close(self._wake)
 
     def _read(self) -> None:
+        lost = 0  # and not told yet
         with self._reader as reader:
             while not self._closing.is_set():
                 try:
                     batch = reader.take(SLICE_S)
                     if batch is not None:
-                        self._hand(
-                            self._deliver, owned_batch(batch.copy(), batch.schema, batch.first, batch.last, batch.lost)
-                        )
+                        lost += batch.lost
+                        owned = owned_batch(batch.copy(), batch.schema, batch.first, batch.last, lost)
+                        self._hand(self._deliver, owned)
+                        lost = 0
                     elif reader.ended:
                         self._hand(self._end, "the topic has ended")
                         return
