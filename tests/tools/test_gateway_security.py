@@ -151,16 +151,23 @@ def test_pages_of_foreign_origins_may_not_connect(guarded):
     for welcome in ("https://example.com", f"http://127.0.0.1:{port}"):
         with guarded.connect("all", origin=welcome):
             pass
-    for foreign in ("https://evil.example", f"http://127.0.0.1:{port + 1}", "https://example.com.evil.example", "null"):
+    for foreign in (
+        "https://evil.example",
+        f"http://127.0.0.1:{port + 1}",
+        "https://example.com.evil.example",
+        "null",
+        "http://[",
+    ):
         headers = {"Authorization": f"Bearer {guarded.tokens['all']}"}
         assert refused_status(guarded.gateway.url, origin=foreign, additional_headers=headers) == 403
 
 
 def test_without_tokens_a_page_cannot_pretend_that_this_machine_is_its_own_host(bus_name):
     with Writer(bus_name, [POINTS]), gateway(bus_name) as running:
-        with socket.create_connection(("127.0.0.1", running.port), TIMEOUT_S) as raw:
-            raw.sendall(handshake("evil.example", "Origin: http://evil.example\r\n"))
-            assert b" 403 " in raw.recv(4096)
+        for host in ("evil.example", "["):
+            with socket.create_connection(("127.0.0.1", running.port), TIMEOUT_S) as raw:
+                raw.sendall(handshake(host, f"Origin: http://{host}\r\n"))
+                assert b" 403 " in raw.recv(4096)
         with Client(running.url, origin=f"http://127.0.0.1:{running.port}") as client:
             client.subscribe(f"{bus_name}/points")
 
