@@ -18,6 +18,7 @@ from ringmain.subscribers.reader import TopicReader
 from ringmain.tools.gateway import source as gateway_source
 from ringmain.tools.gateway.connection import Connection
 from ringmain.tools.gateway.hub import Hub
+from ringmain.tools.gateway.outbox import Outbox
 from ringmain.tools.gateway.past import Past, _Reader
 from ringmain.tools.gateway.session import Ending, Session
 from ringmain.tools.gateway.settings import GatewaySettings
@@ -117,6 +118,7 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.has_room = True
+        self.one_by_one = False  # whether it has room for one message only, each time
         self.sent: list[bytes] = []
 
     async def room(self) -> None:
@@ -124,6 +126,9 @@ class FakeConnection:
 
     def write(self, message: bytes) -> bool:
         self.sent.append(message)
+        if self.one_by_one:
+            self.has_room = False
+            asyncio.get_running_loop().call_soon(setattr, self, "has_room", True)
         return True
 
     def told(self, *parts: str) -> int:
@@ -232,12 +237,23 @@ def test_who_catches_up_is_not_given_rows_of_another_schema(bus_name):
     in_a_loop(run)
 
 
-def test_several_pasts_of_a_client_fill_its_queue_no_further_than_one(bus_name):
+def fills_of(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How full it is after each message that is put."""
+    fills, put = list[float](), outbox.put
+
+    def watched(message: bytes) -> None:
+        put(message)
+        fills.append(outbox.fill)
+
+    monkeypatch.setattr(outbox, "put", watched)
+    return fills
+
+
+def test_several_pasts_of_a_client_fill_its_queue_no_further_than_one(bus_name, monkeypatch):
     async def run(past: Past) -> None:
         client = FakeClient(bus_name, past, queue_bytes=1 << 20)
-        outbox, fills = client.session.outbox, list[float]()
-        put = outbox.put
-        outbox.put = lambda message: (put(message), fills.append(outbox.fill))[0]
+        outbox = client.session.outbox
+        fills = fills_of(outbox, monkeypatch)
         session = asyncio.create_task(client.session.run())
         client.connection.has_room = False
         for id in range(6):
@@ -283,4 +299,26 @@ def test_what_was_lost_is_told_although_the_batch_that_said_it_was_overwritten(b
 
     monkeypatch.setattr(TopicReader, "poll", poll)
     with Writer(bus_name, [POINTS]) as writer:
+        in_a_loop(run)
+
+
+def test_what_was_held_back_is_handed_out_as_the_client_takes_it(bus_name, monkeypatch):
+    async def run(past: Past) -> None:
+        client = FakeClient(bus_name, past, queue_bytes=1 << 20)
+        outbox = client.session.outbox
+        session = asyncio.create_task(client.session.run())
+        for id in (1, 2):
+            client.subscribe(id, where=[["value", "!=", id]], slow={"newest": 40_000})
+        await until(lambda: client.connection.told('"subscribed"') == 2)
+        client.connection.has_room = False
+        publish(writer, 60_000)
+        await until(lambda: {stream.source.position for stream in client.hub.streams} == {60_000})
+        fills = fills_of(outbox, monkeypatch)
+        client.connection.one_by_one = client.connection.has_room = True
+        await until(lambda: client.connection.told('"last":60000', '"conflated":true') == 2)
+        client.session.end(Ending(1000, ""))
+        await session
+        assert max(fills) < 1
+
+    with Writer(bus_name, [POINTS], slots=1 << 16) as writer:
         in_a_loop(run)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ...bus import Batch
 from ...storage import Schema
-from .batches import encode_batch
+from .batches import encode_batch, encode_pieces
 from .connection import Framed
 from .frames import encode_binary, encode_json
 from .requests import Subscribe
@@ -52,6 +52,10 @@ class Stream:
 
     def encode(self, batch: Batch, *, conflated: bool = False) -> Sequence[Framed]:
         return encode_batch(batch, self.number, self.schema.dtype, self._encode, conflated=conflated)
+
+    def encode_held(self, batch: Batch) -> Iterator[Framed]:
+        """The messages of what was held back, each made when it is wanted."""
+        return encode_pieces(batch, self.number, self.schema.dtype, self._encode, conflated=True)
 
     @property
     def conflates(self) -> bool:
