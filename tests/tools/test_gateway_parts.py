@@ -8,9 +8,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import uvicorn
 from ringmain.bus import Batch, BusError, Overrun, Writer
 from ringmain.storage import Schema
 from ringmain.subscribers import RealTime
@@ -20,11 +22,13 @@ from ringmain.tools.gateway.connection import Connection
 from ringmain.tools.gateway.hub import Hub
 from ringmain.tools.gateway.outbox import Outbox
 from ringmain.tools.gateway.past import Past, _Reader
+from ringmain.tools.gateway.serving import _FirmHttp
 from ringmain.tools.gateway.session import Ending, Session
 from ringmain.tools.gateway.settings import GatewaySettings
 from ringmain.tools.gateway.source import Source
 from ringmain.tools.gateway.tokens import ANYBODY
 from support.gateways import TIMEOUT_S
+from uvicorn.server import ServerState
 
 pytestmark = pytest.mark.process
 
@@ -322,3 +326,18 @@ def test_what_was_held_back_is_handed_out_as_the_client_takes_it(bus_name, monke
 
     with Writer(bus_name, [POINTS], slots=1 << 16) as writer:
         in_a_loop(run)
+
+
+def test_connections_that_are_no_clients_yet_are_cut_off_where_there_are_too_many():
+    async def nobody(scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+    async def run(past: Past) -> None:
+        config, state = uvicorn.Config(nobody, limit_concurrency=2, log_config=None), ServerState()
+        config.load()
+        transports = [Mock(get_extra_info=lambda name: None) for _ in range(3)]
+        for transport in transports:
+            _FirmHttp(config, state, {}).connection_made(transport)
+        assert [transport.abort.called for transport in transports] == [False, False, True]
+
+    in_a_loop(run)

@@ -362,8 +362,20 @@ def test_whatever_clients_send_the_others_go_on(guarded):
             wait_until(lambda: connections(guarded) <= 2, TIMEOUT_S)  # or it would be too many, and not the garbage
 
 
-def test_half_a_request_holds_a_connection_for_a_while_only(guarded):
+@pytest.mark.parametrize(
+    "whole",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n",
+    ],
+    ids=["first", "second", "body"],
+)
+def test_half_a_request_holds_a_connection_for_a_while_only(guarded, whole):
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), TIMEOUT_S) as raw:
+        if whole:
+            raw.sendall(whole)
+            assert raw.recv(4096).startswith(b"HTTP/1.1 200 ")
         raw.sendall(b"GET /ws HTTP/1.1\r\nHost: 127")
         assert close_code(raw) == 0  # cut off
     assert not guarded.gateway.rest, "no traceback was logged"
