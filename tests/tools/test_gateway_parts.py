@@ -341,3 +341,23 @@ def test_connections_that_are_no_clients_yet_are_cut_off_where_there_are_too_man
         assert [transport.abort.called for transport in transports] == [False, False, True]
 
     in_a_loop(run)
+
+
+def test_who_waits_for_room_while_a_bus_without_a_log_begins_again_gets_all_of_the_new_stream(bus_name):
+    async def run(past: Past) -> None:
+        client = FakeClient(bus_name, past, queue_bytes=1 << 20)
+        session = asyncio.create_task(client.session.run())
+        with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+            publish(writer, 30_000)
+            await catch_up_halfway(client)
+        with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+            publish(writer, 31_000)
+            client.connection.has_room = True
+            await until(lambda: client.connection.told('"last":31000'))
+            client.session.end(Ending(1000, ""))
+            await session
+        reset = next(at for at, message in enumerate(client.connection.sent) if b'"reset"' in message)
+        assert b'"sequence":0,' in client.connection.sent[reset]
+        assert b'"first":1,' in client.connection.sent[reset + 1]
+
+    in_a_loop(run)

@@ -24,9 +24,10 @@ from ...storage import HistoryGone, StorageError
 from ...subscribers import Subscriber
 from ..service_log import event
 
-__all__ = ["Source", "Taker", "behind_restart"]
+__all__ = ["ANEW", "Source", "Taker", "behind_restart"]
 
 SLICE_S = 0.5
+ANEW = "it was closed and opened again, without a log"
 
 
 class Taker(Protocol):
@@ -119,7 +120,7 @@ class Source:
 
     def _deliver(self, batch: Batch) -> None:
         if batch.first <= self.position:
-            self._go_back(batch.first - 1, "it was closed and opened again, without a log")
+            self._go_back(batch.first - 1, ANEW)
         self.position = batch.last
         for taker in tuple(self.takers):
             try:
