@@ -27,6 +27,7 @@ __all__ = ["run_gateway"]
 
 SPARE_FILES = 256  # file descriptors beside the connections'
 SPARE_CONNECTIONS = 100  # beside the clients': that are being refused, or ask for /health
+PING_S = 20.0  # that an answer to a ping may take at least
 BACKLOG = 1024
 UNSENT_BYTES = 256 << 10
 # What uvicorn logs as errors, and is none: a handshake refused with a status, and a client's mistake. We log both by ourselves.
@@ -63,6 +64,7 @@ async def _serve(
             http=_FirmHttp,
             ws=Connection,
             ws_max_size=settings.message_bytes_max,
+            ws_ping_timeout=max(PING_S, settings.stall_s),
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
