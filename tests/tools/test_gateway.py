@@ -282,6 +282,7 @@ def test_what_cannot_be_is_told_and_changes_nothing(place, ticks):
             ),
             ("bad_request", "where: levels: an array", {"where": [["levels", "<", 3]]}),
             ("bad_request", "where: price: a number is expected, got 'a'", {"where": [["price", "<", "a"]]}),
+            ("bad_request", "where: ratio: no value of type float64", {"where": [["ratio", "<", 10**400]]}),
             ("bad_request", "where: topic 'ticks' has no field '__class__'", {"where": [["__class__", "==", 1]]}),
             ("bad_request", "conflate:", {"mode": "delayed", "conflate": ["ratio"]}),
             ("bad_request", "slow: conflate:", {"slow": {"conflate": ["nothing"]}}),

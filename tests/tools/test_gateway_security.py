@@ -151,16 +151,23 @@ def test_pages_of_foreign_origins_may_not_connect(guarded):
     for welcome in ("https://example.com", f"http://127.0.0.1:{port}"):
         with guarded.connect("all", origin=welcome):
             pass
-    for foreign in ("https://evil.example", f"http://127.0.0.1:{port + 1}", "https://example.com.evil.example", "null"):
+    for foreign in (
+        "https://evil.example",
+        f"http://127.0.0.1:{port + 1}",
+        "https://example.com.evil.example",
+        "null",
+        "http://[",
+    ):
         headers = {"Authorization": f"Bearer {guarded.tokens['all']}"}
         assert refused_status(guarded.gateway.url, origin=foreign, additional_headers=headers) == 403
 
 
 def test_without_tokens_a_page_cannot_pretend_that_this_machine_is_its_own_host(bus_name):
     with Writer(bus_name, [POINTS]), gateway(bus_name) as running:
-        with socket.create_connection(("127.0.0.1", running.port), TIMEOUT_S) as raw:
-            raw.sendall(handshake("evil.example", "Origin: http://evil.example\r\n"))
-            assert b" 403 " in raw.recv(4096)
+        for host in ("evil.example", "["):
+            with socket.create_connection(("127.0.0.1", running.port), TIMEOUT_S) as raw:
+                raw.sendall(handshake(host, f"Origin: http://{host}\r\n"))
+                assert b" 403 " in raw.recv(4096)
         with Client(running.url, origin=f"http://127.0.0.1:{running.port}") as client:
             client.subscribe(f"{bus_name}/points")
 
@@ -355,8 +362,20 @@ def test_whatever_clients_send_the_others_go_on(guarded):
             wait_until(lambda: connections(guarded) <= 2, TIMEOUT_S)  # or it would be too many, and not the garbage
 
 
-def test_half_a_request_holds_a_connection_for_a_while_only(guarded):
+@pytest.mark.parametrize(
+    "whole",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n",
+    ],
+    ids=["first", "second", "body"],
+)
+def test_half_a_request_holds_a_connection_for_a_while_only(guarded, whole):
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), TIMEOUT_S) as raw:
+        if whole:
+            raw.sendall(whole)
+            assert raw.recv(4096).startswith(b"HTTP/1.1 200 ")
         raw.sendall(b"GET /ws HTTP/1.1\r\nHost: 127")
         assert close_code(raw) == 0  # cut off
     assert not guarded.gateway.rest, "no traceback was logged"

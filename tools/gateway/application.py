@@ -92,7 +92,11 @@ class Application:
         if scope["path"] != "/ws":
             raise Refused(404, "nothing is here; clients connect to /ws")
         places.enter_context(self._connections.place(address))
-        if not self._is_welcome(headers.get("origin"), headers.get("host", "")):
+        try:
+            welcome = self._is_welcome(headers.get("origin"), headers.get("host", ""))
+        except ValueError:  # one of them is none
+            welcome = False
+        if not welcome:
             raise Refused(403, "pages of this origin may not connect")
         if not self._settings.tokens:
             return ANYBODY

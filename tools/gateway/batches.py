@@ -14,7 +14,7 @@ from .connection import Framed, framed
 from .frames import Message
 from .selecting import project
 
-__all__ = ["Encode", "encode_batch", "rows_behind"]
+__all__ = ["Encode", "encode_batch", "encode_pieces", "rows_behind"]
 
 MESSAGE_ROWS_BYTES = 128 << 10
 
@@ -26,13 +26,22 @@ def encode_batch(
 ) -> Sequence[Framed]:
     """A batch's rows, with the fields of `dtype`, in as many messages as they take."""
     rows = project(batch.rows, dtype)
-    count = max(1, MESSAGE_ROWS_BYTES // rows.itemsize)
-    if len(rows) <= count:
+    if len(rows) <= _rows_max(rows):
         return (framed(encode(stream, rows, batch.first, batch.last, batch.lost, conflated)),)
-    return [
-        framed(encode(stream, piece, first, last, lost, conflated))
-        for piece, first, last, lost in _pieces(batch, rows, count)
-    ]
+    return list(encode_pieces(batch, stream, dtype, encode, conflated=conflated))
+
+
+def encode_pieces(
+    batch: Batch, stream: int, dtype: np.dtype[np.void], encode: Encode, *, conflated: bool = False
+) -> Iterator[Framed]:
+    """The same messages one after the other, each made when it is wanted."""
+    rows = project(batch.rows, dtype)
+    for piece, first, last, lost in _pieces(batch, rows, _rows_max(rows)):
+        yield framed(encode(stream, piece, first, last, lost, conflated))
+
+
+def _rows_max(rows: Rows) -> int:
+    return max(1, MESSAGE_ROWS_BYTES // rows.itemsize)
 
 
 def _pieces(batch: Batch, rows: Rows, count: int) -> Iterator[tuple[Rows, int, int, int]]:

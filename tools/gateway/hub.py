@@ -42,7 +42,7 @@ class _Opened:
     def has_ended(self) -> bool:
         """Whether nothing more will come: whoever wants it now begins afresh."""
         done = self.opening.done() and not self.opening.cancelled() and self.opening.exception() is None
-        return done and self.opening.result().ended
+        return done and bool(self.opening.result().ended)
 
 
 class Hub:
@@ -75,7 +75,7 @@ class Hub:
         try:
             source = await asyncio.shield(opened.opening)
             stream = opened.streams.get(wish)
-            if stream is None:
+            if stream is None or stream.ended:
                 stream = Stream(next(self._numbers), source, request)
                 opened.streams[wish] = stream
                 source.takers.add(stream)
@@ -86,7 +86,8 @@ class Hub:
                 stream.users -= 1
                 if not stream.users:
                     source.takers.discard(stream)
-                    del opened.streams[wish]
+                    if opened.streams.get(wish) is stream:
+                        del opened.streams[wish]
         finally:
             opened.users -= 1
             if not opened.users:

@@ -18,13 +18,15 @@ __all__ = ["Outbox"]
 class Outbox:
     """One event loop. `put` never waits and refuses nothing: whoever puts looks at `fill` before.
 
-    bytes_max: what `fill` goes by. on_room: called when it has become at most a quarter full.
+    bytes_max: what `fill` goes by. on_room: called when it has become at most a quarter full. turn: of those who look at `fill`
+    and put only later.
     """
 
     def __init__(self, connection: Connection, bytes_max: int, on_room: Callable[[], None]) -> None:
         self._connection, self._bytes_max, self._on_room = connection, bytes_max, on_room
         self._messages: deque[Framed] = deque()
         self._bytes = 0
+        self.turn = asyncio.Lock()
         self._filled, self._roomy, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._roomy.set()
         self._empty.set()

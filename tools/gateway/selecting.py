@@ -102,6 +102,10 @@ def _condition(schema: Schema, name: str, comparison: str, value: Value) -> Call
         expected = "text" if kind.kind == "S" else "a number"
         raise ValueError(f"where: {name}: {expected} is expected, got {value!r}")
     compare, wanted = OPERATORS[comparison], _as_field(value)
+    try:
+        compare(np.zeros(1, kind), wanted)
+    except (OverflowError, TypeError):
+        raise ValueError(f"where: {name}: no value of type {kind} can be compared with {str(value)[:40]}") from None
     return lambda rows: compare(rows[name], wanted)
 
 

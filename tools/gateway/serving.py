@@ -26,6 +26,8 @@ from .settings import GatewaySettings
 __all__ = ["run_gateway"]
 
 SPARE_FILES = 256  # file descriptors beside the connections'
+SPARE_CONNECTIONS = 100  # beside the clients': that are being refused, or ask for /health
+PING_S = 20.0  # that an answer to a ping may take at least
 BACKLOG = 1024
 UNSENT_BYTES = 256 << 10
 # What uvicorn logs as errors, and is none: a handshake refused with a status, and a client's mistake. We log both by ourselves.
@@ -62,6 +64,7 @@ async def _serve(
             http=_FirmHttp,
             ws=Connection,
             ws_max_size=settings.message_bytes_max,
+            ws_ping_timeout=max(PING_S, settings.stall_s),
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -72,6 +75,7 @@ async def _serve(
             ssl_certfile=settings.cert,
             ssl_keyfile=settings.key,
             timeout_keep_alive=math.ceil(settings.authenticate_s),
+            limit_concurrency=settings.connections_max + SPARE_CONNECTIONS,
             timeout_graceful_shutdown=2,
         )
     )
@@ -104,15 +108,29 @@ class _Server(uvicorn.Server):
 
 
 class _FirmHttp(H11Protocol):
-    """Waits for a request for a while only: otherwise half a request would hold a connection for ever."""
+    """Waits for each request for a while only, whatever comes of it meanwhile: half a request would hold a connection for ever.
+
+    Those connections are no clients yet, and nobody counts them: more than there may be are cut off at once.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._overdue = asyncio.get_running_loop().call_later(self.timeout_keep_alive, self._cut_off)
+        self._overdue = self.loop.call_later(self.timeout_keep_alive, self._cut_off)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+            self.transport.abort()
 
     def _cut_off(self) -> None:
-        if self.scope is None:  # pyright: ignore[reportUnnecessaryComparison]
+        if self.cycle is None or self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
             self.transport.abort()
+
+    def on_response_complete(self) -> None:
+        self._overdue.cancel()
+        self._overdue = self.loop.call_later(self.timeout_keep_alive, self._cut_off)
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._overdue.cancel()
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._overdue.cancel()

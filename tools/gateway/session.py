@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -106,13 +106,13 @@ class Session:
             ending = await self._ending
             receiving.cancel()
             await asyncio.wait((receiving,))
-            self._hand_out_held()
+            subscriptions = [held.subscription for held in self._held.values()]
             for id in tuple(self._held):
                 await self._drop(id)
             if ending.drain:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._settings.drain_s):
-                        await self.outbox.drained()
+                        await self._drain(subscriptions)
         finally:
             for task in (sending, receiving):
                 task.cancel()
@@ -140,8 +140,18 @@ class Session:
             self.end(Ending(TOO_SLOW, "the queue is full of answers that were not read"))
 
     def _hand_out_held(self) -> None:
-        for held in tuple(self._held.values()):
+        for id in tuple(self._held):
+            if self.outbox.fill >= 0.5:
+                return  # the others are next
+            held = self._held[id] = self._held.pop(id)
             held.subscription.hand_out_held()
+
+    async def _drain(self, subscriptions: Sequence[Subscription]) -> None:
+        for subscription in subscriptions:
+            while subscription.holds_back:
+                await self.outbox.room()
+                subscription.hand_out_held()
+        await self.outbox.drained()
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
@@ -302,10 +312,12 @@ class Session:
         held = self._held.pop(id, None)
         if held is None:
             return
-        if held.catching_up is not None and held.catching_up is not asyncio.current_task():
-            held.catching_up.cancel()
-            await asyncio.wait((held.catching_up,))
-        await held.stack.aclose()
+        try:
+            if held.catching_up is not None and held.catching_up is not asyncio.current_task():
+                held.catching_up.cancel()
+                await asyncio.wait((held.catching_up,))
+        finally:  # also where the session ends meanwhile
+            await held.stack.aclose()
 
 
 def _refusal(error: Exception) -> Refusal:

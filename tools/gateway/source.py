@@ -24,9 +24,10 @@ from ...storage import HistoryGone, StorageError
 from ...subscribers import Subscriber
 from ..service_log import event
 
-__all__ = ["Source", "Taker", "behind_restart"]
+__all__ = ["ANEW", "Source", "Taker", "behind_restart"]
 
 SLICE_S = 0.5
+ANEW = "it was closed and opened again, without a log"
 
 
 class Taker(Protocol):
@@ -49,7 +50,7 @@ class Source:
     def __init__(self, address: str, reader: Subscriber, loop: asyncio.AbstractEventLoop) -> None:
         self.address, self.schema, self.position = address, reader.schema, reader.position
         self.takers: set[Taker] = set()
-        self.ended = False
+        self.ended = ""  # the reason, once nothing more will come
         self._reader, self._loop = reader, loop
         self._closing = threading.Event()
         self._turn = threading.Lock()  # not a Semaphore: that is Python, and the loop would wait for it to be through
@@ -68,39 +69,40 @@ class Source:
     def _run(self) -> None:
         try:
             self._read()
+        except Exception as error:
+            expected = isinstance(error, BusError | StorageError | OSError)
+            event(
+                "a topic cannot be read on",
+                level=logging.ERROR,
+                error=None if expected else error,
+                topic=self.address,
+                reason=str(error),
+            )
+            self._hand(self._end, str(error) or type(error).__name__)
         finally:
             self._closing.wait()  # until then the loop looks at the eventfd
             os.close(self._wake)
 
     def _read(self) -> None:
+        lost = 0  # and not told yet
         with self._reader as reader:
             while not self._closing.is_set():
                 try:
                     batch = reader.take(SLICE_S)
                     if batch is not None:
-                        self._hand(
-                            self._deliver, owned_batch(batch.copy(), batch.schema, batch.first, batch.last, batch.lost)
-                        )
+                        lost += batch.lost
+                        owned = owned_batch(batch.copy(), batch.schema, batch.first, batch.last, lost)
+                        self._hand(self._deliver, owned)
+                        lost = 0
                     elif reader.ended:
                         self._hand(self._end, "the topic has ended")
                         return
                 except (Overrun, HistoryGone):  # the rows come again, or are told as lost
                     continue
-                except Exception as error:
-                    if isinstance(error, BusError) and behind_restart(self.address, reader):
-                        self._hand(self._go_back, reader.position, str(error))
-                        continue
-                    expected = isinstance(error, BusError | StorageError | OSError)
-                    told = None if expected else error
-                    event(
-                        "a topic cannot be read on",
-                        level=logging.ERROR,
-                        error=told,
-                        topic=self.address,
-                        reason=str(error),
-                    )
-                    self._hand(self._end, str(error))
-                    return
+                except BusError as error:
+                    if not behind_restart(self.address, reader):
+                        raise
+                    self._hand(self._go_back, reader.position, str(error))
 
     def _hand(self, call: Callable[..., None], *arguments: Any) -> None:
         while not self._turn.acquire(timeout=SLICE_S):
@@ -118,10 +120,15 @@ class Source:
 
     def _deliver(self, batch: Batch) -> None:
         if batch.first <= self.position:
-            self._go_back(batch.first - 1, "it was closed and opened again, without a log")
+            self._go_back(batch.first - 1, ANEW)
         self.position = batch.last
         for taker in tuple(self.takers):
-            taker.deliver(batch)
+            try:
+                taker.deliver(batch)
+            except Exception as error:  # the others get their rows
+                event("a stream failed", level=logging.ERROR, error=error, topic=self.address)
+                self.takers.discard(taker)
+                taker.end("the gateway failed")
 
     def _go_back(self, sequence: int, reason: str) -> None:
         self.position = sequence
@@ -129,7 +136,7 @@ class Source:
             taker.reset(sequence, reason)
 
     def _end(self, reason: str) -> None:
-        self.ended = True
+        self.ended = reason
         for taker in tuple(self.takers):
             taker.end(reason)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ...bus import Batch
 from ...storage import Schema
-from .batches import encode_batch
+from .batches import encode_batch, encode_pieces
 from .connection import Framed
 from .frames import encode_binary, encode_json
 from .requests import Subscribe
@@ -44,6 +44,7 @@ class Stream:
         self.users = 0  # who has it, joined or not
         self._encode = encode_binary if request.format == "binary" else encode_json
         self._selection = self.selection()
+        self._ended = ""
 
     def selection(self) -> Selection:
         """What selects this stream's rows; a new one, since each serves one thread."""
@@ -52,10 +53,19 @@ class Stream:
     def encode(self, batch: Batch, *, conflated: bool = False) -> Sequence[Framed]:
         return encode_batch(batch, self.number, self.schema.dtype, self._encode, conflated=conflated)
 
+    def encode_held(self, batch: Batch) -> Iterator[Framed]:
+        """The messages of what was held back, each made when it is wanted."""
+        return encode_pieces(batch, self.number, self.schema.dtype, self._encode, conflated=True)
+
     @property
     def conflates(self) -> bool:
         """Whether batches have only the newest row of each key."""
         return self.request.conflate is not None
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more will come; empty while more may."""
+        return self._ended or self.source.ended
 
     def deliver(self, batch: Batch) -> None:
         selected = self._selection.select(batch)
@@ -73,6 +83,7 @@ class Stream:
             taker.reset(sequence, reason)
 
     def end(self, reason: str) -> None:
+        self._ended = reason
         for taker in tuple(self.takers):
             taker.end(reason)
 

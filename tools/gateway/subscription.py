@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 from ...bus import Batch
 from .batches import rows_behind
@@ -43,13 +44,17 @@ class Subscription:
         self._held: Held | None = None
         if isinstance(request.slow, Slow):
             self._held = Held(fold_of(stream.source.schema, request.slow))
+        self._handing: Iterator[Framed] | None = None  # what was held back, on its way into the outbox
         self._held_rows_max = held_bytes_max // stream.source.schema.row_bytes
         if isinstance(request.slow, Slow) and (request.slow.newest or 0) > self._held_rows_max:
             raise ValueError(f"slow: newest: at most {self._held_rows_max} rows of this topic are held back")
 
     def join(self) -> None:
-        """Take part in the stream from the next batch on."""
-        self.stream.takers.add(self)
+        """Take part in the stream from the next batch on. Ends where that has ended meanwhile."""
+        if self.stream.ended:
+            self.end(self.stream.ended)
+        else:
+            self.stream.takers.add(self)
 
     def takes(self, batch: Batch) -> bool:
         if batch.first <= self.position:  # it was further than the stream when it joined
@@ -57,7 +62,7 @@ class Subscription:
             if left is not None and self.takes(left):
                 self.put(left, self.stream.encode(left, conflated=self.stream.conflates))
             return False
-        if self._held is None or (not len(self._held) and self._outbox.fill < 0.5):
+        if self._held is None or (not self.holds_back and self._outbox.fill < 0.5):
             return True
         self._held.take_in(batch)
         self.conflated_count += 1
@@ -79,21 +84,32 @@ class Subscription:
             self._outbox.put(message)
         self.position = max(self.position, position)
 
-    def hand_out_held(self) -> None:
-        """Its client is caught up: put what was held back."""
-        batch = self._held.hand_out() if self._held is not None else None
-        if batch is not None:
-            for message in self.stream.encode(batch, conflated=True):
+    @property
+    def holds_back(self) -> bool:
+        return self._handing is not None or (self._held is not None and len(self._held) > 0)
+
+    def hand_out_held(self, fill_max: float = 0.5) -> None:
+        """Its client has room: put what was held back, until its queue is that full."""
+        while self._outbox.fill < fill_max:
+            if self._handing is None:
+                batch = self._held.hand_out() if self._held is not None else None
+                if batch is None:
+                    return
+                self._handing = self.stream.encode_held(batch)
+            message = next(self._handing, None)
+            if message is None:
+                self._handing = None
+            else:
                 self._outbox.put(message)
 
     def reset(self, sequence: int, reason: str) -> None:
-        self.hand_out_held()
+        self.hand_out_held(math.inf)
         self.position = sequence
         message = encode_message("reset", stream=self.stream.number, sequence=sequence, reason=reason)
         self._outbox.put(framed(message))
 
     def end(self, reason: str) -> None:
-        self.hand_out_held()
+        self.hand_out_held(math.inf)
         self._on_end(self, reason)
 
     def leave(self) -> None:
