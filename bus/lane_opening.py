@@ -49,7 +49,7 @@ def ask(address: str, schema: Schema | None, slots: int, deadline: float, former
             topic = attach(address)
             _check_role(topic)
             _check_writer(topic)
-            if former is not None and is_unsure(former):
+            if topic.header["replicates"] and former is not None and is_unsure(former):
                 raise NotLeader(topic.bus, "", again=True)
         except (NotFound, AttachError):
             if time.monotonic() >= deadline:
@@ -63,16 +63,13 @@ def ask(address: str, schema: Schema | None, slots: int, deadline: float, former
 
 
 def is_unsure(lane: Lane) -> bool:
-    """Whether a lane has ended with records of which it is not known that they are replicated, though they should come to be.
+    """Whether a lane of a replicated bus has ended with records that are not known to be replicated.
 
-    Once a node leads again, that is for good: it has told the lanes that it had before all that it knows. Another may have led
+    Once its node leads again that is for good: it has told the lanes that it had before all that it knows. Another may have led
     meanwhile, and never got these records; then they were cut here.
     """
     state = _segment.read_state(lane.segment.memory)
-    return (
-        bool(lane.topic.header["replicates"] and state["status"] & _segment.STATUS_SETTLED)
-        and state["replicated"] < state["ended"]
-    )
+    return bool(state["status"] & _segment.STATUS_SETTLED) and state["replicated"] < state["ended"]
 
 
 def _check_writer(topic: Attached) -> None:

@@ -239,7 +239,7 @@ class LanePublisher(Publisher):
     @property
     def is_over(self) -> bool:
         """Whether it has no next lane on this node: NotLeader is raised, or is about to be, and another is to be opened."""
-        return is_unsure(self._holder.lane)
+        return bool(self._replicates) and is_unsure(self._holder.lane)
 
     def close(self) -> None:
         """Leave the lane. What was published in it still comes into the topic. Does nothing the second time."""
