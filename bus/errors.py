@@ -78,15 +78,19 @@ class WriterAlive(BusError):
 
 
 class NotLeader(BusError):
-    """This host's node of a replicated bus does not lead; another one takes records. leader: its name, "" where none is known."""
+    """This host's node of a replicated bus does not lead; another one takes records. leader: its name, "" where none is known.
 
-    def __init__(self, bus: str, leader: str, more: str = "") -> None:
-        self.bus, self.leader, self.more = bus, leader, more
+    again: it leads by now, but did not in between, and what a lane has brought it before may be lost.
+    """
+
+    def __init__(self, bus: str, leader: str, more: str = "", again: bool = False) -> None:
+        self.bus, self.leader, self.more, self.again = bus, leader, more, again
         who = f"node {leader!r} does: publish there" if leader else "no node is known to; try again soon"
-        super().__init__(f"bus {bus!r}: this node does not lead; {who}{more}")
+        role = "leads again, and another may have led meanwhile" if again else f"does not lead; {who}"
+        super().__init__(f"bus {bus!r}: this node {role}{more}")
 
-    def __reduce__(self) -> tuple[type[NotLeader], tuple[str, str, str]]:
-        return type(self), (self.bus, self.leader, self.more)
+    def __reduce__(self) -> tuple[type[NotLeader], tuple[str, str, str, bool]]:
+        return type(self), (self.bus, self.leader, self.more, self.again)
 
 
 class NotFound(BusError):

@@ -15,7 +15,7 @@ from .errors import AttachError, NotFound, NotLeader, WriterFailed
 from .lanes import REFUSALS
 from .segments import MODES, Segment, bus_name, lane_name
 
-__all__ = ["POLL_S", "Lane", "ask", "leave"]
+__all__ = ["POLL_S", "Lane", "ask", "is_unsure", "leave"]
 
 ANSWER_S = 10.0  # a writer that lives, and is not stopped, answers sooner
 FULL_TABLE_S = 1.0  # how long to wait for a place that a dead publisher still has
@@ -36,13 +36,21 @@ class Lane:
         return _lanes.LaneDoor(self.topic.control.memory, self.segment.memory)
 
 
-def ask(address: str, schema: Schema | None, slots: int, last: int, deadline: float) -> Lane:
-    """Open a lane whose first sequence is last + 1. Waits until `deadline` for a writer; not for a node to lead."""
+def ask(address: str, schema: Schema | None, slots: int, deadline: float, former: Lane | None = None) -> Lane:
+    """Open a lane. Waits until `deadline` for a writer; not for a node to lead.
+
+    former: settled; its publisher goes on with its schema, behind its end. Raises NotLeader where what it has brought may be lost.
+    """
+    last = 0
+    if former is not None:
+        schema, last = former.topic.schema, _segment.read_state(former.segment.memory)["ended"]
     while True:
         try:
             topic = attach(address)
             _check_role(topic)
             _check_writer(topic)
+            if topic.header["replicates"] and former is not None and is_unsure(former):
+                raise NotLeader(topic.bus, "", again=True)
         except (NotFound, AttachError):
             if time.monotonic() >= deadline:
                 raise
@@ -52,6 +60,16 @@ def ask(address: str, schema: Schema | None, slots: int, last: int, deadline: fl
         lane = _ask_writer(topic, slots, last, max(deadline, time.monotonic() + ANSWER_S))
         if lane is not None:
             return lane
+
+
+def is_unsure(lane: Lane) -> bool:
+    """Whether a lane of a replicated bus has ended with records that are not known to be replicated.
+
+    Once its node leads again that is for good: it has told the lanes that it had before all that it knows. Another may have led
+    meanwhile, and never got these records; then they were cut here.
+    """
+    state = _segment.read_state(lane.segment.memory)
+    return bool(state["status"] & _segment.STATUS_SETTLED) and state["replicated"] < state["ended"]
 
 
 def _check_writer(topic: Attached) -> None:
@@ -170,6 +188,8 @@ def _make_segment(name: str, topic: Attached, slots: int, last: int) -> Segment:
         replicates=header["replicates"],
     )
     _lanes.format_lane(segment.memory, last)
+    if header["replicates"]:  # all that the lanes before it have brought
+        _segment.raise_replicated(segment.memory, _lanes.control_page(segment.memory), last)
     _segment.publish_ready(segment.memory)
     return segment
 

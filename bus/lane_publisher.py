@@ -5,6 +5,8 @@
 2. Sequences here are the lane's own, 1, 2, 3, …, and so are its watermarks. They go on counting in the lanes that follow.
 3. A writer that ends, or is taken over, fences the lane and settles where it ends. What a call has put behind that end is in no
    topic; so it goes along into a new lane, with the next writer.
+4. A replicated bus may be cut between two leaderships of its node. So a lane that ended before all that it brought was replicated
+   has no next one there: it stays as it ended, and its watermarks say what is known. Its publisher opens another.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ._publish import RingPublisher
 from .acknowledgement import wait_for_standings
 from .attach import attach
 from .errors import Fenced, NotFound, NotLeader
-from .lane_opening import POLL_S, Lane, ask, leave
+from .lane_opening import POLL_S, Lane, ask, is_unsure, leave
 from .publisher import Publisher
 from .segments import split_address
 
@@ -71,13 +73,14 @@ class _Holder:
     ) -> None:
         self._address, self._slots, self._patience_s, self._reopen = address, slots, patience_s, reopen
         self._moving, self._pid = threading.RLock(), os.getpid()
-        self.lane = ask(address, schema, slots, 0, time.monotonic() + open_timeout)
+        self.lane = ask(address, schema, slots, time.monotonic() + open_timeout)
 
     def move(self, ring: RingPublisher, behind: bool, deadline: float | None = None) -> bool:
         """Lead the ring from a lane that was fenced into a new one, unless another thread has. deadline: of time.monotonic.
 
         behind: not where all that the ring has published is within the lane's end; False then. Raises Fenced where no next writer
-        came in time, NotFound where this one has closed and another is not waited for, NotLeader where the bus follows now.
+        came in time, NotFound where this one has closed and another is not waited for, NotLeader where the bus follows now, or
+        leads again and what the lane has brought it before may be lost.
         """
         deadline = time.monotonic() + self._patience_s if deadline is None else deadline
         with self._moving:
@@ -93,18 +96,17 @@ class _Holder:
                     f"{self._address}: the bus's writer has closed, with all that was published up to {end}, by this lane's count"
                 )
             try:
-                lane = ask(self._address, former.topic.schema, self._slots, end, deadline)
+                lane = ask(self._address, None, self._slots, deadline, former)
             except NotFound as error:
                 raise Fenced(
                     f"{self._address}: the bus's writer was taken over behind {end}, by this lane's count, and no next one "
                     f"came: {error}"
                 ) from None
             except NotLeader as error:
-                raise NotLeader(
-                    error.bus,
-                    error.leader,
-                    f"; what was published up to {end}, by this lane's count, was taken in before",
-                ) from None
+                more = f"; what was published up to {end}, by this lane's count, was taken in before"
+                if is_unsure(former):
+                    more += f"; all up to {_replicated(former)} is replicated, the rest may be lost: open another lane"
+                raise NotLeader(error.bus, error.leader, more, error.again) from None
             while (
                 ring.busy
             ):  # the thread that publishes is in the middle of a call; it comes here itself, and waits, if it must
@@ -150,7 +152,8 @@ class LanePublisher(Publisher):
 
     Raises RingFull; Fenced where no next writer came in time, NotFound where the writer has closed, and NotLeader where it follows
     now: then the text says how far the lane's records are in the topic; WriterFailed; and what Publisher raises for records that do
-    not fit.
+    not fit. When a writer that followed leads again the lane goes on, unless there are records of which it does not know that they
+    were replicated before: then all calls but a `wait` for what is known raise NotLeader, for good. Open another lane.
     """
 
     def __init__(
@@ -195,15 +198,16 @@ class LanePublisher(Publisher):
 
         "drained": it is in the topic, where subscribers see it. "logged", "durable", "indexed", "replicated": as a Publisher's.
         "published": it is in the lane, and will be in the topic, whoever dies. acknowledged_by: wait for these resumable
-        subscribers and groups to be done with all that is in the topic once it is; the watermark is then "drained" unless told.
-        Raises as Publisher.wait does, NotFound where the writer has closed before, NotLeader where it follows since.
+        subscribers and groups to be done with all that is in the topic once it is, on a replicated bus for good: the watermark is
+        then "drained", or "replicated", unless another is told as well.
+        Raises as Publisher.wait does, NotFound where the writer has closed before, NotLeader where it follows since, or did.
         """
         names = list(acknowledged_by)
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait_for(sequence, watermark or ("drained" if names else self._safest), deadline)
+        if watermark is not None or not names:
+            self._wait_for(sequence, watermark or self._safest, deadline)
         if names:
-            if watermark == "published":
-                self._wait_for(sequence, "drained", deadline)
+            self._wait_for(sequence, "replicated" if self._replicates else "drained", deadline)
             topic = attach(self.address)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             wait_for_standings(topic, topic.watermarks().published, names, left)
@@ -232,6 +236,11 @@ class LanePublisher(Publisher):
         if sequence > 0 and not self._ring.wait(sequence, _segment.DRAINED, timeout):
             raise TimeoutError(f"topic {self.schema.name!r}: sequence {sequence} was not drained within {timeout} s")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has no next lane on this node: NotLeader is raised, or is about to be, and another is to be opened."""
+        return bool(self._replicates) and is_unsure(self._holder.lane)
+
     def close(self) -> None:
         """Leave the lane. What was published in it still comes into the topic. Does nothing the second time."""
         self._leave()
@@ -244,6 +253,10 @@ class LanePublisher(Publisher):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _replicated(lane: Lane) -> int:
+    return _segment.read_state(lane.segment.memory)["replicated"]
 
 
 def _is_reached(lane: Lane, sequence: int, watermark: str, deadline: float | None) -> bool:

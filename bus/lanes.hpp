@@ -98,8 +98,10 @@ class Drain {
             (bytes - slots_offset) / ring_.row_bytes < slot_count)
             return false;
         auto *header = reinterpret_cast<DataHeader *>(data);
+        // One that an earlier writer left is told nothing of what is replicated: what it brought before may have been cut since.
+        const uint32_t kinds = end == Lane::ENDLESS ? known_ : known_ & ~(1u << (REPLICATED - LOGGED));
         lanes_.push_back({index, header, lane_control(data), data + slots_offset, slot_count, drained, end, pid,
-                          process_start, LaneRuns(known_)});
+                          process_start, LaneRuns(kinds)});
         if (drained != 0) lanes_.back().runs.add(drained, ring_.published);  // what an earlier lane of this publisher has brought
         return true;
     }

@@ -1,6 +1,7 @@
 """Publishing to whichever of several nodes leads: a lane on its bus, and another one when the lead goes elsewhere.
 
-1. What was published is remembered until it is replicated. It is published again on the next leader: nothing is missed.
+1. What was published is remembered until it is replicated. It is published again on the next leader, which may be the former one,
+   when it leads again: nothing is missed.
 2. A record may be there twice, if its leader went between appending it to the stream and telling this lane. Where that matters,
    take `resend=False`, look where the topic ends, and go on behind it.
 """

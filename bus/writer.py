@@ -33,7 +33,7 @@ from . import _lanes, _segment
 from ._journal import Journal
 from ._publish import RingPublisher
 from .errors import AttachError, BusError, NotFound, WriterAlive
-from .lane_publisher import open_lane
+from .lane_publisher import LanePublisher, open_lane
 from .lanes import LeftLane, TopicLanes, find_left
 from .publisher import Publisher
 from .replicating import Drains, Replicating, Replication, Ring
@@ -502,6 +502,7 @@ class Writer:
             raise KeyError(f"bus {self.bus!r} has no topic {topic!r}; it has {', '.join(sorted(self.schemas))}")
         if self._parts.replicating is not None:
             self._parts.replicating.check_leads()
+            return self._open_own_lane(topic)
         publisher = self._parts.publishers.get(topic)
         return self._open_own_lane(topic) if publisher is None else publisher
 
@@ -511,10 +512,11 @@ class Writer:
         return _replicated(self._parts.data.get(topic)) or self._replication.ends.get(topic, 0)
 
     def _open_own_lane(self, topic: str) -> Publisher:
-        """This process's own lane of a topic that has lanes; made when it is asked for first."""
+        """This process's own lane of a topic that has lanes; made when it is asked for first, or the former one does not go on."""
         publishers = self._parts.publishers
         with self._opening_lane:
-            if topic not in publishers:
+            former = publishers.get(topic)
+            if former is None or (isinstance(former, LanePublisher) and former.is_over):
                 full = "raise" if self._full == "raise" else "block"
                 publishers[topic] = open_lane(f"{self.bus}/{topic}", full=full, full_timeout=self._full_timeout)
         return publishers[topic]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ringmain.bus import LeaderLane, Writer, attach
 from ringmain.storage import Schema
+from ringmain.storage.log_tail import cut_tail
 from ringmain.subscribers import RealTime
 from support.children import TIMEOUT_S
 from support.logs import PAIRS, wait_until
@@ -107,6 +108,35 @@ def test_told_not_to_it_publishes_nothing_twice_and_counts_what_it_gives_up(node
         lane.wait(TIMEOUT_S)
         assert values(b) == [9]
         assert lane.unconfirmed_count == 3
+
+
+def test_an_idle_publisher_sends_again_what_was_lost_while_its_node_did_not_lead(bus_name, tmp_path):
+    address = f"{bus_name}/values"
+    with (
+        LeaderLane(address, leader_timeout=TIMEOUT_S) as waits,
+        LeaderLane(address, leader_timeout=TIMEOUT_S) as publishes,
+    ):
+        with open_replicated(bus_name, tmp_path, schemas=[VALUES]) as node:
+            node.replicating.lead()
+            for end, value in enumerate((100, 101, 102, 200, 201, 202), 1):
+                (waits if value < 200 else publishes).publish(value)
+                wait_until(lambda end=end: published(node) == end, TIMEOUT_S)
+            node.replicating.raise_replicated("values", 1)
+            node.replicating.follow("elsewhere")
+            node.close_to_cut({"values": 1})
+        cut_tail(tmp_path, {"values": 1})
+        with open_replicated(bus_name, tmp_path, {"values": 1}, schemas=[VALUES]) as node:
+            node.replicating.apply("values", rows_from_elsewhere(20)[VALUES.row_bytes :])
+            node.replicating.lead()
+            node.replicating.raise_replicated("values", 20)
+            waiting = threading.Thread(target=waits.wait, args=(TIMEOUT_S,))
+            waiting.start()
+            replicate(node, 22)
+            waiting.join()
+            publishes.publish(203)
+            replicate(node, 26)
+            publishes.wait(TIMEOUT_S)
+            assert values(node) == [100, *range(1, 20), 101, 102, 200, 201, 202, 203]
 
 
 def test_a_full_lane_loses_no_row_of_a_batch_and_repeats_none(nodes):

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ringmain.bus import BusError, Fenced, NotLeader, Writer, attach, open_lane
+from ringmain.bus import BusError, Fenced, LanePublisher, NotLeader, Writer, attach, open_lane
 from ringmain.bus.cluster.local_replica import LocalReplica
 from ringmain.bus.cluster.messages import RUN_BYTES, Kind, Message, Run, decode, encode
 from ringmain.bus.cluster.replica import Diverged, Position
+from ringmain.bus.segments import list_lanes
 from ringmain.storage import LogReader, Schema, Shape, StoreSettings
 from ringmain.storage.log_files import list_files
 from ringmain.storage.manifest_reader import read_manifest
-from ringmain.subscribers import Historical, RealTime
+from ringmain.subscribers import Acknowledged, Historical, RealTime
 from support.children import TIMEOUT_S, Children
 from support.logs import PAIRS, POINTS, make_rows, wait_until
 from support.replicas import LOG_ID, read_up_to, row_bytes
@@ -321,8 +322,111 @@ def test_a_leader_that_is_deposed_tells_its_publishers_and_loses_what_is_not_in_
             with pytest.raises(BusError, match=r"had read up to 80.*ended at 60"):
                 hasty.take(TIMEOUT_S)
             await replica.lead(3, {"pairs": 90})
-            assert await asyncio.to_thread(lane.publish, 5) == 101
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish(5)
             assert len((await gather_all(replica, {"pairs": 91}))["pairs"]) == 1
+
+    run(test)
+
+
+async def depose(replica: LocalReplica, kept: int, count: int, epoch: int) -> None:
+    """Let another node lead, which never got the topic's rows behind `kept`, and publishes `count` of its own; then lead again."""
+    await replica.follow("south")
+    await replica.cut({"pairs": kept})
+    await replica.apply(a_run(PAIRS, kept + 1, count))
+    await replica.lead(epoch, {"pairs": kept + count})
+
+
+@pytest.mark.parametrize("acknowledge", ["sync", "async"])
+def test_a_lane_that_brought_rows_which_another_leader_never_got_does_not_go_on(bus_name, tmp_path, acknowledge):
+    asks: list[Callable[[LanePublisher], object]] = [
+        lambda lane: lane.publish(1),
+        lambda lane: lane.publish_batch(make_rows(PAIRS, 1, 3)),
+        lambda lane: lane.claim(),
+        lambda lane: lane.wait(100, "replicated", TIMEOUT_S),
+        lambda lane: lane.wait(61, "replicated", TIMEOUT_S),
+        lambda lane: lane.wait(100, timeout=TIMEOUT_S, acknowledged_by=["group"]),
+    ]
+    if acknowledge == "sync":
+        asks.append(lambda lane: lane.wait(100))
+
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, acknowledge=acknowledge) as replica:
+            await replica.lead(1, {})
+            lanes = [open_lane(f"{bus_name}/pairs") for _ in asks]
+            for lane in lanes:
+                lane.publish_batch(make_rows(PAIRS, 1, 60))
+            ends = {"pairs": 60 * len(lanes)}
+            await gather_all(replica, ends)
+            replica.raise_replicated(ends)
+            for lane in lanes:
+                await asyncio.to_thread(lane.wait, 60, "replicated", TIMEOUT_S)
+                lane.publish_batch(make_rows(PAIRS, 61, 40))
+                await asyncio.to_thread(lane.wait, 100, "drained", TIMEOUT_S)
+            await depose(replica, ends["pairs"], 1000, 3)
+            with Acknowledged(f"{bus_name}/pairs", "group", start="earliest") as group:
+                assert len(read_up_to(group, ends["pairs"] + 1000, TIMEOUT_S)) == ends["pairs"] + 1000
+                assert group.poll() is None  # it is done with them
+                for lane, ask in zip(lanes, asks, strict=True):
+                    for _ in range(2):
+                        with pytest.raises(
+                            NotLeader, match=r"leads again.* up to 100,.* up to 60 is replicated.*another lane"
+                        ):
+                            await asyncio.to_thread(ask, lane)
+                    await asyncio.to_thread(lane.wait, 60, "replicated", TIMEOUT_S)
+            assert len(list_lanes(bus_name, "pairs")) == 0
+
+    run(test)
+
+
+def test_what_a_full_ring_left_in_a_lane_says_nothing_of_the_rows_before_it_that_were_cut(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, {"slots": 64}) as replica:
+            reader = RealTime(f"{bus_name}/pairs", start="earliest", reliable=True)
+            assert reader.poll() is None
+            await replica.lead(1, {})
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish_batch(make_rows(PAIRS, 1, 100))
+                await asyncio.to_thread(lane.wait, 64, "drained", TIMEOUT_S)
+                await replica.follow("south")
+                assert await replica.cut({}) == 100
+                with pytest.raises(NotLeader, match="does not lead"):
+                    await asyncio.to_thread(lane.wait, 64, "replicated", TIMEOUT_S)
+                await replica.apply(a_run(PAIRS, 1, 50))
+                await replica.lead(3, {"pairs": 50})
+                with pytest.raises(NotLeader, match="all up to 0 is replicated"):
+                    await asyncio.to_thread(lane.wait, 64, "replicated", TIMEOUT_S)
+
+    run(test)
+
+
+def test_a_lane_goes_on_when_its_node_leads_again_and_all_that_it_brought_was_replicated(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            lane, other = (open_lane(f"{bus_name}/pairs") for _ in range(2))
+            end = 0
+            for epoch in (3, 5, 7):
+                lane.publish_batch(make_rows(PAIRS, 1, 10))
+                end += 10
+                replica.retire("south")
+                await gather_all(replica, {"pairs": end})
+                await asyncio.to_thread(wait_until, replica.drained)
+                replica.raise_replicated({"pairs": end})
+                await replica.follow("south")
+                await replica.apply(a_run(PAIRS, end + 1, 5))
+                end += 5
+                await replica.lead(epoch, {"pairs": end})
+                other.publish(1)  # it is in the topic, and not replicated, when the lane goes on
+                await asyncio.to_thread(other.wait, (epoch - 1) // 2, "drained", TIMEOUT_S)
+                end += 1
+                last = lane.publish(7)
+                assert last == lane.watermarks.published
+                assert lane.watermarks.replicated == last - 1
+                end += 1
+                await asyncio.to_thread(lane.wait, last - 1, "replicated", TIMEOUT_S)
+                await asyncio.to_thread(lane.wait, last, "drained", TIMEOUT_S)
+            assert last == 33
 
     run(test)
 
