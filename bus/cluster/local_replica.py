@@ -162,8 +162,8 @@ class LocalReplica:
             if status & _segment.STATUS_LOG_FAILED:
                 raise WriterFailed(f"bus {self.bus!r}: {self.writer.failure}") from self.writer.failure
 
-    async def _until(self, ends: Mapping[str, int], watermark: str) -> None:
-        """Wait until a watermark has reached these sequences. Raises Fenced, WriterFailed."""
+    async def _until(self, ends: Mapping[str, int], watermark: str) -> bool:
+        """Wait until a watermark has reached these sequences; False: the writer was closed before. Raises Fenced, WriterFailed."""
         assert self._progress is not None
 
         def reached() -> bool:
@@ -172,7 +172,7 @@ class LocalReplica:
             self._check_works()
             return False
 
-        await self._progress.wait_for(reached)
+        return await self._progress.wait_for(reached)
 
     def _check(self, run: Run) -> Schema:
         """The run's topic, as it is here. Raises Diverged."""
@@ -304,6 +304,8 @@ class LocalReplica:
         return done
 
     async def store(self, position: Position) -> None:
+        if self._progress is None:  # a cut is under way
+            return
         here = self.ends()
         ends = {topic: end for topic, end in position.ends.items() if end}
         for topic, end in ends.items():
@@ -311,8 +313,8 @@ class LocalReplica:
                 raise ValueError(
                     f"bus {self.bus!r}: topic {topic!r} ends at {here.get(topic, 0)}, before the position's {end}"
                 )
-        await self._until(ends, "durable" if self._syncs else "logged")
-        await asyncio.to_thread(self._stored.store, position)
+        if await self._until(ends, "durable" if self._syncs else "logged"):
+            await asyncio.to_thread(self._stored.store, position)
 
     # --- leading ----------------------------------------------------------------------------------------------------
 

@@ -344,6 +344,22 @@ def test_a_position_is_stored_once_its_rows_are_on_the_disk_and_found_again(bus_
     run(test)
 
 
+def test_a_position_that_waits_for_the_disk_when_a_cut_begins_is_given_up_and_the_next_one_stored(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, {"sync_interval": 3600.0}) as replica:
+            await replica.apply(a_run(PAIRS, 1, 100))
+            before, after = (Position(number, 2, "south", {"pairs": 60}) for number in (3, 4))
+            storing = asyncio.create_task(replica.store(before))
+            await asyncio.sleep(0)
+            assert await replica.cut({"pairs": 60}) == 40
+            await storing
+            assert replica.position == Position()
+            await replica.store(after)
+            assert replica.position == after
+
+    run(test)
+
+
 def test_a_replica_whose_bus_is_taken_over_says_so(bus_name, tmp_path):
     async def test() -> None:
         replica = LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID)
