@@ -120,7 +120,15 @@ class _Run:
         started = time.monotonic()
         data_dir: Any = settings.pop("data_dir")
         acknowledge = self._plan.acknowledge
-        replica = LocalReplica(bus.name, bus.schemas, data_dir, stream.log_id, settings, acknowledge=acknowledge)
+        replica = LocalReplica(
+            bus.name,
+            bus.schemas,
+            data_dir,
+            stream.log_id,
+            settings,
+            acknowledge=acknowledge,
+            told=lambda words: event("data", level=logging.WARNING, words=words),
+        )
         async with replica:
             seconds = round(time.monotonic() - started, 3)
             event("opened", bus=bus.name, epoch=replica.writer.epoch, topics=len(bus.schemas), seconds=seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,40 @@ def test_a_position_is_stored_once_its_rows_are_on_the_disk_and_found_again(bus_
         async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
             assert replica.position == position
             assert attach(f"{bus_name}/pairs").watermarks().replicated == 1000
+
+    run(test)
+
+
+@pytest.mark.parametrize("left", [0, 90], ids=["removed", "restored"])
+def test_a_log_shorter_than_the_stored_position_is_told_and_nothing_of_it_counts_as_replicated(
+    bus_name, tmp_path, left
+):
+    position, told = Position(3, 2, "south", {"pairs": 100}), list[str]()
+
+    def a_replica() -> LocalReplica:
+        return LocalReplica(bus_name, [PAIRS], tmp_path / "data", LOG_ID, told=told.append)
+
+    async def test() -> None:
+        async with a_replica() as replica:
+            await replica.apply(a_run(PAIRS, 1, 90))
+        shutil.copytree(tmp_path / "data" / "log", tmp_path / "earlier")
+        async with a_replica() as replica:
+            await replica.apply(a_run(PAIRS, 91, 10))
+            await replica.store(position)
+        shutil.rmtree(tmp_path / "data" / "log")
+        if left:
+            shutil.copytree(tmp_path / "earlier", tmp_path / "data" / "log")
+        assert not told
+        for _ in range(2):
+            async with a_replica() as replica:
+                assert replica.position == Position()
+                assert replica.ends() == {"pairs": left}
+                assert attach(f"{bus_name}/pairs").watermarks().replicated == 0
+        async with a_replica() as replica:
+            await replica.apply(a_run(PAIRS, left + 1, 100 - left))
+            await replica.store(position)
+        assert len(told) == 1
+        assert f"topic 'pairs' ends at {left}, and 100 is stored" in told[0]
 
     run(test)
 
