@@ -98,7 +98,7 @@ class Replica(Protocol):
         ...
 
     def drained(self) -> bool:
-        """After `retire`: whether everything that publishers have published was handed out by `gather`."""
+        """After `retire`: whether everything that publishers have published was `gathered`."""
         ...
 
     async def follow(self, leader: str) -> None:

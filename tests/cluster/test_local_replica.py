@@ -183,6 +183,25 @@ def test_topics_share_a_message_and_what_was_not_confirmed_comes_again(bus_name,
     run(test)
 
 
+def test_all_that_there_is_comes_again_and_is_not_drained_until_it_is_confirmed(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish_batch(make_rows(PAIRS, 1, 10))
+                await asyncio.to_thread(lane.wait, 10, "logged")
+                replica.retire("")
+                for _ in range(2):
+                    assert [found.last for found in await replica.gather(1 << 16, TIMEOUT_S)] == [10]
+                assert replica._retiring is not None
+                await asyncio.wait([replica._retiring])
+                assert not replica.drained()
+                replica.gathered()
+                assert replica.drained()
+
+    run(test)
+
+
 def test_gathering_waits_for_rows_and_gives_none_after_its_time(bus_name, tmp_path):
     async def test() -> None:
         async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
