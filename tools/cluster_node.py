@@ -154,7 +154,7 @@ class _Run:
         trimming = Trimming(
             stream,
             plan.keep_bytes,
-            lambda: node.leads,
+            lambda: node.trims,
             lambda: ask_all(stream.connection, plan.name),
             several=plan.stream.replicas > 1,
             told=lambda words: event("trimming", level=logging.WARNING, words=words),

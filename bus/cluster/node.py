@@ -56,6 +56,7 @@ class Node:
         self._bootstrap = bootstrap
         self._chance = chance if chance is not None else random.Random()
         self._life = self._chance.getrandbits(63) | 1
+        self._following: Following | None = None
         self._leading: Leading | None = None
         self._storing: asyncio.Task[None] | None = None
         self._stored_at = 0.0
@@ -73,7 +74,12 @@ class Node:
     @property
     def stream_full(self) -> bool:
         """Whether the stream took no more when this node last appended."""
-        return self._leading is not None and self._leading.full
+        return any(part is not None and part.full for part in (self._following, self._leading))
+
+    @property
+    def trims(self) -> bool:
+        """Whether it is for this node to trim the stream: it leads; or nobody does, perhaps because the stream is full."""
+        return self.leads or not self.leader or self.stream_full
 
     async def run(self) -> None:
         """Follow and lead by turns, until cancelled. Raises Diverged, BadMessage, Trimmed without a bootstrap, and what stops
@@ -118,7 +124,7 @@ class Node:
                 ) from None
 
     async def _follow(self, *, tail_known: bool) -> None:
-        following = Following(
+        self._following = Following(
             self.name,
             self._life,
             self.stream,
@@ -129,7 +135,10 @@ class Node:
             moved=self._moved,
             chance=self._chance,
         )
-        await following.run()
+        try:
+            await self._following.run()
+        finally:
+            self._following = None
 
     async def _lead(self) -> None:
         self._leading = leading = Leading(
