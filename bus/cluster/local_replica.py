@@ -372,7 +372,10 @@ class LocalReplica:
 
     def drained(self) -> bool:
         assert self._shipping is not None
-        return self._retiring is not None and self._retiring.done() and self._shipping.is_drained  # in this order
+        if self._retiring is None or not self._retiring.done():
+            return False
+        self._retiring.result()  # raises what stopped it
+        return self._shipping.is_drained
 
     async def follow(self, leader: str) -> None:
         if self._shipping is not None:  # first: the drains may wait for the room that it holds

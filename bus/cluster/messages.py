@@ -96,9 +96,12 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes. Raises MessageTooLong."""
+    """The message's bytes. Raises MessageTooLong; ValueError for names that `decode` would refuse."""
     packing, rows = pack([run.rows for run in message.runs])
-    table = [RUN.pack(run.topic.encode(), run.schema_hash, run.first, run.count, run.row_bytes) for run in message.runs]
+    table = [
+        RUN.pack(_encode_name(run.topic, TOPIC), run.schema_hash, run.first, run.count, run.row_bytes)
+        for run in message.runs
+    ]
     head = bytearray(
         HEADER.pack(
             MAGIC,
@@ -110,8 +113,8 @@ def encode(message: Message) -> bytes:
             message.epoch,
             message.number,
             message.life,
-            message.node.encode(),
-            message.target.encode(),
+            _encode_name(message.node, NAME),
+            _encode_name(message.target, NAME) if message.target else b"",
         )
     )
     parts = [*table, *rows]
@@ -125,6 +128,12 @@ def encode(message: Message) -> bytes:
             f"a message of at most {MESSAGE_BYTES_MAX} bytes is expected, and this one has {len(payload)}"
         )
     return payload
+
+
+def _encode_name(name: str, pattern: re.Pattern[str]) -> bytes:
+    if not pattern.fullmatch(name):
+        raise ValueError(f"a name of the form {pattern.pattern} is expected, got {name!r}")
+    return name.encode()
 
 
 def decode(payload: bytes) -> Message:

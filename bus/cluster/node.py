@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
 from ..errors import BusError
+from ..segments import NAME
 from .following import Following, Timing
 from .leading import Deposed, Leading
 from .place import Place
@@ -104,10 +105,13 @@ class Node:
     async def switchover(self, target: str = "") -> None:
         """Hand the lead over to another node, or to the first that claims it, and return once it was claimed.
 
-        Raises BusError where this node does not lead, or where nobody has taken over in time.
+        Raises BusError where this node does not lead, or where nobody has taken over in time; ValueError for a name that no other
+        node can have.
         """
         if self._leading is None:
             raise BusError(f"{self.name} does not lead; {self.leader or 'nobody'} does")
+        if target and not NAME.fullmatch(target):
+            raise ValueError(f"{target!r} is no node's name")
         if target == self.name:
             raise ValueError(f"{target} leads already")
         epoch = self.place.epoch

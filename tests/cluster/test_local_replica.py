@@ -257,6 +257,27 @@ def test_once_retired_it_tells_when_all_that_was_published_was_handed_out(bus_na
     run(test)
 
 
+def test_a_retiring_that_failed_is_not_taken_for_drained(bus_name, tmp_path, monkeypatch):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+
+            def fail(_leader: str) -> None:
+                raise OSError("no more threads")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(replica.writer.replicating, "retire", fail)
+                replica.retire("south")
+                assert replica._retiring is not None
+                await asyncio.wait([replica._retiring])
+                with pytest.raises(OSError, match="no more threads"):
+                    replica.drained()
+            with pytest.raises(OSError, match="no more threads"):
+                await replica.follow("south")
+
+    run(test)
+
+
 # --- its life -----------------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,18 @@ def test_no_damaged_message_is_taken(message, chance: random.Random):
         decode(bytes(payload))
 
 
+@pytest.mark.parametrize("name", ["B.example.com", "a" * 33, "bé", "a\0"])
+def test_a_name_that_nobody_could_read_is_not_sent(name):
+    topic = Run(name, 7, 1, 24, bytes(24))
+    for message in (
+        Message(Kind.HANDOVER, "a", 1, 1, 1, target=name),
+        Message(Kind.BEAT, name, 1, 1, 1),
+        Message(Kind.DATA, "a", 1, 1, 1, (topic,)),
+    ):
+        with pytest.raises(ValueError, match="a name of the form"):
+            encode(message)
+
+
 def forged(at: int, form: str, value: object) -> bytes:
     """A message with another value in a place, and a checksum that fits."""
     run = Run("trades", 7, 1, 24, bytes(48))

@@ -152,6 +152,26 @@ def test_a_leader_is_heard_soon_after_an_append_that_was_long_under_way():
     assert run_virtually(lead()) < Timing().quiet  # virtual seconds
 
 
+def test_the_lead_is_handed_over_to_nobody_whose_name_no_node_can_have():
+    async def live() -> None:
+        stream, chance = ModelStream(), random.Random(1)
+        replica = ModelReplica(Journal(), Oracle(stream), 0.01, chance)
+        node = Node("a", Wire(stream, Network(), chance), replica, chance=chance)
+        living = asyncio.create_task(node.run())
+        await asyncio.sleep(10)
+        for target in ("B.example.com", "b" * 33, "bé"):
+            with pytest.raises(ValueError, match="is no node's name"):
+                await node.switchover(target)
+        await asyncio.sleep(10)
+        assert node.leads
+        assert Kind.HANDOVER not in {message.kind for message in stream.messages()}
+        living.cancel()
+        replica.end()
+        await asyncio.gather(living, replica.syncing, return_exceptions=True)
+
+    run_virtually(live())
+
+
 # --- a full stream ----------------------------------------------------------------------------------------------------
 
 
