@@ -155,6 +155,8 @@ def decode(payload: bytes) -> Message:
     if run_count > RUNS_MAX or HEADER_BYTES + run_count * RUN_BYTES > len(payload):
         raise BadMessage(f"{run_count} runs do not fit into a message of {len(payload)} bytes")
     runs = _decode_runs(payload, run_count, packing)
+    if kind != Kind.DATA and any(run.count for run in runs):
+        raise BadMessage(f"a {Kind(kind).name} without rows is expected, got {sum(run.count for run in runs)}")
     return Message(
         Kind(kind), _name(node, NAME), epoch, number, life, runs, target=_name(target, NAME) if target[0] else ""
     )
