@@ -358,6 +358,15 @@ def a_status(node: str, stored: int, receiving: int = 0) -> NodeStatus:
                       server="", lag_ms=None, stored=stored, receiving=receiving)  # fmt: skip
 
 
+def test_an_answer_that_is_no_status_hides_nobody():
+    class Answers:
+        async def gather(self, *_asked: object) -> list[bytes]:
+            return [msgspec.json.encode(a_status("b", 1)), b"{", b'{"node": 7}', msgspec.json.encode(a_status("a", 2))]
+
+    answers: Any = Answers()
+    assert asyncio.run(ask_all(answers, "c")) == [a_status("a", 2), a_status("b", 1)]
+
+
 def test_the_stream_is_trimmed_only_behind_what_enough_nodes_have_stored():
     def trim(keep_from: int, *statuses: NodeStatus, stored_bytes: int = 600, nodes_min: int = 2) -> int:
         return trim_to(StreamState(101, 1000, stored_bytes, 1000, "s", 0), keep_from, 500, statuses, nodes_min)
