@@ -163,7 +163,10 @@ class ReceivedSnapshot:
             with Manifest(
                 beside / "store", listing.log_id
             ) as manifest:  # first: it refuses tables that it does not know
-                manifest.commit(listing.manifest)
+                try:
+                    manifest.commit(listing.manifest)
+                except ValueError as error:
+                    raise StorageError(f"{place}: not the manifest of a snapshot: {error}") from error
 
     def write(self, number: int, data: bytes | bytearray | memoryview) -> None:
         """Add the next bytes of a file; one thread for each file at a time. Raises ValueError for more than it has, OSError."""
@@ -217,7 +220,7 @@ class ReceivedSnapshot:
 def receive_snapshot(place: Path, listing: SnapshotList) -> Generator[ReceivedSnapshot]:
     """Build a data directory, which must not be there yet, or be empty. Without `finish` nothing of it stays.
 
-    Raises FileExistsError; StorageError where another process does the same; ValueError for a manifest that cannot be; OSError,
+    Raises FileExistsError; StorageError where another process does the same, and for a manifest that cannot be; OSError,
     ENOSPC before anything is written where the disk has not room enough.
     """
     place = place.absolute()

@@ -120,7 +120,15 @@ class _Run:
         started = time.monotonic()
         data_dir: Any = settings.pop("data_dir")
         acknowledge = self._plan.acknowledge
-        replica = LocalReplica(bus.name, bus.schemas, data_dir, stream.log_id, settings, acknowledge=acknowledge)
+        replica = LocalReplica(
+            bus.name,
+            bus.schemas,
+            data_dir,
+            stream.log_id,
+            settings,
+            acknowledge=acknowledge,
+            told=lambda words: event("data", level=logging.WARNING, words=words),
+        )
         async with replica:
             seconds = round(time.monotonic() - started, 3)
             event("opened", bus=bus.name, epoch=replica.writer.epoch, topics=len(bus.schemas), seconds=seconds)
@@ -146,7 +154,7 @@ class _Run:
         trimming = Trimming(
             stream,
             plan.keep_bytes,
-            lambda: node.leads,
+            lambda: node.trims,
             lambda: ask_all(stream.connection, plan.name),
             several=plan.stream.replicas > 1,
             told=lambda words: event("trimming", level=logging.WARNING, words=words),

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from ..bus.cluster.access import Access, StreamSettings, Tls, is_loopback
+from ..bus.cluster.messages import MESSAGE_BYTES_MAX
 from ..bus.cluster.servers import ServerSettings, User
 from ..bus.segments import check_bus_name
 from .quantities import read_bytes
@@ -107,12 +108,17 @@ def read_cluster(document: TomlDocument, given: Any, folder: Path, buses: Sequen
         bytes_max = read_bytes(table.stream_bytes)
     except ValueError as error:
         raise document.error("cluster.stream_bytes", str(error)) from error
+    if bytes_max < 2 * MESSAGE_BYTES_MAX:
+        raise document.error("cluster.stream_bytes", f"at least {2 * MESSAGE_BYTES_MAX} bytes; got {bytes_max}")
+    keep_bytes_max = bytes_max * 9 // 10 - MESSAGE_BYTES_MAX  # beside it a message has room, and a leader's reserve
     try:
-        keep_bytes = bytes_max // 2 if table.stream_keep is None else read_bytes(table.stream_keep)
+        keep_bytes = min(bytes_max // 2, keep_bytes_max) if table.stream_keep is None else read_bytes(table.stream_keep)
     except ValueError as error:
         raise document.error("cluster.stream_keep", str(error)) from error
-    if not 0 < keep_bytes <= bytes_max * 9 // 10:
-        raise document.error("cluster.stream_keep", "more than nothing, and at most nine tenths of stream_bytes")
+    if not 0 < keep_bytes <= keep_bytes_max:
+        raise document.error(
+            "cluster.stream_keep", "more than nothing, and at most nine tenths of stream_bytes less a message of 1 MiB"
+        )
     access = Access(tuple(table.servers), f"{name}/{table.node}", table.user, password, tls)
     stream = StreamSettings.of_cluster(name, replicas, bytes_max, table.acknowledge == "sync", table.stream)
     return ClusterPlan(name, table.node, buses[0], access, stream, table.acknowledge, keep_bytes)

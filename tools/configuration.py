@@ -135,6 +135,11 @@ def parse_configuration(content: bytes, path: Path) -> Configuration:
     cluster = None if tables.cluster is None else read_cluster(document, tables.cluster, folder, list(tables.bus))
     if cluster is not None and "data_dir" not in plans[0].settings:
         raise document.error(f"bus.{plans[0].name}", "data_dir: a node of a cluster keeps a log")
+    if cluster is not None and cluster.acknowledge == "sync" and plans[0].settings.get("sync") == "never":
+        raise document.error(
+            f"bus.{plans[0].name}.sync",
+            '"interval" or "always" beside cluster.acknowledge = "sync": what is acknowledged is on a disk',
+        )
     return Configuration(str(path), plans, gateway, cluster)
 
 

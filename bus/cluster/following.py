@@ -40,7 +40,8 @@ class Timing:
 class Following:
     """One node's following, from one stepping down (or the start) to the next claim. `place` is moved as the stream is taken.
 
-    tail: what it holds that the stream does not have is known to be its own. moved: called after each batch.
+    tail: what it holds that the stream does not have is known to be its own. moved: called after each read.
+    full: whether the stream had no room for this node's claim, now.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Following:
         self._at_end = tail_known  # whether what it holds beyond the stream is a tail, and not the stream's own
         self._claim = b""  # appended, and not answered
         self._invited = False
+        self.full = False
 
     async def run(self) -> None:
         """Follow until this node's claim is in the stream. Raises Trimmed, Diverged, BadMessage, and what the replica raises."""
@@ -85,13 +87,13 @@ class Following:
                 if await self._take(stored):
                     return
             if batch:
-                quiet_s, patience_s = 0.0, self._patience()
-                self._moved()
-                if not self._invited:
-                    continue
+                quiet_s, patience_s, self.full = 0.0, self._patience(), False
             else:
                 await self._reach_end()
                 quiet_s += clock() - asked
+            self._moved()
+            if batch and not self._invited:
+                continue
             if self._at_end and (self._invited or quiet_s >= patience_s) and await self._try_claim():
                 return
 
@@ -156,7 +158,8 @@ class Following:
         self._claim = encode(message)
         try:
             sequence = await self._stream.append(self._claim, place.sequence, message.id)
-        except (NoAnswer, Refused, StreamFull):
+        except (NoAnswer, Refused, StreamFull) as error:
+            self.full = isinstance(error, StreamFull)
             await asyncio.sleep(self._timing.retry * (1 + self._chance.random()))
             return False
         place.pass_over(sequence, message)

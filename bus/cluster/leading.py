@@ -7,6 +7,7 @@
 4. After a message of many rows, but not as many as fit, it rests for half as long as that took: more rows share the next one,
    and what each message costs the servers is paid less often.
 5. It appends a beat when it has nothing else, so that its silence means something.
+6. Rows leave a reserve of the stream free. So a full stream still takes claims, by which somebody leads, and trims it, and beats.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .messages import (
     HEADER_BYTES,
     MESSAGE_BYTES_MAX,
     ROWS_BYTES_MAX,
+    RUN_BYTES,
     Kind,
     Message,
     MessageTooLong,
@@ -38,6 +40,8 @@ ROWS_BYTES_MIN = MESSAGE_BYTES_MAX - HEADER_BYTES  # fit however badly they pack
 FILL_MAX = 0.9  # of a message, if the next rows pack as the last ones did
 MANY_BYTES = 8192  # of rows
 REST, REST_S_MAX = 0.5, 0.05  # of the time that an append took; at most, since a leader that rests is silent
+RESERVE_BYTES, RESERVE_PARTS = 64 << 20, 16  # at most, and at most one part of so many: beats of a day
+STORED_BYTES = 512  # that a message takes beside its payload, or more
 UNANSWERED_S = 2.0  # after which an asynchronous leader takes no more rows: it may have been deposed
 
 
@@ -72,6 +76,8 @@ class Leading:
         self._acknowledge: Literal["sync", "async"] = acknowledge
         self._epoch, self._number = place.epoch, 0
         self._rows_bytes = ROWS_BYTES_MAX  # that are gathered for a message
+        self._room_bytes = 0  # that rows may take before the stream is asked again
+        self._appended = 0.0  # when, on the loop's clock
         self._handover: tuple[str, float] | None = None  # to whom, and until when it may wait
         self.full = False
 
@@ -81,12 +87,17 @@ class Leading:
 
     async def run(self) -> None:
         """Lead until the lead is handed over. Raises Deposed, Diverged, and what the replica raises."""
-        place, replica = self._place, self._replica
+        place, replica, clock = self._place, self._replica, asyncio.get_running_loop().time
         await replica.lead(place.epoch, dict(place.ends))
         while True:
             beat = self._timing.retry if self._handover is not None else self._timing.beat
             runs = await replica.gather(self._rows_bytes, beat)
-            if runs:
+            if runs and not await self._has_room(runs):
+                await asyncio.sleep(self._timing.retry)
+                if clock() - self._appended >= self._timing.beat:
+                    await self._append(Kind.BEAT)
+                self._set_full(True)
+            elif runs:
                 try:
                     rest_s = await self._append_rows(runs)
                 except MessageTooLong:
@@ -94,10 +105,12 @@ class Leading:
                     continue
                 replica.gathered()
                 replica.raise_replicated(place.ends)
+                self._set_full(False)
                 if self._handover is None:
                     await asyncio.sleep(rest_s)
             elif self._handover is None:
                 await self._append(Kind.BEAT)
+                self._set_full(False)
             if self._handover is not None and await self._hand_over_if_drained(*self._handover, idle=not runs):
                 return
             self._moved()
@@ -112,6 +125,24 @@ class Leading:
             self._handover = None
             await self._replica.lead(self._epoch, dict(self._place.ends))
         return False
+
+    async def _has_room(self, runs: Sequence[Run]) -> bool:
+        """Whether the stream takes these rows, its reserve left free; True where it does not answer."""
+        need = min(HEADER_BYTES + sum(RUN_BYTES + len(run.rows) for run in runs), MESSAGE_BYTES_MAX) + STORED_BYTES
+        if need > self._room_bytes:
+            try:
+                state = await self._stream.state()
+            except NoAnswer:
+                return True
+            reserve = min(RESERVE_BYTES, state.bytes_max // RESERVE_PARTS)
+            self._room_bytes = state.bytes_max - reserve - state.stored_bytes
+        return need <= self._room_bytes
+
+    def _set_full(self, full: bool) -> None:
+        """An asynchronous leader takes no rows while there is no room for them."""
+        if self._acknowledge == "async" and (full or self.full):
+            self._replica.hold(full)
+        self.full = full
 
     async def _append_rows(self, runs: Sequence[Run]) -> float:
         """How long to rest afterwards, in seconds. Raises as `_append`."""
@@ -138,17 +169,18 @@ class Leading:
             await asyncio.sleep(self._timing.retry)
         if held:
             self._replica.hold(False)
+        self._appended = clock()
+        self._room_bytes -= len(payload) + STORED_BYTES
         self._place.pass_over(sequence, message)
         return len(payload)
 
     async def _try_append(self, payload: bytes, message_id: str) -> int | None:
         """The sequence under which it is stored; None where that is not known yet."""
-        self.full = False
         expected = self._place.sequence
         try:
             return await self._stream.append(payload, expected, message_id)
         except StreamFull:
-            self.full = True
+            self.full, self._room_bytes = True, 0
         except NoAnswer:
             pass
         except Refused:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -42,7 +42,7 @@ class LocalReplica:
     """See Replica. Use it in an `async with` statement, or `open` and `close` it.
 
     log_id: of the cluster; a log that is there must have it. settings: the Writer's, but for replication. acknowledge: see
-    Replication. Raises as Writer does.
+    Replication. told: hears in words what happens to this node's data, for the log. Raises as Writer does.
     """
 
     def __init__(
@@ -54,11 +54,13 @@ class LocalReplica:
         settings: Mapping[str, Any] | None = None,
         *,
         acknowledge: Literal["sync", "async"] = "sync",
+        told: Callable[[str], None] = lambda _words: None,
     ) -> None:
         self.bus, self.data_dir = bus, Path(data_dir).absolute()
         self.log_id = log_id
         self._schemas, self._settings = tuple(schemas), dict(settings or {})
         self._acknowledge: Literal["sync", "async"] = acknowledge
+        self._told = told
         self._syncs = self._settings.get("sync") != "never"
         self._stored = _PositionFile(position_path(self.data_dir))
         self._lock = -1
@@ -74,6 +76,7 @@ class LocalReplica:
         try:
             await asyncio.to_thread(self._take_directory)
             await self._open(self.position.ends)
+            await self._check_position()
         except BaseException:
             await self.close()
             raise
@@ -83,6 +86,27 @@ class LocalReplica:
         self._lock = lock_directory(self.data_dir / "cluster", take_over=False)
         finish_replacing(self.data_dir)
         self._stored.load()
+
+    async def _check_position(self) -> None:
+        """Forget a position that counts rows which the log does not have: nothing says how far the stream is in this data."""
+        here, stored = self.ends(), self.position.ends
+        missing = [
+            f"topic {topic!r} ends at {end}, and {stored[topic]} is stored"
+            for topic, end in here.items()
+            if end < stored.get(topic, 0)
+        ]
+        if missing:
+            self._told(
+                f"the log is shorter than the stored position ({'; '.join(missing)}): what is here is compared with the stream "
+                "from its beginning, or replaced by a peer's data"
+            )
+            self._let_go()
+            await asyncio.to_thread(self._close_and_forget, here)
+            await self._open({})
+
+    def _close_and_forget(self, ends: Mapping[str, int]) -> None:
+        self.writer.close_to_cut(ends)
+        self._stored.store(Position())
 
     async def _open(self, ends: Mapping[str, int]) -> None:
         self._wanted = dict(ends)
@@ -162,8 +186,8 @@ class LocalReplica:
             if status & _segment.STATUS_LOG_FAILED:
                 raise WriterFailed(f"bus {self.bus!r}: {self.writer.failure}") from self.writer.failure
 
-    async def _until(self, ends: Mapping[str, int], watermark: str) -> None:
-        """Wait until a watermark has reached these sequences. Raises Fenced, WriterFailed."""
+    async def _until(self, ends: Mapping[str, int], watermark: str) -> bool:
+        """Wait until a watermark has reached these sequences; False: the writer was closed before. Raises Fenced, WriterFailed."""
         assert self._progress is not None
 
         def reached() -> bool:
@@ -172,7 +196,7 @@ class LocalReplica:
             self._check_works()
             return False
 
-        await self._progress.wait_for(reached)
+        return await self._progress.wait_for(reached)
 
     def _check(self, run: Run) -> Schema:
         """The run's topic, as it is here. Raises Diverged."""
@@ -304,6 +328,8 @@ class LocalReplica:
         return done
 
     async def store(self, position: Position) -> None:
+        if self._progress is None:  # a cut is under way
+            return
         here = self.ends()
         ends = {topic: end for topic, end in position.ends.items() if end}
         for topic, end in ends.items():
@@ -311,8 +337,8 @@ class LocalReplica:
                 raise ValueError(
                     f"bus {self.bus!r}: topic {topic!r} ends at {here.get(topic, 0)}, before the position's {end}"
                 )
-        await self._until(ends, "durable" if self._syncs else "logged")
-        await asyncio.to_thread(self._stored.store, position)
+        if await self._until(ends, "durable" if self._syncs else "logged"):
+            await asyncio.to_thread(self._stored.store, position)
 
     # --- leading ----------------------------------------------------------------------------------------------------
 
@@ -346,7 +372,10 @@ class LocalReplica:
 
     def drained(self) -> bool:
         assert self._shipping is not None
-        return self._retiring is not None and self._retiring.done() and self._shipping.is_drained  # in this order
+        if self._retiring is None or not self._retiring.done():
+            return False
+        self._retiring.result()  # raises what stopped it
+        return self._shipping.is_drained
 
     async def follow(self, leader: str) -> None:
         if self._shipping is not None:  # first: the drains may wait for the room that it holds

@@ -96,9 +96,12 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes. Raises MessageTooLong."""
+    """The message's bytes. Raises MessageTooLong; ValueError for names that `decode` would refuse."""
     packing, rows = pack([run.rows for run in message.runs])
-    table = [RUN.pack(run.topic.encode(), run.schema_hash, run.first, run.count, run.row_bytes) for run in message.runs]
+    table = [
+        RUN.pack(_encode_name(run.topic, TOPIC), run.schema_hash, run.first, run.count, run.row_bytes)
+        for run in message.runs
+    ]
     head = bytearray(
         HEADER.pack(
             MAGIC,
@@ -110,8 +113,8 @@ def encode(message: Message) -> bytes:
             message.epoch,
             message.number,
             message.life,
-            message.node.encode(),
-            message.target.encode(),
+            _encode_name(message.node, NAME),
+            _encode_name(message.target, NAME) if message.target else b"",
         )
     )
     parts = [*table, *rows]
@@ -125,6 +128,12 @@ def encode(message: Message) -> bytes:
             f"a message of at most {MESSAGE_BYTES_MAX} bytes is expected, and this one has {len(payload)}"
         )
     return payload
+
+
+def _encode_name(name: str, pattern: re.Pattern[str]) -> bytes:
+    if not pattern.fullmatch(name):
+        raise ValueError(f"a name of the form {pattern.pattern} is expected, got {name!r}")
+    return name.encode()
 
 
 def decode(payload: bytes) -> Message:
@@ -146,6 +155,8 @@ def decode(payload: bytes) -> Message:
     if run_count > RUNS_MAX or HEADER_BYTES + run_count * RUN_BYTES > len(payload):
         raise BadMessage(f"{run_count} runs do not fit into a message of {len(payload)} bytes")
     runs = _decode_runs(payload, run_count, packing)
+    if kind != Kind.DATA and any(run.count for run in runs):
+        raise BadMessage(f"a {Kind(kind).name} without rows is expected, got {sum(run.count for run in runs)}")
     return Message(
         Kind(kind), _name(node, NAME), epoch, number, life, runs, target=_name(target, NAME) if target[0] else ""
     )

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
 from ..errors import BusError
+from ..segments import NAME
 from .following import Following, Timing
 from .leading import Deposed, Leading
 from .place import Place
@@ -56,6 +57,7 @@ class Node:
         self._bootstrap = bootstrap
         self._chance = chance if chance is not None else random.Random()
         self._life = self._chance.getrandbits(63) | 1
+        self._following: Following | None = None
         self._leading: Leading | None = None
         self._storing: asyncio.Task[None] | None = None
         self._stored_at = 0.0
@@ -73,7 +75,12 @@ class Node:
     @property
     def stream_full(self) -> bool:
         """Whether the stream took no more when this node last appended."""
-        return self._leading is not None and self._leading.full
+        return any(part is not None and part.full for part in (self._following, self._leading))
+
+    @property
+    def trims(self) -> bool:
+        """Whether it is for this node to trim the stream: it leads; or nobody does, perhaps because the stream is full."""
+        return self.leads or not self.leader or self.stream_full
 
     async def run(self) -> None:
         """Follow and lead by turns, until cancelled. Raises Diverged, BadMessage, Trimmed without a bootstrap, and what stops
@@ -98,10 +105,13 @@ class Node:
     async def switchover(self, target: str = "") -> None:
         """Hand the lead over to another node, or to the first that claims it, and return once it was claimed.
 
-        Raises BusError where this node does not lead, or where nobody has taken over in time.
+        Raises BusError where this node does not lead, or where nobody has taken over in time; ValueError for a name that no other
+        node can have.
         """
         if self._leading is None:
             raise BusError(f"{self.name} does not lead; {self.leader or 'nobody'} does")
+        if target and not NAME.fullmatch(target):
+            raise ValueError(f"{target!r} is no node's name")
         if target == self.name:
             raise ValueError(f"{target} leads already")
         epoch = self.place.epoch
@@ -118,7 +128,7 @@ class Node:
                 ) from None
 
     async def _follow(self, *, tail_known: bool) -> None:
-        following = Following(
+        self._following = Following(
             self.name,
             self._life,
             self.stream,
@@ -129,7 +139,10 @@ class Node:
             moved=self._moved,
             chance=self._chance,
         )
-        await following.run()
+        try:
+            await self._following.run()
+        finally:
+            self._following = None
 
     async def _lead(self) -> None:
         self._leading = leading = Leading(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -143,7 +144,7 @@ class Peers:
 async def ask_all(
     connection: Connection, cluster: str, timeout_s: float = STATUS_S, enough: int = 1000
 ) -> list[NodeStatus]:
-    """All nodes that answer in time, or the first `enough`, by name; none where nobody does.
+    """All nodes that answer in time, or the first `enough`, by name; none where nobody does. What is no status is passed over.
 
     Raises NoAnswer where no server can be reached.
     """
@@ -153,7 +154,11 @@ async def ask_all(
         if connection.why_not():
             raise
         return []
-    found = {status.node: status for status in (_decode(answer, NodeStatus) for answer in answers)}
+    found: dict[str, NodeStatus] = {}
+    for answer in answers:
+        with contextlib.suppress(NoAnswer):
+            status = _decode(answer, NodeStatus)
+            found[status.node] = status
     return [found[node] for node in sorted(found)]
 
 

@@ -21,6 +21,7 @@ class Progress:
     def __init__(self, journal: Journal, rose: Callable[[], None]) -> None:
         self._journal, self._rose = journal, rose
         self._risen = asyncio.Event()
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(journal.event_fd, self._woken)
 
@@ -36,9 +37,9 @@ class Progress:
         self._journal.arm()
 
     async def wait_for(self, reached: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Whether `reached` came to say True within that time. It is asked whenever something has risen."""
+        """Whether `reached` came to say True within that time, and before `close`. It is asked whenever something has risen."""
         deadline = None if timeout_s is None else self._loop.time() + timeout_s
-        while True:
+        while not self._closed:
             self.watch()
             if reached():
                 return True
@@ -46,6 +47,7 @@ class Progress:
             if left is not None and left <= 0:
                 return False
             await self.rise(left)
+        return False
 
     async def rise(self, timeout_s: float | None) -> None:
         """Wait until something has risen since `watch`, at most that long."""
@@ -54,4 +56,7 @@ class Progress:
                 await self._risen.wait()
 
     def close(self) -> None:
+        """Who waits is told at once, and looks at the journal no more."""
         self._loop.remove_reader(self._journal.event_fd)
+        self._closed = True
+        self._risen.set()

@@ -69,7 +69,7 @@ class Replica(Protocol):
         ...
 
     async def store(self, position: Position) -> None:
-        """Store a position, once everything up to it is on the disk."""
+        """Store a position, once everything up to it is on the disk. Where a cut comes first it is not stored."""
         ...
 
     # --- leading ----------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class Replica(Protocol):
         ...
 
     def drained(self) -> bool:
-        """After `retire`: whether everything that publishers have published was handed out by `gather`."""
+        """After `retire`: whether everything that publishers have published was `gathered`."""
         ...
 
     async def follow(self, leader: str) -> None:

@@ -46,12 +46,12 @@ class _Topic:
 
     @property
     def is_drained(self) -> bool:
-        """Whether all that is published was handed out."""
-        return self.taken == self._cursor.published
+        """Whether all that is published is shipped."""
+        return self.shipped == self._cursor.published
 
     @property
     def ready_bytes(self) -> int:
-        return max(0, self._cursor.watermark - self.taken) * self._ring.schema.row_bytes
+        return max(0, self._cursor.watermark - self.shipped) * self._ring.schema.row_bytes
 
     def take(self, count_max: int) -> Run:
         """The next rows: some, where there are any."""
@@ -103,7 +103,7 @@ class Shipping:
 
     @property
     def is_drained(self) -> bool:
-        """Whether everything published was handed out."""
+        """Whether everything published is shipped."""
         return all(topic.is_drained for topic in self._topics)
 
     def gather(self, bytes_max: int) -> list[Run]:

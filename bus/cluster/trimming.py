@@ -4,7 +4,8 @@
 2. Nodes that answer are waited for, as long as the stream has room. Those that are away, or too slow, receive a snapshot later.
 3. Some of it stays for nodes that are away for a short time only.
 
-Every node watches how large the stream's parts are, since any may lead next; the one that leads trims.
+Every node watches how large the stream's parts are, since any may lead next; the one that leads trims. Where nobody does, or
+a claim finds no room, any node trims: what may go is the same, whoever sees to it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def trim_to(state: StreamState, keep_from: int, keep_bytes: int, statuses: Seque
 
 
 class Trimming:
-    """Runs beside the node, until cancelled. leads: whether the node does. statuses: asks all nodes.
+    """Runs beside the node, until cancelled. trims: whether it is for this node to do so. statuses: asks all nodes.
 
     several: whether more than one node is to be there; then at least two must have stored what goes.
     told: hears in words when the stream cannot be trimmed, for the log.
@@ -86,14 +87,14 @@ class Trimming:
         self,
         stream: Stream,
         keep_bytes: int,
-        leads: Callable[[], bool],
+        trims: Callable[[], bool],
         statuses: Callable[[], Awaitable[Sequence[NodeStatus]]],
         *,
         several: bool,
         told: Callable[[str], None] = lambda _words: None,
         interval_s: float = INTERVAL_S,
     ) -> None:
-        self._stream, self._keep_bytes, self._leads, self._statuses = stream, keep_bytes, leads, statuses
+        self._stream, self._keep_bytes, self._trims, self._statuses = stream, keep_bytes, trims, statuses
         self._several, self._told, self._interval_s = several, told, interval_s
         self._sizes = Sizes(keep_bytes // POINTS_PER_KEEP)
         self._known: set[str] = set()
@@ -110,7 +111,7 @@ class Trimming:
         """Trim, if it is time to. Whether more is to go at once."""
         state = await self._stream.state()
         self._sizes.look(state)
-        if not self._leads() or state.stored_bytes <= self._keep_bytes:
+        if not self._trims() or state.stored_bytes <= self._keep_bytes:
             return False
         statuses = await self._statuses()
         for status in statuses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -14,18 +15,22 @@ import msgspec
 import pytest
 from ringmain.bus import BusError, LanePublisher, open_lane
 from ringmain.bus.cluster import snapshot_sender
+from ringmain.bus.cluster.messages import Kind, Message, Run, encode
+from ringmain.bus.cluster.node import Node
 from ringmain.bus.cluster.peers import NodeStatus, ask_all
 from ringmain.bus.cluster.snapshot_sender import PartAsked, SnapshotRefused, decode_part
 from ringmain.bus.cluster.stream import NoAnswer, StreamState
-from ringmain.bus.cluster.trimming import Sizes, trim_to
+from ringmain.bus.cluster.trimming import Sizes, Trimming, trim_to
 from ringmain.storage import Log, LogReader
 from ringmain.storage.snapshot_transfer import Snapshot, snapshot_files
 from ringmain.subscribers import Historical, RealTime
 from support.children import Children
+from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
 from support.live_nodes import TIMEOUT_S, LiveNode, live_node
 from support.logs import PAIRS, append, make_rows
 from support.nats_servers import Servers, nats_servers
 from support.replicas import read_up_to
+from support.virtual_time import run_virtually
 
 pytestmark = pytest.mark.process
 MB = 1 << 20
@@ -353,6 +358,15 @@ def a_status(node: str, stored: int, receiving: int = 0) -> NodeStatus:
                       server="", lag_ms=None, stored=stored, receiving=receiving)  # fmt: skip
 
 
+def test_an_answer_that_is_no_status_hides_nobody():
+    class Answers:
+        async def gather(self, *_asked: object) -> list[bytes]:
+            return [msgspec.json.encode(a_status("b", 1)), b"{", b'{"node": 7}', msgspec.json.encode(a_status("a", 2))]
+
+    answers: Any = Answers()
+    assert asyncio.run(ask_all(answers, "c")) == [a_status("a", 2), a_status("b", 1)]
+
+
 def test_the_stream_is_trimmed_only_behind_what_enough_nodes_have_stored():
     def trim(keep_from: int, *statuses: NodeStatus, stored_bytes: int = 600, nodes_min: int = 2) -> int:
         return trim_to(StreamState(101, 1000, stored_bytes, 1000, "s", 0), keep_from, 500, statuses, nodes_min)
@@ -394,3 +408,40 @@ def test_how_much_lies_behind_a_message_is_known_from_looking():
     for number in range(1000):
         sizes.look(StreamState(1111 + number, 1211 + number, 1000, 10_000, "s", 0))
     assert len(sizes._sequences) < 300
+
+
+def test_a_stream_without_room_for_a_claim_is_trimmed_by_who_wants_to_lead():
+    topic, chance = next(iter(TOPICS)), random.Random(1)
+
+    async def live() -> None:
+        stream = ModelStream()
+        stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim")
+        for number in range(1, 50):
+            run = Run(topic, TOPICS[topic], number, ROW_BYTES, row(number, number))
+            stream.append(encode(Message(Kind.DATA, "a", 1, number, 7, (run,))), number, f"data {number}")
+        stream.bytes_max = stream.stored_bytes
+        replicas = {name: ModelReplica(Journal(), Oracle(stream), 0.01, chance) for name in ("b", "c")}
+        nodes = {
+            name: Node(name, Wire(stream, Network(), chance), replica, chance=chance)
+            for name, replica in replicas.items()
+        }
+
+        async def statuses() -> list[NodeStatus]:
+            return [a_status(name, replica.journal.position.stream) for name, replica in replicas.items()]
+
+        def trimming(node: Node) -> Trimming:
+            keep_bytes = stream.bytes_max // 2
+            return Trimming(node.stream, keep_bytes, lambda: node.trims, statuses, several=True)
+
+        tasks = [asyncio.create_task(node.run()) for node in nodes.values()]
+        tasks += [asyncio.create_task(trimming(node).run()) for node in nodes.values()]
+        await asyncio.sleep(30)
+        assert [node.leads for node in nodes.values()].count(True) == 1
+        for task in tasks:
+            task.cancel()
+        for replica in replicas.values():
+            replica.end()
+        syncing = [replica.syncing for replica in replicas.values()]
+        await asyncio.gather(*tasks, *syncing, return_exceptions=True)
+
+    run_virtually(live())

@@ -136,9 +136,15 @@ def test_what_is_wrong_with_a_cluster_s_table_is_told_with_its_line(host: Path) 
         ('ca = "tls/ca.pem"', "", r"ca, cert and key together; ca is missing"),
         (CONFIGURATION[ca:], "", r"cluster\.servers: ca, cert and key beside servers of other"),
         (data_dir, "", r"line \d+: bus\.exchange: data_dir: a node of a cluster keeps a log"),
+        (
+            data_dir,
+            f'{data_dir}\nsync = "never"',
+            r"line \d+: bus\.exchange\.sync: .*what is acknowledged is on a disk",
+        ),
         ("[cluster]", "[bus.other.topics.orders]\n[cluster]", r"cluster: one table \[bus\.NAME\] beside it"),
         ('node = "a"', 'node = "a"\nreplicas = 7', r"cluster\.replicas: 1 to 5"),
         ("50 GB", "much", r"cluster\.stream_bytes: "),
+        ("50 GB", "2 MB", r"line \d+: cluster\.stream_bytes: at least 2097152 bytes; got 2000000"),
         (
             'node = "a"',
             'node = "a"\nstream_keep = "46 GB"',

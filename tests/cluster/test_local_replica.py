@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,25 @@ def test_topics_share_a_message_and_what_was_not_confirmed_comes_again(bus_name,
     run(test)
 
 
+def test_all_that_there_is_comes_again_and_is_not_drained_until_it_is_confirmed(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish_batch(make_rows(PAIRS, 1, 10))
+                await asyncio.to_thread(lane.wait, 10, "logged")
+                replica.retire("")
+                for _ in range(2):
+                    assert [found.last for found in await replica.gather(1 << 16, TIMEOUT_S)] == [10]
+                assert replica._retiring is not None
+                await asyncio.wait([replica._retiring])
+                assert not replica.drained()
+                replica.gathered()
+                assert replica.drained()
+
+    run(test)
+
+
 def test_gathering_waits_for_rows_and_gives_none_after_its_time(bus_name, tmp_path):
     async def test() -> None:
         async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
@@ -234,6 +254,27 @@ def test_once_retired_it_tells_when_all_that_was_published_was_handed_out(bus_na
             with pytest.raises(NotLeader, match="south"):
                 await asyncio.to_thread(lane.publish, 1)
             await replica.apply(a_run(PAIRS, 151, 10))
+
+    run(test)
+
+
+def test_a_retiring_that_failed_is_not_taken_for_drained(bus_name, tmp_path, monkeypatch):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.lead(1, {})
+
+            def fail(_leader: str) -> None:
+                raise OSError("no more threads")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(replica.writer.replicating, "retire", fail)
+                replica.retire("south")
+                assert replica._retiring is not None
+                await asyncio.wait([replica._retiring])
+                with pytest.raises(OSError, match="no more threads"):
+                    replica.drained()
+            with pytest.raises(OSError, match="no more threads"):
+                await replica.follow("south")
 
     run(test)
 
@@ -444,6 +485,56 @@ def test_a_position_is_stored_once_its_rows_are_on_the_disk_and_found_again(bus_
         async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
             assert replica.position == position
             assert attach(f"{bus_name}/pairs").watermarks().replicated == 1000
+
+    run(test)
+
+
+@pytest.mark.parametrize("left", [0, 90], ids=["removed", "restored"])
+def test_a_log_shorter_than_the_stored_position_is_told_and_nothing_of_it_counts_as_replicated(
+    bus_name, tmp_path, left
+):
+    position, told = Position(3, 2, "south", {"pairs": 100}), list[str]()
+
+    def a_replica() -> LocalReplica:
+        return LocalReplica(bus_name, [PAIRS], tmp_path / "data", LOG_ID, told=told.append)
+
+    async def test() -> None:
+        async with a_replica() as replica:
+            await replica.apply(a_run(PAIRS, 1, 90))
+        shutil.copytree(tmp_path / "data" / "log", tmp_path / "earlier")
+        async with a_replica() as replica:
+            await replica.apply(a_run(PAIRS, 91, 10))
+            await replica.store(position)
+        shutil.rmtree(tmp_path / "data" / "log")
+        if left:
+            shutil.copytree(tmp_path / "earlier", tmp_path / "data" / "log")
+        assert not told
+        for _ in range(2):
+            async with a_replica() as replica:
+                assert replica.position == Position()
+                assert replica.ends() == {"pairs": left}
+                assert attach(f"{bus_name}/pairs").watermarks().replicated == 0
+        async with a_replica() as replica:
+            await replica.apply(a_run(PAIRS, left + 1, 100 - left))
+            await replica.store(position)
+        assert len(told) == 1
+        assert f"topic 'pairs' ends at {left}, and 100 is stored" in told[0]
+
+    run(test)
+
+
+def test_a_position_that_waits_for_the_disk_when_a_cut_begins_is_given_up_and_the_next_one_stored(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, {"sync_interval": 3600.0}) as replica:
+            await replica.apply(a_run(PAIRS, 1, 100))
+            before, after = (Position(number, 2, "south", {"pairs": 60}) for number in (3, 4))
+            storing = asyncio.create_task(replica.store(before))
+            await asyncio.sleep(0)
+            assert await replica.cut({"pairs": 60}) == 40
+            await storing
+            assert replica.position == Position()
+            await replica.store(after)
+            assert replica.position == after
 
     run(test)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import struct
 
@@ -34,16 +35,20 @@ def runs(draw):
     return Run(draw(NAMES), draw(st.integers(0, 2**64 - 1)), draw(st.integers(1, 2**63)), row_bytes, rows)
 
 
+def without_rows(run: Run) -> Run:
+    return dataclasses.replace(run, rows=b"")
+
+
 @st.composite
 def messages(draw):
-    number = st.integers(0, 2**64 - 1)
+    number, kind = st.integers(0, 2**64 - 1), draw(st.sampled_from(Kind))
     return Message(
-        draw(st.sampled_from(Kind)),
+        kind,
         draw(NAMES),
         draw(number),
         draw(number),
         draw(number),
-        tuple(draw(st.lists(runs(), max_size=4))),
+        tuple(draw(st.lists(runs() if kind is Kind.DATA else runs().map(without_rows), max_size=4))),
         draw(st.one_of(st.just(""), NAMES)),
     )
 
@@ -66,6 +71,18 @@ def test_no_damaged_message_is_taken(message, chance: random.Random):
         decode(bytes(payload))
 
 
+@pytest.mark.parametrize("name", ["B.example.com", "a" * 33, "bé", "a\0"])
+def test_a_name_that_nobody_could_read_is_not_sent(name):
+    topic = Run(name, 7, 1, 24, bytes(24))
+    for message in (
+        Message(Kind.HANDOVER, "a", 1, 1, 1, target=name),
+        Message(Kind.BEAT, name, 1, 1, 1),
+        Message(Kind.DATA, "a", 1, 1, 1, (topic,)),
+    ):
+        with pytest.raises(ValueError, match="a name of the form"):
+            encode(message)
+
+
 def forged(at: int, form: str, value: object) -> bytes:
     """A message with another value in a place, and a checksum that fits."""
     run = Run("trades", 7, 1, 24, bytes(48))
@@ -80,6 +97,7 @@ def forged(at: int, form: str, value: object) -> bytes:
     [
         (8, "<H", 2, "version 1 is expected, got 2"),
         (10, "<B", 9, "kind 9"),
+        (10, "<B", Kind.CLAIM, "a CLAIM without rows is expected, got 2"),
         (12, "<I", 2**32 - 1, "runs do not fit"),
         (12, "<I", 3, "runs do not fit"),
         (40, "32s", b"A node!", "a name of the form"),

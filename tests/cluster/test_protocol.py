@@ -152,6 +152,58 @@ def test_a_leader_is_heard_soon_after_an_append_that_was_long_under_way():
     assert run_virtually(lead()) < Timing().quiet  # virtual seconds
 
 
+def test_the_lead_is_handed_over_to_nobody_whose_name_no_node_can_have():
+    async def live() -> None:
+        stream, chance = ModelStream(), random.Random(1)
+        replica = ModelReplica(Journal(), Oracle(stream), 0.01, chance)
+        node = Node("a", Wire(stream, Network(), chance), replica, chance=chance)
+        living = asyncio.create_task(node.run())
+        await asyncio.sleep(10)
+        for target in ("B.example.com", "b" * 33, "bé"):
+            with pytest.raises(ValueError, match="is no node's name"):
+                await node.switchover(target)
+        await asyncio.sleep(10)
+        assert node.leads
+        assert Kind.HANDOVER not in {message.kind for message in stream.messages()}
+        living.cancel()
+        replica.end()
+        await asyncio.gather(living, replica.syncing, return_exceptions=True)
+
+    run_virtually(live())
+
+
+# --- a full stream ----------------------------------------------------------------------------------------------------
+
+
+def test_a_leader_whose_stream_is_full_goes_on_beating_and_leaves_room_for_another_s_claim():
+    megabyte, chance = 1 << 20, random.Random(1)
+
+    async def lead() -> None:
+        stream = ModelStream(bytes_max=2 * megabyte)
+        shelf = Shelf(stream, chance, chance.randbytes(4 * megabyte), 128)
+        place = Place.at(Position(stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim"), 1, "a"))
+        wire = Wire(stream, Network(), chance)
+        leading = Leading("a", 7, wire, shelf, place, Timing(), acknowledge="sync", moved=lambda: None)
+        living = asyncio.create_task(leading.run())
+        await asyncio.sleep(10)
+        assert leading.full
+        before = stream.last
+        await asyncio.sleep(10)
+        assert stream.last - before > 10 / Timing().quiet
+        assert {message.kind for message in stream.messages()[before:]} == {Kind.BEAT}
+        assert stream.stored_bytes + len(encode(Message(Kind.CLAIM, "b", 2, 0, 7))) <= stream.bytes_max
+
+        while not shelf.all_shipped.is_set():  # it goes on as room is made
+            stream.first = stream.last
+            await asyncio.sleep(1)
+        assert not leading.full
+        living.cancel()
+        shelf.end()
+        await asyncio.gather(living, shelf.syncing, return_exceptions=True)
+
+    run_virtually(lead())
+
+
 # --- broken protocols -------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from ringmain.storage import Corruption, Log, LogReader, StorageError
 from ringmain.storage.log_files import list_files
@@ -226,6 +227,20 @@ def test_a_list_from_elsewhere_is_not_believed(stored: Path, tmp_path: Path) -> 
     huge = SnapshotList(log_id=1, manifest=None, files=(log,))
     with pytest.raises(OSError, match="bytes are needed"), receive_snapshot(tmp_path / "place", huge):
         pass
+    manifest = listing.manifest
+    assert manifest is not None
+    for edit in (
+        msgspec.structs.replace(manifest, added=[*manifest.added, manifest.added[0]]),
+        msgspec.structs.replace(manifest, checkpoints={"unknown": 1}),
+        msgspec.structs.replace(manifest, removed=[1 << 40]),
+    ):
+        impossible = msgspec.structs.replace(listing, manifest=edit)
+        with (
+            pytest.raises(StorageError, match="not the manifest of a snapshot"),
+            receive_snapshot(tmp_path / "place", impossible),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="twice"):
         SnapshotList(log_id=1, manifest=None, files=(log, log))
 

@@ -40,7 +40,7 @@ def rows_of(run: Run) -> list[bytes]:
 
 @dataclass
 class ModelStream:
-    """What the servers agree on. history: all that was ever appended, what is trimmed as well."""
+    """What the servers agree on. history: all that was ever appended, what is trimmed as well. bytes_max: of payloads."""
 
     history: list[bytes] = field(default_factory=list[bytes])
     first: int = 1
@@ -48,6 +48,12 @@ class ModelStream:
     ids_kept: int = 1000
     has_leader: bool = True
     full: bool = False
+    bytes_max: int = 1 << 40
+    _bytes: list[int] = field(default_factory=lambda: [0])  # up to and with each message
+
+    @property
+    def stored_bytes(self) -> int:
+        return self._bytes[-1] - self._bytes[self.first - 1]
 
     @property
     def last(self) -> int:
@@ -58,9 +64,10 @@ class ModelStream:
             return self.ids[message_id]
         if expected != self.last:
             raise Refused(f"{self.last} is the last")
-        if self.full:
+        if self.full or self.stored_bytes + len(payload) > self.bytes_max:
             raise StreamFull("no room")
         self.history.append(payload)
+        self._bytes.append(self._bytes[-1] + len(payload))
         self.ids[message_id] = self.last
         if len(self.ids) > self.ids_kept:
             del self.ids[next(iter(self.ids))]
@@ -135,7 +142,7 @@ class Wire:
     async def state(self) -> StreamState:
         def there() -> StreamState:
             last = max(0, self.stream.last - (self.chance.randrange(5) if self.network.stale else 0))
-            return StreamState(self.stream.first, last, 0, 0, "", 0)
+            return StreamState(self.stream.first, last, self.stream.stored_bytes, self.stream.bytes_max, "", 0)
 
         return await self._call(there, CALL_S)
 

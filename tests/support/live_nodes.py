@@ -108,7 +108,7 @@ async def live_node(
         trimming = Trimming(
             stream,
             keep_bytes,
-            lambda: node.leads,
+            lambda: node.trims,
             lambda: ask_all(stream.connection, cluster, 0.2),
             several=True,
             told=told.append,
