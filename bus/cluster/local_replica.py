@@ -20,7 +20,7 @@ import numpy as np
 
 from ...storage import HistoryGone, LogReader, Schema
 from ...storage.files import lock_directory, make_directory
-from ...storage.log_tail import cut_tail
+from ...storage.log_tail import Cut, cut_tail
 from .. import _segment
 from ..errors import BusError, Fenced, WriterFailed
 from ..replicating import Replication
@@ -272,13 +272,19 @@ class LocalReplica:
             if self.writer.replicating.leads:
                 await self.follow("")
             self._let_go()
-            count += await asyncio.to_thread(self._close_and_cut, ends)
+            cut = await asyncio.to_thread(self._close_and_cut, ends)
+            self._tell_cut(cut)
+            count += cut.row_count
             await self._open(ends)
         raise BusError(f"bus {self.bus!r}: publishers keep leaving rows to be cut")
 
-    def _close_and_cut(self, ends: Mapping[str, int]) -> int:
+    def _close_and_cut(self, ends: Mapping[str, int]) -> Cut:
         self.writer.close_to_cut(ends)
-        return cut_tail(self.data_dir, ends).row_count
+        return cut_tail(self.data_dir, ends)
+
+    def _tell_cut(self, cut: Cut) -> None:
+        if cut.row_count:
+            self._told(f"{cut.row_count} rows that are not in the stream are set aside in {cut.where}")
 
     async def replace(self, position: Position, received: Mapping[str, int]) -> None:
         """Put the snapshot of a peer, which lies proven in `snapshot_place`, in the place of this node's data, and open that.
@@ -295,14 +301,15 @@ class LocalReplica:
                 raise BusError(f"bus {self.bus!r}: the snapshot has topic {topic!r} up to {has}: it is too old")
         self._let_go()
         writer, self._writer = self.writer, None
-        await asyncio.to_thread(self._close_and_replace, writer, position, kept)
+        self._tell_cut(await asyncio.to_thread(self._close_and_replace, writer, position, kept))
         await self._open(position.ends)
 
-    def _close_and_replace(self, writer: Writer, position: Position, kept: Mapping[str, int]) -> None:
+    def _close_and_replace(self, writer: Writer, position: Position, kept: Mapping[str, int]) -> Cut:
         writer.close_to_cut(kept)
         self._stored.close()
-        replace_data(self.data_dir, kept, msgspec.msgpack.encode(position))
+        cut = replace_data(self.data_dir, kept, msgspec.msgpack.encode(position))
         self._stored.load()
+        return cut
 
     def raise_replicated(self, ends: Mapping[str, int]) -> None:
         for topic, end in ends.items():

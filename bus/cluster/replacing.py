@@ -19,7 +19,7 @@ import numpy as np
 from ...storage import HistoryGone, LogReader, StorageError
 from ...storage.built_place import clear_unfinished
 from ...storage.files import rename_file, sync_directory
-from ...storage.log_tail import cut_tail
+from ...storage.log_tail import Cut, cut_tail
 from ...storage.manifest_reader import read_manifest
 from ...storage.past import PastReader
 from ..slot_file import SlotFile
@@ -48,18 +48,20 @@ def discard_snapshot(data_dir: Path) -> None:
         shutil.rmtree(place)
 
 
-def replace_data(data_dir: Path, ends: Mapping[str, int], position: bytes) -> None:
+def replace_data(data_dir: Path, ends: Mapping[str, int], position: bytes) -> Cut:
     """Put the proven snapshot in the place of a data directory's log, archive and store. No writer may be open.
+    Returns what was cut off.
 
     ends: up to where the rows here are the snapshot's too; what is behind is cut off first, and goes to `lost+found`.
     position: the one that belongs to the snapshot.
     """
     place = snapshot_place(data_dir)
-    cut_tail(data_dir, ends)
+    cut = cut_tail(data_dir, ends)
     for name in FOLDERS:
         (place / name).mkdir(exist_ok=True)
     SlotFile.replace(place / "position", position).close()  # from here on it counts
     finish_replacing(data_dir)
+    return cut
 
 
 def finish_replacing(data_dir: Path) -> None:

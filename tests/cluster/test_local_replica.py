@@ -325,8 +325,10 @@ def test_a_tail_that_is_cut_is_set_aside_and_only_who_had_read_of_it_is_told(bus
     read_up_to(hasty, 130, TIMEOUT_S)
     child.kill()
 
+    told: list[str] = []
+
     async def test() -> None:
-        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID) as replica:
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID, told=told.append) as replica:
             assert await replica.cut({"pairs": 130}) == 0
             assert await replica.cut({"pairs": 100}) == 30
             assert replica.ends() == {"pairs": 100, "points": 0}
@@ -341,6 +343,7 @@ def test_a_tail_that_is_cut_is_set_aside_and_only_who_had_read_of_it_is_told(bus
             assert await replica.cut({"pairs": 160}) == 0
         (aside,) = (tmp_path / "lost+found").iterdir()
         assert LogReader(aside, "pairs").read(101) is not None
+        assert told == [f"30 rows that are not in the stream are set aside in {aside}"]
 
     run(test)
 

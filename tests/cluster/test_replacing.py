@@ -69,9 +69,11 @@ def left_of(data_dir: Path) -> list[Path]:
 
 
 def test_a_tail_of_its_own_is_set_aside_and_readers_go_on_behind_it(bus_name, tmp_path):
+    told: list[str] = []
+
     async def test() -> None:
         position = await make_peer(f"{bus_name}p", tmp_path / "peer", 5000)
-        async with LocalReplica(bus_name, [PAIRS], tmp_path / "own", LOG_ID, {"slots": 256}) as own:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path / "own", LOG_ID, {"slots": 256}, told=told.append) as own:
             await own.apply(a_run(1, 60))
             await own.lead(1, {"pairs": 60})
             with open_lane(f"{bus_name}/pairs") as lane:
@@ -96,6 +98,7 @@ def test_a_tail_of_its_own_is_set_aside_and_readers_go_on_behind_it(bus_name, tm
             rows = LogReader(aside, "pairs").read(61)
             assert rows is not None
             assert rows["left"].tolist() == make_rows(PAIRS, 9001, 40)["left"].tolist()
+            assert told == [f"40 rows that are not in the stream are set aside in {aside}"]
         async with LocalReplica(bus_name, [PAIRS], tmp_path / "own", LOG_ID) as own:
             assert own.position == position
             assert own.ends() == {"pairs": 5010}
