@@ -20,6 +20,7 @@ from ..bus.cluster.lag import Lag
 from ..bus.cluster.local_replica import LocalReplica
 from ..bus.cluster.node import Node
 from ..bus.cluster.peers import Peers, ask_all
+from ..bus.cluster.server_checks import ServerWatch
 from ..bus.cluster.snapshot_sender import SnapshotSender
 from ..bus.cluster.status import status_of
 from ..bus.cluster.stream import NoAnswer
@@ -141,7 +142,20 @@ class _Run:
         bootstrap = Bootstrap(
             pieces, plan.name, plan.node, stream, replica, lambda words: event("bootstrap", words=words)
         )
-        node = Node(plan.node, stream, replica, acknowledge=plan.acknowledge, bootstrap=bootstrap.run)
+        servers = ServerWatch(
+            stream.connection,
+            stream.servers,
+            plan.stream.synced,
+            lambda words: event("servers", level=logging.WARNING, words=words),
+        )
+        node = Node(
+            plan.node,
+            stream,
+            replica,
+            acknowledge=plan.acknowledge,
+            bootstrap=bootstrap.run,
+            fit=lambda: servers.fit,
+        )
         lag = Lag(stream, lambda: node.place.sequence)
         sender = SnapshotSender(
             pieces,
@@ -172,7 +186,7 @@ class _Run:
                 node.switchover,
             )
             await peers.open()
-            beside = [group.create_task(each.run()) for each in (lag, trimming)]
+            beside = [group.create_task(each.run()) for each in (lag, trimming, servers)]
             living = asyncio.create_task(node.run())
             try:
                 failed = await self._watch(node, living, replica)

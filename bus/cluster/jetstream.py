@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -168,6 +168,13 @@ class JetStream:
         if not info.is_led:
             raise NoAnswer(f"the stream {self.settings.name} has no leader")
         return info.as_state()
+
+    async def servers(self) -> Sequence[str]:
+        """The names of those that keep the stream; empty: one server, whatever its name. Raises NoAnswer."""
+        try:
+            return (await ask(self.connection, f"STREAM.INFO.{self.settings.name}", StreamInfo)).servers
+        except ApiError as error:
+            raise NoAnswer(str(error)) from error
 
     async def trim(self, below: int) -> None:
         try:

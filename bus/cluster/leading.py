@@ -56,7 +56,8 @@ class Deposed(BusError):
 class Leading:
     """One leadership of a node, whose claim was the last message that `place` has passed.
 
-    moved: called after each append. full: whether the stream has no room, now.
+    moved: called after each append.
+    fit: whether the servers are fit to keep rows; while they are not, rows wait. full: whether the stream has no room, now.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Leading:
         *,
         acknowledge: Literal["sync", "async"],
         moved: Callable[[], None],
+        fit: Callable[[], bool] = lambda: True,
     ) -> None:
         self._name, self._life, self._stream, self._replica = name, life, stream, replica
-        self._place, self._timing, self._moved = place, timing, moved
+        self._place, self._timing, self._moved, self._fit = place, timing, moved, fit
         self._acknowledge: Literal["sync", "async"] = acknowledge
         self._epoch, self._number = place.epoch, 0
         self._rows_bytes = ROWS_BYTES_MAX  # that are gathered for a message
@@ -92,11 +94,12 @@ class Leading:
         while True:
             beat = self._timing.retry if self._handover is not None else self._timing.beat
             runs = await replica.gather(self._rows_bytes, beat)
-            if runs and not await self._has_room(runs):
+            fit = self._fit()
+            if runs and not (fit and await self._has_room(runs)):
                 await asyncio.sleep(self._timing.retry)
                 if clock() - self._appended >= self._timing.beat:
                     await self._append(Kind.BEAT)
-                self._set_full(True)
+                self._set_full(fit)
             elif runs:
                 try:
                     rest_s = await self._append_rows(runs)

@@ -35,6 +35,7 @@ class Node:
 
     name: unlike any other node's. acknowledge: "sync": what is replicated is acknowledged; "async": what is durable here is.
     bootstrap: called when the stream no longer has what this node needs next; it puts a peer's snapshot in the replica's place.
+    fit: whether the stream's servers are fit to keep rows; while they are not, this node's wait as it leads.
     chance: of the patience of followers; whose seed is given runs the same again.
     """
 
@@ -47,6 +48,7 @@ class Node:
         timing: Timing | None = None,
         acknowledge: Literal["sync", "async"] = "sync",
         bootstrap: Callable[[Trimmed], Awaitable[None]] | None = None,
+        fit: Callable[[], bool] = lambda: True,
         chance: random.Random | None = None,
     ) -> None:
         self.name, self.stream, self.replica = name, stream, replica
@@ -54,7 +56,7 @@ class Node:
         self.place = Place.at(replica.position)
         self.claims: deque[Claimed] = deque(maxlen=CLAIMS_KEPT)
         self._acknowledge: Literal["sync", "async"] = acknowledge
-        self._bootstrap = bootstrap
+        self._bootstrap, self._fit = bootstrap, fit
         self._chance = chance if chance is not None else random.Random()
         self._life = self._chance.getrandbits(63) | 1
         self._following: Following | None = None
@@ -154,6 +156,7 @@ class Node:
             self.timing,
             acknowledge=self._acknowledge,
             moved=self._moved,
+            fit=self._fit,
         )
         self._moved()
         leader = ""

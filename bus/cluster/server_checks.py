@@ -6,7 +6,9 @@ configuration), so that no port for monitoring need be open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -14,11 +16,12 @@ from .connection import Connection
 from .servers import SETTINGS_SUBJECT, ServersUnfit, version_fault
 from .stream import NoAnswer
 
-__all__ = ["check_servers"]
+__all__ = ["ServerWatch", "check_servers"]
 
 PAYLOAD_BYTES_MIN = (1 << 20) + (1 << 16)
 GATHER_S = 1.0
 TRIES = 3
+INTERVAL_S = 30.0
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -57,9 +60,44 @@ async def check_servers(connection: Connection, names: Sequence[str], synced: bo
             f"no server tells its settings ({SETTINGS_SUBJECT}), so nobody knows whether an acknowledged message is on a disk: "
             'give the account the import that `ringmain cluster server-config` writes, or choose acknowledge = "async"'
         )
-    faults = [f"{name}: {fault}" for name, found in sorted(answers.items()) for fault in _faults(found, synced)]
-    if faults:
-        raise ServersUnfit("; ".join(faults))
+    if faults := _all_faults(answers, synced):
+        raise ServersUnfit(faults)
+
+
+class ServerWatch:
+    """Checks them again and again: one may be down at first, or come back with another configuration. Run it beside the node.
+
+    names: asks which keep the stream. told: hears of a change, for the log. fit: whether none that answers has a fault.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        names: Callable[[], Awaitable[Sequence[str]]],
+        synced: bool,
+        told: Callable[[str], None],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._connection, self._names, self._synced = connection, names, synced
+        self._told, self._interval_s = told, interval_s
+        self._faults = ""
+
+    @property
+    def fit(self) -> bool:
+        return not self._faults
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s if self.fit else self._interval_s / 10)
+            with contextlib.suppress(NoAnswer):
+                await self._look()
+
+    async def _look(self) -> None:
+        answers = await _settings(self._connection, await self._names())
+        faults = _all_faults(answers, self._synced)
+        if answers and faults != self._faults:  # silence says nothing
+            self._faults = faults
+            self._told(f"nothing is replicated: {faults}" if faults else "the servers are fit again")
 
 
 async def _settings(connection: Connection, names: Sequence[str]) -> dict[str, _Settings]:
@@ -80,6 +118,10 @@ async def _settings(connection: Connection, names: Sequence[str]) -> dict[str, _
         if len(found) >= enough:
             break
     return found
+
+
+def _all_faults(answers: Mapping[str, _Settings], synced: bool) -> str:
+    return "; ".join(f"{name}: {fault}" for name, found in sorted(answers.items()) for fault in _faults(found, synced))
 
 
 def _faults(found: _Settings, synced: bool) -> list[str]:

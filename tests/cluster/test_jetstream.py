@@ -7,15 +7,18 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from support.cut_links import Links
 from support.nats_servers import TIMEOUT_S, Servers, nats_servers, why_refused
+from support.virtual_time import run_virtually
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 from ringmain.bus.cluster.api import ApiError
 from ringmain.bus.cluster.jetstream import JetStream, StreamDiffers
+from ringmain.bus.cluster.server_checks import ServerWatch
 from ringmain.bus.cluster.servers import ServersUnfit
 from ringmain.bus.cluster.stream import NoAnswer, Refused, Stored, StreamFull, Trimmed
 
@@ -348,10 +351,57 @@ def test_servers_that_acknowledge_before_they_sync_will_not_do_unless_asked_for(
         with pytest.raises(ServersUnfit, match="s0: it acknowledges messages minutes before it syncs them"):
             await JetStream.open(servers.access("c0"), servers.stream("c0"))
         stream = await JetStream.open(servers.access("c0"), servers.stream("c0", synced=False))
+        told: asyncio.Queue[str] = asyncio.Queue()
+        watch = ServerWatch(stream.connection, stream.servers, synced=True, told=told.put_nowait, interval_s=0.01)
+        watching = asyncio.create_task(watch.run())
+        assert "s0: it acknowledges messages minutes before" in await asyncio.wait_for(told.get(), TIMEOUT_S)
+        assert not watch.fit
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         await stream.close()
 
     with nats_servers(1, synced=False) as servers:
         asyncio.run(scenario(servers))
+
+
+def test_a_server_that_comes_back_with_another_configuration_is_found_and_so_is_that_it_is_mended() -> None:
+    def answer(name: str, *, synced: bool) -> bytes:
+        settings = {"version": "9.0.0", "max_payload": 1 << 21, "jetstream": {"config": {"sync_always": synced}}}
+        return msgspec.json.encode({"server": {"name": name}, "data": settings})
+
+    class Answers:
+        def __init__(self) -> None:
+            self.answers: list[bytes] = []
+
+        async def gather(self, *_asked: object) -> list[bytes]:
+            return self.answers
+
+    async def names() -> list[str]:
+        return ["s0", "s1"]
+
+    async def scenario() -> None:
+        there, told = Answers(), list[str]()
+        connection: Any = there
+        watch = ServerWatch(connection, names, synced=True, told=told.append)
+        watching = asyncio.create_task(watch.run())
+        for answers, fit in (
+            ([answer("s0", synced=True)], True),
+            ([answer("s0", synced=True), answer("other", synced=False)], True),
+            ([answer("s0", synced=True), answer("s1", synced=False)], False),
+            ([], False),
+            ([answer("s0", synced=True), answer("s1", synced=True)], True),
+        ):
+            there.answers = answers
+            await asyncio.sleep(60)
+            assert watch.fit == fit
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        assert [words.split(":")[:2] for words in told] == [
+            ["nothing is replicated", " s1"],
+            ["the servers are fit again"],
+        ]
+
+    run_virtually(scenario())
 
 
 def test_where_no_server_runs_each_one_is_named(one: Servers) -> None:

@@ -204,6 +204,29 @@ def test_a_leader_whose_stream_is_full_goes_on_beating_and_leaves_room_for_anoth
     run_virtually(lead())
 
 
+def test_rows_wait_while_the_servers_are_not_fit_and_the_leader_goes_on_leading():
+    chance, fit = random.Random(1), [False]
+
+    async def lead() -> None:
+        stream = ModelStream()
+        shelf = Shelf(stream, chance, bytes(128) * 100, 128)
+        place = Place.at(Position(stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim"), 1, "a"))
+        leading = Leading("a", 7, Wire(stream, Network(), chance), shelf, place, Timing(), acknowledge="sync",
+                          moved=lambda: None, fit=lambda: fit[0])  # fmt: skip
+        living = asyncio.create_task(leading.run())
+        await asyncio.sleep(10)
+        assert stream.last > 10 / Timing().quiet
+        assert {message.kind for message in stream.messages()[1:]} == {Kind.BEAT}
+        assert not leading.full
+        fit[0] = True
+        await shelf.all_shipped.wait()
+        living.cancel()
+        shelf.end()
+        await asyncio.gather(living, shelf.syncing, return_exceptions=True)
+
+    run_virtually(lead())
+
+
 # --- broken protocols -------------------------------------------------------------------------------------------------
 
 
