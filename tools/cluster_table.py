@@ -9,7 +9,7 @@ ca = "tls/ca.pem"                       # `ringmain cluster certificates` makes 
 cert = "tls/a.example.com.pem"
 key = "tls/a.example.com.key"
 name = "exchange"                       # of the cluster; its bus's unless told
-acknowledge = "sync"                    # sync: what is in the stream; async: what is durable on the leader
+acknowledge = "sync"                    # what publishers wait for unless told; sync: replicated; async: durable on the leader
 replicas = 3                            # servers that keep the stream; all of them unless told
 stream_bytes = "50 GB"                  # what it may hold; the same on every node
 stream_keep = "25 GB"                   # what it keeps for nodes that are away; half of stream_bytes unless told
@@ -42,7 +42,7 @@ Quantity: TypeAlias = str | int | float
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """name: of the cluster. node, bus: this host's. acknowledge: what a wait for `replicated` waits for.
+    """name: of the cluster. node, bus: this host's. acknowledge: what publishers wait for unless they are told.
 
     keep_bytes: so much of the stream is not trimmed, for nodes that are away.
     """
