@@ -115,11 +115,12 @@ class Group(msgspec.Struct, array_like=True):
     def give_back(self, member: int, first: int, last: int, *, unused: bool = False) -> int:
         """Rows that a member wants another one to have. unused: they were never looked at. Returns how many were its own."""
         own = self._own(member, first, last)
+        count = sum(held.last - held.first + 1 for held in own)
         for held in own:
             held.member = NOBODY
             held.deliveries -= unused
         self._merge()
-        return sum(held.last - held.first + 1 for held in own)
+        return count
 
     def cut(self, newest: int) -> None:
         """Forget what lies behind the end of the topic: it was lost, and its sequences will be used again."""

@@ -26,8 +26,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from ..bus.cluster.access import Access, StreamSettings, Tls, is_loopback
-from ..bus.cluster.messages import MESSAGE_BYTES_MAX
 from ..bus.cluster.servers import ServerSettings, User
+from ..bus.cluster.stream import MESSAGE_BYTES_MAX
 from ..bus.segments import check_bus_name
 from .quantities import read_bytes
 from .toml_document import TomlDocument

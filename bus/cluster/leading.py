@@ -20,7 +20,6 @@ from ..errors import BusError
 from .following import Timing
 from .messages import (
     HEADER_BYTES,
-    MESSAGE_BYTES_MAX,
     ROWS_BYTES_MAX,
     RUN_BYTES,
     Kind,
@@ -32,7 +31,7 @@ from .messages import (
 )
 from .place import Place
 from .replica import Diverged, Replica
-from .stream import NoAnswer, Refused, Stored, Stream, StreamFull
+from .stream import MESSAGE_BYTES_MAX, NoAnswer, Refused, Stored, Stream, StreamFull
 
 __all__ = ["Deposed", "Leading"]
 

@@ -11,10 +11,10 @@ from ...storage._log import crc32c
 from ..errors import BusError
 from ..segments import NAME, TOPIC
 from .packing import BadPacking, pack, unpack
+from .stream import MESSAGE_BYTES_MAX
 
 __all__ = [
     "HEADER_BYTES",
-    "MESSAGE_BYTES_MAX",
     "ROWS_BYTES_MAX",
     "RUN_BYTES",
     "BadMessage",
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 MAGIC, VERSION = b"RMS1", 1
-MESSAGE_BYTES_MAX = 1 << 20
 ROWS_BYTES_MAX = 2 << 20  # unpacked
 NAME_BYTES = 32
 HEADER = struct.Struct(

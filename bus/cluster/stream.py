@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 
 from ..errors import BusError
 
-__all__ = ["NoAnswer", "Refused", "Stored", "Stream", "StreamFull", "StreamState", "Trimmed"]
+__all__ = ["MESSAGE_BYTES_MAX", "NoAnswer", "Refused", "Stored", "Stream", "StreamFull", "StreamState", "Trimmed"]
+
+MESSAGE_BYTES_MAX = 1 << 20  # of one
 
 
 class NoAnswer(BusError):

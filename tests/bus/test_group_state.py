@@ -209,3 +209,12 @@ def test_nothing_new_is_handed_out_while_too_much_is_open():
     fresh = group.take(member, 1 << 40, 10, 50, 150)
     assert fresh is not None
     assert fresh.first == 10 * RANGES_MAX + 1
+
+
+def test_only_the_rows_given_back_now_are_counted_though_their_range_grows_by_those_before():
+    group = Group(1)
+    member = group.join(1, 1)
+    assert group.take(member, 2, 10, 0, 100) is not None
+    assert group.give_back(member, 2, 2) == 1
+    assert group.give_back(member, 1, 1) == 1
+    assert len(group.ranges) == 1

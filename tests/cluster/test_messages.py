@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringmain.bus.cluster.messages import (
     HEADER_BYTES,
-    MESSAGE_BYTES_MAX,
     ROWS_BYTES_MAX,
     RUN_BYTES,
     BadMessage,
@@ -22,6 +21,7 @@ from ringmain.bus.cluster.messages import (
     decode,
     encode,
 )
+from ringmain.bus.cluster.stream import MESSAGE_BYTES_MAX
 from ringmain.storage._log import crc32c
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 import pytest
 from ringmain.bus.cluster.following import Following, Timing
 from ringmain.bus.cluster.leading import Deposed, Leading
-from ringmain.bus.cluster.messages import MESSAGE_BYTES_MAX, RUN_BYTES, Kind, Message, Run, encode
+from ringmain.bus.cluster.messages import RUN_BYTES, Kind, Message, Run, encode
 from ringmain.bus.cluster.node import Node
 from ringmain.bus.cluster.place import Place
 from ringmain.bus.cluster.replica import Position
+from ringmain.bus.cluster.stream import MESSAGE_BYTES_MAX
 from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
 from support.cluster_simulation import simulate
 from support.virtual_time import run_virtually
