@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
@@ -200,6 +201,17 @@ def publish(writer: Writer, count: int) -> None:
     writer["points"].publish_batch(rows)
 
 
+@contextlib.asynccontextmanager
+async def running(client: FakeClient) -> AsyncGenerator[None]:
+    """Its session runs meanwhile."""
+    session = asyncio.create_task(client.session.run())
+    try:
+        yield
+    finally:
+        client.session.end(Ending(1000, ""))
+        await session
+
+
 async def catch_up_halfway(client: FakeClient) -> None:
     """Let it read the past until its queue is half full, and take no more."""
     client.connection.has_room = False
@@ -210,14 +222,12 @@ async def catch_up_halfway(client: FakeClient) -> None:
 def test_who_has_caught_up_with_a_topic_that_has_ended_meanwhile_is_told_so(bus_name):
     async def run(past: Past) -> None:
         client = FakeClient(bus_name, past, queue_bytes=1 << 20)
-        session = asyncio.create_task(client.session.run())
-        await catch_up_halfway(client)
-        (stream,) = client.hub.streams
-        stream.source._end("as made")
-        client.connection.has_room = True
-        await until(lambda: client.connection.told('"unsubscribed"', "as made"))
-        client.session.end(Ending(1000, ""))
-        await session
+        async with running(client):
+            await catch_up_halfway(client)
+            (stream,) = client.hub.streams
+            stream.source._end("as made")
+            client.connection.has_room = True
+            await until(lambda: client.connection.told('"unsubscribed"', "as made"))
 
     with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
         publish(writer, 30_000)
@@ -227,16 +237,14 @@ def test_who_has_caught_up_with_a_topic_that_has_ended_meanwhile_is_told_so(bus_
 def test_who_catches_up_is_not_given_rows_of_another_schema(bus_name):
     async def run(past: Past) -> None:
         client = FakeClient(bus_name, past, queue_bytes=1 << 20)
-        session = asyncio.create_task(client.session.run())
-        with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
-            publish(writer, 30_000)
-            await catch_up_halfway(client)
-        with Writer(bus_name, [Schema("points", {"other": "f8"})], slots=1 << 15) as writer:
-            publish(writer, 30_000)
-            client.connection.has_room = True
-            await until(lambda: client.connection.told('"unsubscribed"', "another schema"))
-            client.session.end(Ending(1000, ""))
-            await session
+        async with running(client):
+            with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+                publish(writer, 30_000)
+                await catch_up_halfway(client)
+            with Writer(bus_name, [Schema("points", {"other": "f8"})], slots=1 << 15) as writer:
+                publish(writer, 30_000)
+                client.connection.has_room = True
+                await until(lambda: client.connection.told('"unsubscribed"', "another schema"))
 
     in_a_loop(run)
 
@@ -258,15 +266,13 @@ def test_several_pasts_of_a_client_fill_its_queue_no_further_than_one(bus_name, 
         client = FakeClient(bus_name, past, queue_bytes=1 << 20)
         outbox = client.session.outbox
         fills = fills_of(outbox, monkeypatch)
-        session = asyncio.create_task(client.session.run())
-        client.connection.has_room = False
-        for id in range(6):
-            client.subscribe(id, where=[["value", "!=", id + 1]], **{"from": 1})
-        await until(lambda: outbox.fill >= 0.5)
-        client.connection.has_room = True
-        await until(lambda: client.connection.told('"last":30000') == 6)
-        client.session.end(Ending(1000, ""))
-        await session
+        async with running(client):
+            client.connection.has_room = False
+            for id in range(6):
+                client.subscribe(id, where=[["value", "!=", id + 1]], **{"from": 1})
+            await until(lambda: outbox.fill >= 0.5)
+            client.connection.has_room = True
+            await until(lambda: client.connection.told('"last":30000') == 6)
         assert max(fills) < 1
 
     with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
@@ -288,16 +294,14 @@ def test_what_was_lost_is_told_although_the_batch_that_said_it_was_overwritten(b
 
     async def run(past: Past) -> None:
         client = FakeClient(bus_name, past)
-        session = asyncio.create_task(client.session.run())
-        if start == 1:
-            publish(writer, 1)
-        client.subscribe(1, **{"from": start})
-        await until(lambda: client.connection.told('"subscribed"'))
-        if start == "latest":
-            publish(writer, 1)
-        await until(lambda: client.connection.told('"rows"'))
-        client.session.end(Ending(1000, ""))
-        await session
+        async with running(client):
+            if start == 1:
+                publish(writer, 1)
+            client.subscribe(1, **{"from": start})
+            await until(lambda: client.connection.told('"subscribed"'))
+            if start == "latest":
+                publish(writer, 1)
+            await until(lambda: client.connection.told('"rows"'))
         assert overwritten == [1]
         assert client.connection.told('"first":1,', '"lost":3,') == 1
 
@@ -310,18 +314,16 @@ def test_what_was_held_back_is_handed_out_as_the_client_takes_it(bus_name, monke
     async def run(past: Past) -> None:
         client = FakeClient(bus_name, past, queue_bytes=1 << 20)
         outbox = client.session.outbox
-        session = asyncio.create_task(client.session.run())
-        for id in (1, 2):
-            client.subscribe(id, where=[["value", "!=", id]], slow={"newest": 40_000})
-        await until(lambda: client.connection.told('"subscribed"') == 2)
-        client.connection.has_room = False
-        publish(writer, 60_000)
-        await until(lambda: {stream.source.position for stream in client.hub.streams} == {60_000})
-        fills = fills_of(outbox, monkeypatch)
-        client.connection.one_by_one = client.connection.has_room = True
-        await until(lambda: client.connection.told('"last":60000', '"conflated":true') == 2)
-        client.session.end(Ending(1000, ""))
-        await session
+        async with running(client):
+            for id in (1, 2):
+                client.subscribe(id, where=[["value", "!=", id]], slow={"newest": 40_000})
+            await until(lambda: client.connection.told('"subscribed"') == 2)
+            client.connection.has_room = False
+            publish(writer, 60_000)
+            await until(lambda: {stream.source.position for stream in client.hub.streams} == {60_000})
+            fills = fills_of(outbox, monkeypatch)
+            client.connection.one_by_one = client.connection.has_room = True
+            await until(lambda: client.connection.told('"last":60000', '"conflated":true') == 2)
         assert max(fills) < 1
 
     with Writer(bus_name, [POINTS], slots=1 << 16) as writer:
@@ -346,16 +348,14 @@ def test_connections_that_are_no_clients_yet_are_cut_off_where_there_are_too_man
 def test_who_waits_for_room_while_a_bus_without_a_log_begins_again_gets_all_of_the_new_stream(bus_name):
     async def run(past: Past) -> None:
         client = FakeClient(bus_name, past, queue_bytes=1 << 20)
-        session = asyncio.create_task(client.session.run())
-        with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
-            publish(writer, 30_000)
-            await catch_up_halfway(client)
-        with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
-            publish(writer, 31_000)
-            client.connection.has_room = True
-            await until(lambda: client.connection.told('"last":31000'))
-            client.session.end(Ending(1000, ""))
-            await session
+        async with running(client):
+            with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+                publish(writer, 30_000)
+                await catch_up_halfway(client)
+            with Writer(bus_name, [POINTS], slots=1 << 15) as writer:
+                publish(writer, 31_000)
+                client.connection.has_room = True
+                await until(lambda: client.connection.told('"last":31000'))
         reset = next(at for at, message in enumerate(client.connection.sent) if b'"reset"' in message)
         assert b'"sequence":0,' in client.connection.sent[reset]
         assert b'"first":1,' in client.connection.sent[reset + 1]

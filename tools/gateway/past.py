@@ -28,9 +28,7 @@ __all__ = ["Ahead", "Past"]
 SLICE_BYTES = 256 << 10
 THREADS = 4
 READERS_MAX = 128  # at once; a topic's reader table has 1,024 entries, which are others' too
-_Origin: TypeAlias = tuple[
-    int, int
-]  # of a topic's stream: sequences of different ones have nothing to do with each other
+_Origin: TypeAlias = tuple[int, int]  # of a topic's stream; sequences of two have nothing to do with each other
 Value = TypeVar("Value")
 
 
