@@ -32,6 +32,7 @@ setup(
             extension("storage._log", STORAGE_HEADERS),
             extension("storage._tree", [*STORAGE_HEADERS, "storage/row_packer.pxi"]),
             extension("bus._segment", BUS_HEADERS),
+            extension("bus._slots", BUS_HEADERS),
             extension("bus._publish", [*BUS_HEADERS, "storage/row_packer.pxi"]),
             extension("bus._read", BUS_HEADERS),
             extension("bus._journal", BUS_HEADERS),

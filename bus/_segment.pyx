@@ -143,11 +143,7 @@ def read_safe(segment):
     """Up to where a topic's records will not go any more: durable, or logged where the log is never synced, and within the ring's end."""
     cdef HeldBuffer hold
     hold.hold(segment, False)
-    cdef const DataHeader *header = <const DataHeader *>hold.data()
-    cdef uint64_t safe = load_acquire_u64(header.watermarks[<int>W_DURABLE if header.syncs else <int>W_LOGGED].sequence)
-    if load_acquire_u32(header.status) & C_STATUS_FENCED == 0:  # asked afterwards: a fence before `safe` was read is seen
-        return safe
-    return min(safe, load_acquire_u64(header.watermarks[<int>W_ENDED].sequence))
+    return safe_position((<const DataHeader *>hold.data())[0])
 
 
 def set_watermarks(segment, *, uint64_t claimed, uint64_t published, uint64_t logged, uint64_t durable,

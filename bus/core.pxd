@@ -132,6 +132,7 @@ cdef extern from "readers.hpp" namespace "ringmain" nogil:
     uint32_t free_dead_readers(ControlHeader &)
 
 cdef extern from "ring.hpp" namespace "ringmain" nogil:
+    uint64_t safe_position(const DataHeader &)
     cdef cppclass RingWriter:
         DataHeader *header
         ControlHeader *control

@@ -181,6 +181,14 @@ struct RingWriter {
     }
 };
 
+// Up to where a topic's records will not go any more: durable, or logged where the log is never synced, and within the ring's end.
+inline uint64_t safe_position(const DataHeader &ring) {
+    const uint64_t safe = load_acquire(ring.watermarks[ring.syncs ? DURABLE : LOGGED].sequence);
+    if ((load_acquire(ring.status) & STATUS_FENCED) == 0) return safe;  // asked afterwards: a fence before `safe` was read is seen
+    const uint64_t ended = load_acquire(ring.watermarks[ENDED].sequence);
+    return safe < ended ? safe : ended;
+}
+
 // Ends a ring whose writer may be in the middle of a call: sets `bits`, FENCED among them, settles where it ends, and returns
 // that; `last`: not behind this. What the call still publishes is either within, or its caller sees the fence (sync FENCE). Nobody is woken yet.
 inline uint64_t fence_ring(DataHeader &header, uint32_t bits, uint64_t last = UINT64_MAX) {

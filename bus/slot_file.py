@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 from ..storage import FormatMismatch, StorageError
 from ..storage._log import crc32c
@@ -27,16 +26,14 @@ from ..storage.files import (
     rename_file,
     sync_data,
     sync_directory,
-    write_at,
-    write_through,
 )
+from ._slots import SLOT_HEADER_BYTES, SLOT_MAGIC, SLOT_VERSION, SlotWriter
 
 __all__ = ["SlotFile", "SlotsDamaged"]
 
-MAGIC, VERSION = b"RMAINPOS", 1
 HEADER = struct.Struct("<8sIIQI4x")  # magic, crc32c of all behind it, version, generation, payload bytes
-UNCHECKED, CHECKED = struct.Struct("<8sI"), struct.Struct("<IQI4x")  # its two parts
-assert UNCHECKED.size + CHECKED.size == HEADER.size
+UNCHECKED_BYTES = 12
+assert HEADER.size == SLOT_HEADER_BYTES
 SLOT_BYTES_MIN = 4096
 READ_TRIES = 100  # of finding a whole slot while another process writes one after the other
 
@@ -52,19 +49,13 @@ class SlotsDamaged(StorageError):
         )
 
 
-class _Slot(NamedTuple):
-    generation: int
-    payload: bytes
-    place: int  # 0 or 1
-
-
 class SlotFile:
     """An open slot file. Whoever writes must be the only one, and must have read it since anybody else did."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
+        self.writer: SlotWriter | None = None  # once it is known where the newest value is
         self._slot_bytes = 0
-        self._newest: _Slot | None = None
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = True) -> SlotFile:
@@ -99,7 +90,7 @@ class SlotFile:
             for generation, place, _ in slots:
                 payload = self._read_slot(place)
                 if payload is not None:
-                    self._newest = _Slot(generation, payload, place)
+                    self.writer = SlotWriter(self.descriptor, self._slot_bytes, generation, place)
                     return payload
             if slots == self._headers():
                 break
@@ -109,15 +100,15 @@ class SlotFile:
 
     def write(self, payload: bytes, *, sync: bool) -> None:
         """Put another value in the place of the newest one, which was read; there must be room."""
-        newest = self._newest
-        assert newest is not None
+        assert self.writer is not None
         assert self.has_room(payload)
-        self._write_slot(_Slot(newest.generation + 1, payload, 1 - newest.place), sync)
+        with naming(self.path):
+            self.writer.write(payload, sync=sync)
 
     @property
     def has_value(self) -> bool:
         """Whether one was found when it was last read, or written since."""
-        return self._newest is not None
+        return self.writer is not None
 
     def has_room(self, payload: bytes) -> bool:
         return HEADER.size + len(payload) <= self._slot_bytes
@@ -129,8 +120,10 @@ class SlotFile:
             os.ftruncate(self.descriptor, 2 * self._slot_bytes)
             if sync:
                 sync_data(self.descriptor)  # the size says where the second slot is, and so comes first
-        self._write_slot(_Slot(1, payload, 0), sync)
-        self._write_slot(_Slot(2, payload, 1), sync)
+            writer = SlotWriter(self.descriptor, self._slot_bytes, 0, 1)
+            for _ in range(2):
+                writer.write(payload, sync=sync)
+        self.writer = writer
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -144,7 +137,7 @@ class SlotFile:
             header = read_from(self.descriptor, place * self._slot_bytes, HEADER.size)
             if len(header) == HEADER.size:
                 magic, checksum, _, generation, _ = HEADER.unpack(header)
-                if magic == MAGIC:
+                if magic == SLOT_MAGIC:
                     found.append((generation, place, checksum))
         return sorted(found, reverse=True)
 
@@ -157,18 +150,11 @@ class SlotFile:
         if payload_bytes > self._slot_bytes - HEADER.size:
             return None
         payload = read_from(self.descriptor, place * self._slot_bytes + HEADER.size, payload_bytes)
-        if len(payload) < payload_bytes or crc32c(payload, crc32c(head[UNCHECKED.size :])) != checksum:
+        if len(payload) < payload_bytes or crc32c(payload, crc32c(head[UNCHECKED_BYTES:])) != checksum:
             return None
-        if version != VERSION:
-            raise FormatMismatch(self.path, "format version", VERSION, version)
+        if version != SLOT_VERSION:
+            raise FormatMismatch(self.path, "format version", SLOT_VERSION, version)
         return payload
-
-    def _write_slot(self, slot: _Slot, sync: bool) -> None:
-        checked = CHECKED.pack(VERSION, slot.generation, len(slot.payload)) + slot.payload
-        data = UNCHECKED.pack(MAGIC, crc32c(checked)) + checked
-        with naming(self.path):
-            (write_through if sync else write_at)(self.descriptor, data, slot.place * self._slot_bytes)
-        self._newest = slot
 
 
 def _slot_bytes(payload: bytes) -> int:

@@ -20,13 +20,6 @@ cnp.import_array()
 cdef enum:
     SHORT_BYTES = 4096
 
-cdef extern from "<errno.h>" nogil:
-    int c_errno "errno", EINTR
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t pwrite(int, const void *, size_t, int64_t)
-    int fdatasync(int)
-
 cdef extern from "crc32c.hpp" namespace "ringmain" nogil:
     uint32_t c_crc32c "ringmain::crc32c"(uint32_t crc, const void *data, size_t bytes)
     uint32_t c_crc32c_portable "ringmain::crc32c_portable"(uint32_t crc, const void *data, size_t bytes)
@@ -151,26 +144,6 @@ def crc32c(data, uint32_t crc=0, *, bint portable=False):
     with nogil:
         result = (c_crc32c_portable if portable else c_crc32c)(crc, view.buffer.buf, <size_t>view.buffer.len)
     return result
-
-
-def write_through(int descriptor, data, int64_t offset):
-    """Write all of `data` into an open file at `offset`, and make its content and size durable."""
-    cdef _View view = _View(data)
-    cdef const char *at = <const char *>view.buffer.buf
-    cdef ssize_t left = view.buffer.len, written = 0
-    cdef int failure = 0
-    with nogil:
-        while left > 0 and failure == 0:
-            written = pwrite(descriptor, at, <size_t>left, offset)
-            if written >= 0:
-                at, left, offset = at + written, left - written, offset + written
-            elif c_errno != EINTR:
-                failure = c_errno
-        while failure == 0 and fdatasync(descriptor) != 0:
-            if c_errno != EINTR:
-                failure = c_errno
-    if failure != 0:
-        raise OSError(failure, os.strerror(failure))
 
 
 def decode_file_header(data, path):

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
-from . import _log
 from .errors import LogLocked
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "sync_file",
     "write_around_cache",
     "write_at",
-    "write_through",
     "write_whole",
 ]
 
@@ -168,11 +166,6 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def write_through(descriptor: int, data: bytes, offset: int) -> None:
-    """Write all of `data` into an open file at `offset` and make it durable, content and size. Off the interpreter's lock, once."""
-    _log.write_through(descriptor, data, offset)
 
 
 def sync_data(descriptor: int) -> None:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import sys
 import time
 from collections.abc import Iterator
@@ -168,6 +169,11 @@ class TopicReader(Subscriber):
         if self._ring is None or self._cursor is None:  # without a cursor: the rest is in a log that is closed
             return self._position
         return read_safe(self._ring.data.memory)
+
+    @property
+    def data_segment(self) -> mmap.mmap | None:
+        """The ring that it reads or will go on in, as it is mapped; None where there is none."""
+        return self._ring.data.memory if self._ring is not None and self._cursor is not None else None
 
     def acknowledge(self, sequence: int) -> None:
         """Show in the reader table that everything up to a sequence is done with for good. Any thread may."""

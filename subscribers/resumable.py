@@ -110,13 +110,12 @@ class Resumable(Subscriber, Generic[T]):
                 self._folder / ALONE,
                 self._log_id,
                 stored,
-                safe=lambda: self._reader.safe_position,
-                tell=lambda sequence: self._reader.acknowledge(sequence),
+                self._reader,
                 whole=state is not None,
                 every=every,
                 every_rows=every_rows,
             )
-            self._keeper.start(self._reader.position)
+            self._keeper.start()
             opened.pop_all()
 
     def _load(self, ring: Attached) -> Position | None:
@@ -156,12 +155,8 @@ class Resumable(Subscriber, Generic[T]):
         topic has moved to another log.
         """
         reader = self._reader
-        if self._type is None:
-            keeper, position = self._keeper, reader.position
-            if position != keeper.done:
-                keeper.done = position
-                if keeper.listens:
-                    keeper.look()
+        if self._type is None and self._keeper.move_to(reader.position):
+            self._keeper.check()
         try:
             batch = reader.poll()
         except HistoryGone:
@@ -221,10 +216,10 @@ class Resumable(Subscriber, Generic[T]):
 
     @property
     def stats(self) -> ResumableStats:
-        stats, stored = self._reader.stats, self._keeper.stored
+        stats = self._reader.stats
         return ResumableStats(
             **asdict(stats),
-            stored=stored.sequence if stored is not None else 0,
+            stored=self._keeper.stored,
             behind=stats.lag + stats.position - self._keeper.done,
         )
 

@@ -234,6 +234,21 @@ def test_a_state_may_be_bytes_of_any_size(bus_name, tmp_path, size):
             assert (reader.position, reader.state) == (2, size * b"y")
 
 
+def test_a_state_is_stored_although_its_position_was_before(bus_name, tmp_path):
+    with open_writer(bus_name, tmp_path) as writer, resume(bus_name, state=bytes, every=0.001) as reader:
+        last = publish(writer["points"], 10)
+        read(reader, last)
+        for state in (b"one", b"other"):
+            reader.commit(state)
+            wait_until(lambda state=state: kept_state(tmp_path) == state, TIMEOUT_S)
+            time.sleep(0.05)  # and then nothing is awaited but the next one
+
+
+def kept_state(data_dir: Path) -> bytes | None:
+    position = read_position(data_dir / "positions" / "points" / "me")
+    return position.body[1:] if position is not None else None
+
+
 def test_a_state_is_stored_although_newer_ones_come_all_the_time(bus_name, tmp_path):
     """Each commit is ahead of the log's last sync when it is made; the one before is not."""
     with open_writer(bus_name, tmp_path) as writer, resume(bus_name, state=bytes, start=1, every=0.001) as reader:
@@ -391,6 +406,24 @@ def test_what_the_disk_refuses_stops_the_reading(bus_name, tmp_path, monkeypatch
         with pytest.raises(BusError, match="the position is not stored any more"):
             reader.close()
         resume(bus_name).close()
+
+
+def test_what_the_disk_refuses_while_the_reader_goes_on_stops_it_too(bus_name, tmp_path):
+    with open_writer(bus_name, tmp_path) as writer:
+        reader = resume(bus_name, every=0.5)
+        for last in (1, 2):  # the second one is stored half a second after the first, by then without the interpreter
+            writer["points"].wait(publish(writer["points"], 1), "durable", TIMEOUT_S)
+            read(reader, last)
+            if last == 1:
+                wait_until(lambda: stored(tmp_path) == 1, TIMEOUT_S)
+                closed = os.open(tmp_path / "positions" / "points" / "me" / "position", os.O_RDONLY)
+                os.dup2(closed, reader._keeper._file.descriptor)
+                os.close(closed)
+        with pytest.raises(BusError, match=r"points/me/position: the position is not stored any more: .*Bad file"):
+            reader.sync(TIMEOUT_S)
+        with pytest.raises(BusError, match="the position is not stored any more"):
+            reader.close()
+        assert stored(tmp_path) == 1
 
 
 def refuse(*arguments, **settings):
