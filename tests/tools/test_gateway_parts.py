@@ -280,8 +280,22 @@ def test_several_pasts_of_a_client_fill_its_queue_no_further_than_one(bus_name, 
         in_a_loop(run)
 
 
-@pytest.mark.parametrize("start", [1, "latest"], ids=["past", "present"])
-def test_what_was_lost_is_told_although_the_batch_that_said_it_was_overwritten(bus_name, monkeypatch, start):
+NO_ROW = {"where": [["value", "==", 255]]}
+
+
+@pytest.mark.parametrize(
+    ("start", "options"),
+    [
+        (1, {}),
+        (1, NO_ROW),
+        (1, {**NO_ROW, "mode": "delayed", "conflate": ["value"]}),
+        ("latest", {}),
+        ("latest", NO_ROW),
+    ],
+    ids=["past", "none of the past", "none of the past, conflated", "present", "none of the present"],
+)
+def test_what_was_lost_is_told_although_the_batch_that_said_it_was_overwritten(bus_name, monkeypatch, start, options):
+    """And although no row of it may be wanted."""
     whole, overwritten = TopicReader.poll, list[int]()
 
     def poll(reader: TopicReader, *arguments: Any) -> Any:
@@ -297,7 +311,7 @@ def test_what_was_lost_is_told_although_the_batch_that_said_it_was_overwritten(b
         async with running(client):
             if start == 1:
                 publish(writer, 1)
-            client.subscribe(1, **{"from": start})
+            client.subscribe(1, **{"from": start}, **options)
             await until(lambda: client.connection.told('"subscribed"'))
             if start == "latest":
                 publish(writer, 1)

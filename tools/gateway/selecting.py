@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...bus import Batch
+from ...bus._read import owned_batch
 from ...storage import Schema
 from ...subscribers import Filtered, Stats, Subscriber
 from ...subscribers.folding import Rows
@@ -48,11 +49,15 @@ class Selection:
             )
 
     def select(self, batch: Batch) -> Batch | None:
-        """The rows wanted, or None where there are none; what was lost is then told with the next ones."""
+        """The rows wanted, or None where there are none. What was lost is told at once, if need be with no rows."""
         if self._filtered is None:
             return batch
-        self._handed.batch = batch
-        return self._filtered.poll()
+        self._handed.batch = batch if not batch.lost else _of_rows(batch, batch.rows)
+        selected = self._filtered.poll()
+        if batch.lost:
+            selected = selected if selected is not None else _of_rows(batch, batch.rows[:0])
+            selected.lost = batch.lost
+        return selected
 
 
 class _Handed(Subscriber):
@@ -84,6 +89,11 @@ class _Handed(Subscriber):
 
     def _wait(self, seconds: float) -> None:
         pass
+
+
+def _of_rows(batch: Batch, rows: Rows) -> Batch:
+    """Some rows of a batch, which tells of no loss."""
+    return owned_batch(rows, batch.schema, batch.first, batch.last, 0)
 
 
 def _as_field(value: Value) -> int | float | bytes:
