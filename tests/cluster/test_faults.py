@@ -6,7 +6,7 @@ RINGMAIN_SEED=N takes the same faults in the same order.
 
 By default each fault that costs no change of leadership has its ten rounds, and so have a killed and a stopped leader. Others cost
 three seconds and more: of silence, after which a follower claims, of the servers' own election, of routes that must be found dead.
-Of these some have a round each (BY_DAY). Nightly all faults have a hundred rounds.
+They have a round each. Nightly all faults have a hundred rounds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from support.fault_rounds import Round
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_NIGHTLY = 100
 USUAL, COSTLY = 10, 1  # rounds by default
-ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
+ROUNDS_FULL = 2  # by default: to fill something up takes seconds, and a node that ended is started again
 ENOUGH = 100  # records, of which some were published after it was counted
 HOUR_NS = 3_600 * 10**9
 pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
@@ -264,34 +264,23 @@ ROUNDS: dict[Fault, int] = {
     stop_leader: USUAL,
     kill_server_that_leads: COSTLY,
     stop_server_that_leads: COSTLY,
-    stop_server_that_follows: COSTLY,
+    stop_server_that_follows: USUAL,
     kill_leader_and_server_that_leads: COSTLY,
     stop_leader_and_server_that_leads: COSTLY,
     kill_host: COSTLY,
     kill_all_nodes: COSTLY,
     kill_all_servers: COSTLY,
     kill_all: COSTLY,
-    stop_all: COSTLY,
+    stop_all: USUAL,
     cut_leader_off: COSTLY,
-    cut_follower_off: COSTLY,
+    cut_follower_off: USUAL,
     let_nothing_out_of_host: COSTLY,
     let_nothing_into_host: COSTLY,
     cut_routes_of_host: COSTLY,
     cut_leading_node_off: COSTLY,
-    cut_everybody_off: COSTLY,
-    lose_everywhere: COSTLY,
+    cut_everybody_off: USUAL,
+    lose_everywhere: USUAL,
     move_clock_of_leader_and_kill_it: COSTLY,
-}
-
-
-# Of those that cost ten seconds each, waiting for elections, some of every kind.
-BY_DAY = {
-    end_leader_in_good_order,
-    kill_leader_and_server_that_leads,
-    kill_all,
-    cut_leader_off,
-    let_nothing_out_of_host,
-    cut_routes_of_host,
 }
 
 
@@ -299,7 +288,7 @@ def choose_faults() -> list[Fault]:
     """Those of this run; RINGMAIN_FAULTS names some, with spaces between them."""
     if names := os.environ.get("RINGMAIN_FAULTS", "").split():
         return [fault for fault in ROUNDS if fault.__name__ in names]
-    return [fault for fault, count in ROUNDS.items() if NIGHTLY or count != COSTLY or fault in BY_DAY]
+    return list(ROUNDS)
 
 
 @pytest.fixture
@@ -354,7 +343,7 @@ def test_a_node_with_a_full_disk_ends_and_comes_back_once_there_is_room(tmp_path
         cluster(tmp_path, bus_name, seed, directories={host: small}) as running,
         Oracle(running) as oracle,
     ):
-        for _ in range(ROUNDS_DISK):
+        for _ in range(ROUNDS_NIGHTLY if NIGHTLY else ROUNDS_FULL):
             oracle.wait_for_acknowledged()
             it = Round(running, oracle, chance)
             with filled(small):

@@ -32,19 +32,21 @@ from ringmain.bus import (
     _publish,
     _read,
     _segment,
+    _slots,
     attach,
     open_lane,
 )
 from ringmain.bus.segments import Segment, bus_name, control_name, data_name, lane_name, list_lanes
+from ringmain.bus.slot_file import SlotFile
 from ringmain.storage import Log, LogReader, Schema, StorageError, _log
 from ringmain.storage.log_files import list_files, open_file
 from ringmain.storage.recovery import examine
 from ringmain.storage.repair import repair
-from ringmain.subscribers import Delayed, Filtered, Historical, RealTime, Reduction, Subscriber, _grouping
+from ringmain.subscribers import Delayed, Filtered, Historical, RealTime, Reduction, Resumable, Subscriber, _grouping
 
 BUS, FOLDER, LIBRARY = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 
-for module in (_journal, _lanes, _publish, _read, _segment, _log, _grouping):
+for module in (_journal, _lanes, _publish, _read, _segment, _slots, _log, _grouping):
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(LIBRARY), f"{module.__file__} is not the build with sanitizers"
 
@@ -507,10 +509,46 @@ def group_and_filter() -> None:
             reader.close()
 
 
+def keep_positions() -> None:
+    with open_writer() as writer:
+        address, rows = f"{BUS}/wide", np.zeros(5, WIDE.payload_dtype)
+        for _ in range(2):  # the second time they go on
+            readers = [
+                Resumable(address, "often", start=1, every=1e-4),
+                Resumable(address, "seldom", start=1, every=3600, every_rows=7),
+                Resumable(address, "state", start=1, every=1e-4, state=bytes),
+            ]
+            for turn in range(20):
+                writer["wide"].publish_batch(rows)
+                for reader in readers:
+                    while reader.poll() is not None:
+                        pass
+                    if reader.name == "state":
+                        reader.commit(CHANCE.randbytes(300 * turn))
+                time.sleep(0.003)
+            for reader in readers:
+                reader.sync(60)
+                reader.close()
+        reader = Resumable(address, "seldom", every=0.01)
+        file = SlotFile.replace(FOLDER / "no position", b"x" * 5000)
+        assert file.writer is not None
+        segment, kept = attach(address).data.memory, _slots.KeptPosition()
+        with refused(ValueError):
+            kept.keep(file.writer, b"short", segment, 0, 0)
+        with refused(BufferError, ValueError):
+            kept.keep(file.writer, b"x" * 40, np.zeros((4, 4))[:, 1], 0, 0)
+        os.close(file.descriptor)
+        kept.move_to(1)
+        with refused(OSError):
+            kept.keep(file.writer, b"x" * 40, segment, 0, 0)
+        reader.close()
+
+
 for part in (
     publish_in_every_way,
     follow_and_lead,
     group_and_filter,
+    keep_positions,
     read_in_every_way,
     hold_the_writer_back,
     die_and_take_over,
