@@ -32,7 +32,7 @@ from support.fault_rounds import Round
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_NIGHTLY = 100
 USUAL, COSTLY = 10, 1  # rounds by default
-ROUNDS_FULL = 2  # by default: to fill something up takes seconds, and a node that ended is started again
+ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
 ENOUGH = 100  # records, of which some were published after it was counted
 HOUR_NS = 3_600 * 10**9
 pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
@@ -335,15 +335,16 @@ def test_a_full_stream_holds_publishers_back_and_loses_nothing(tmp_path, bus_nam
         print(f"{oracle.conclude()} records were acknowledged, in {oracle.watch.epoch} leaderships")
 
 
-def test_a_node_with_a_full_disk_ends_and_comes_back_once_there_is_room(tmp_path, bus_name, seed):
-    """Whoever leads; publishers go on where another node does."""
+@pytest.mark.parametrize("life", range(ROUNDS_NIGHTLY // ROUNDS_DISK if NIGHTLY else 1))
+def test_a_node_with_a_full_disk_ends_and_comes_back_once_there_is_room(tmp_path, bus_name, seed, life):
+    """Whoever leads; publishers go on where another node does. What is published stays, so that each cluster's life is short."""
     chance, host = random.Random(seed), 2
     with (
         mounted(tmp_path / "small", "160m") as small,
         cluster(tmp_path, bus_name, seed, directories={host: small}) as running,
         Oracle(running) as oracle,
     ):
-        for _ in range(ROUNDS_NIGHTLY if NIGHTLY else ROUNDS_FULL):
+        for _ in range(ROUNDS_DISK):
             oracle.wait_for_acknowledged()
             it = Round(running, oracle, chance)
             with filled(small):
