@@ -86,11 +86,11 @@ class Place(forked.Place):
     def see(self, rows: Rows) -> None:
         writers = rows["writer"]
         assert (writers[1:] >= writers[:-1]).all(), "an earlier writer's row behind a later one's"
+        for at in [*np.flatnonzero(writers[1:] != writers[:-1]), len(rows) - 1]:  # first, since who looks goes by the other
+            self._words[len(WORDS) + 2 * int(writers[at]) + 1] = int(rows["sequence"][at])
         for at in [0, *(np.flatnonzero(writers[1:] != writers[:-1]) + 1)]:
             word = len(WORDS) + 2 * int(writers[at])
             self._words[word] = self._words[word] or int(rows["sequence"][at])
-        for at in [*np.flatnonzero(writers[1:] != writers[:-1]), len(rows) - 1]:
-            self._words[len(WORDS) + 2 * int(writers[at]) + 1] = int(rows["sequence"][at])
 
     def seen(self, writer: int) -> tuple[int, int]:
         """The first and the last sequence of a writer's rows, (0, 0) where there were none."""
