@@ -86,10 +86,8 @@ class Place(forked.Place):
     def see(self, rows: Rows) -> None:
         writers = rows["writer"]
         assert (writers[1:] >= writers[:-1]).all(), "an earlier writer's row behind a later one's"
-        for at in [
-            *np.flatnonzero(writers[1:] != writers[:-1]),
-            len(rows) - 1,
-        ]:  # first, since who looks goes by the other
+        # The last ones first, since who looks goes by the first ones.
+        for at in [*np.flatnonzero(writers[1:] != writers[:-1]), len(rows) - 1]:
             self._words[len(WORDS) + 2 * int(writers[at]) + 1] = int(rows["sequence"][at])
         for at in [0, *(np.flatnonzero(writers[1:] != writers[:-1]) + 1)]:
             word = len(WORDS) + 2 * int(writers[at])
