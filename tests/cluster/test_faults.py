@@ -33,7 +33,6 @@ NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_NIGHTLY = 100
 USUAL, COSTLY = 10, 1  # rounds by default
 ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
-ENOUGH = 100  # records, of which some were published after it was counted
 HOUR_NS = 3_600 * 10**9
 pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
 
