@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 from . import _log
 from .errors import Corruption
-from .files import data_ranges, map_file
+from .files import data_ranges, map_file, naming, open_log_file
 from .schema import Schema
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "list_files",
     "lost_ranges",
     "open_file",
+    "read_header",
     "read_topics",
     "row_frames",
     "starting_topics",
@@ -136,18 +138,34 @@ def chain_files(directory: Path, archive: Path | None) -> list[tuple[int, Path]]
 
 
 def open_file(path: Path, number: int) -> LogFile:
-    """Map a log file and check its header.
-
-    Raises Corruption for a damaged header, FormatMismatch for another version, FileNotFoundError when it is gone.
-    """
+    """Map a log file and check its header. Raises as `read_header`."""
     data = map_file(path)
-    fields = None if data is None else _log.decode_file_header(memoryview(data)[: _log.LOG_HEADER_BYTES], path)
-    if data is None or fields is None:
+    header = _checked_header(data or b"", path, number)
+    assert data is not None
+    return LogFile(path, header, data)
+
+
+def read_header(path: Path, number: int) -> FileHeader:
+    """A log file's header, checked.
+
+    Raises Corruption for a damaged one, FormatMismatch for another version, FileNotFoundError when the file is gone.
+    """
+    descriptor = open_log_file(path)
+    try:
+        with naming(path):
+            return _checked_header(os.pread(descriptor, _log.LOG_HEADER_BYTES, 0), path, number)
+    finally:
+        os.close(descriptor)
+
+
+def _checked_header(data: mmap.mmap | bytes, path: Path, number: int) -> FileHeader:
+    fields = _log.decode_file_header(memoryview(data)[: _log.LOG_HEADER_BYTES], path)
+    if fields is None:
         raise Corruption(path, 0, "a log file's header with a matching checksum", "something else")
     header = FileHeader(**fields)
     if header.file_number != number:
         raise Corruption(path, 24, f"the number in the file's name, {number}", header.file_number)
-    return LogFile(path, header, data)
+    return header
 
 
 def read_topics(file: LogFile, frames: Frames) -> Iterator[LogTopic]:

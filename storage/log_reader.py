@@ -23,12 +23,14 @@ import numpy as np
 from . import _log
 from .errors import Corruption, FormatMismatch, StorageError
 from .log_files import (
+    FileHeader,
     Frames,
     LogFile,
     LogTopic,
     file_path,
     list_files,
     open_file,
+    read_header,
     read_topics,
     row_frames,
     whole_batches,
@@ -301,8 +303,8 @@ class LogReader:
         if end == part.end:
             return
         following = self._following(part)
-        if following is not None and end > following.header.previous_end:  # a writer that was taken over wrote on
-            found, end = whole_batches(*part.file.scan(part.end, max(part.end, following.header.previous_end)))
+        if following is not None and end > following.previous_end:  # a writer that was taken over wrote on
+            found, end = whole_batches(*part.file.scan(part.end, max(part.end, following.previous_end)))
         part.end = end
         if part.topic is None:
             for topic in read_topics(part.file, found):
@@ -323,11 +325,11 @@ class LogReader:
             part.lost = np.concatenate([part.lost, lost[lost["topic"] == part.topic.number]])
 
     def _seek(self, sequence: int) -> _Part | None:
-        """The file that holds a sequence, or will."""
+        """The file that holds a sequence, or will: it, or the one before it."""
         part = self._part
         if part is not None and part.topic is not None and part.topic.next_sequence <= sequence:
             self._extend(part)
-            if sequence < self._end_of(part):
+            if sequence <= self._end_of(part):
                 return part
         self._notice_replacement()
         numbers = self._numbers()
@@ -384,11 +386,11 @@ class LogReader:
             self._check_last(part, sequence)
             return None
         self._extend(part)
-        if part.end < following.header.previous_end:
+        if part.end < following.previous_end:
             raise Corruption(part.file.path, part.end, "a valid frame", "something else")
         if part.topic is not None and sequence < self._end_of(part):
             return part  # appended between the two looks
-        loaded = self._load(following.header.file_number)
+        loaded = self._load(following.file_number)
         if loaded.topic is not None and loaded.topic.next_sequence > sequence:
             raise Corruption(
                 loaded.file.path,
@@ -398,11 +400,16 @@ class LogReader:
             )
         return loaded
 
-    def _following(self, part: _Part) -> LogFile | None:
-        try:
-            return self._open(part.file.header.file_number + 1)
-        except FileNotFoundError:
-            return None
+    def _following(self, part: _Part) -> FileHeader | None:
+        """What the next file says of itself, where there is one. It is not mapped for that: to take maps away again interrupts
+        every thread of the process.
+        """
+        number = part.file.header.file_number + 1
+        for directory in (self.directory, self.archive):
+            if directory is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    return read_header(file_path(directory, number), number)
+        return None
 
     def _check_last(self, part: _Part, sequence: int) -> None:
         """Whether a file that nothing follows is the newest. If there are newer ones, some between have gone."""

@@ -26,7 +26,7 @@ READ_ROWS = 2048 * BLOCK  # at most, in one reading: short ones side by side mee
 def _run(plan: Plan) -> Figures:
     with bench_directory(plan) as directory, bench_bus() as bus:
         overhead, noise, checkpoint_us = run_together(
-            Job(_read_over_and_over, (bus, plan.seconds, directory)), seconds_max=20 * plan.seconds + 30
+            Job(_read_over_and_over, (bus, plan.seconds, directory)), seconds_max=30 * plan.seconds + 30
         )[0]
     with bench_directory(plan) as directory, bench_bus() as bus:
         rows_per_s, *shares = run_together(
@@ -75,7 +75,7 @@ def _read_over_and_over(stage: Stage, bus: str, seconds: float, directory: str) 
         stage.begin()
         overheads: list[float] = []
         differences: list[float] = []
-        end = clock() + int(4 * seconds * NS)
+        end = clock() + int(10 * seconds * NS)
         for order in cycle(permutations(kinds)):
             took_ns = {kind: kinds[kind]() for kind in order}
             overheads.append(2 * took_ns["kept"] / (took_ns["plain"] + took_ns["again"]) - 1)
