@@ -22,6 +22,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture
 def bus_name() -> Iterator[str]:
     """A bus name that no other test or run uses. Whatever the test leaves of it in shared memory is removed afterwards."""

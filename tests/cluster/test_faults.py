@@ -21,7 +21,7 @@ from support.faults import QUICK, ROUNDS, ROUNDS_NIGHTLY, live_through, new_seed
 
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
-pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
+pytestmark = [pytest.mark.process, pytest.mark.long, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
 
 
 def test_no_acknowledged_record_is_lost_and_all_hosts_see_one_sequence_while_one_leads(tmp_path, bus_name):

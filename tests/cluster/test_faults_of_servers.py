@@ -10,7 +10,7 @@ pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[clus
 from support.faults import OF_SERVERS, ROUNDS, ROUNDS_NIGHTLY, live_through
 
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
-pytestmark = [pytest.mark.process, pytest.mark.timeout(36_000 if NIGHTLY else 900)]
+pytestmark = [pytest.mark.process, pytest.mark.long, pytest.mark.timeout(36_000 if NIGHTLY else 1_500)]
 
 
 def test_no_acknowledged_record_is_lost_and_all_hosts_see_one_sequence_whatever_server_leads(tmp_path, bus_name):

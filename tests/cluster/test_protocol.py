@@ -26,7 +26,7 @@ NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 SEEDS = 10_000 if NIGHTLY else 500
 GROUPS = 10
 SEEDS_BROKEN = 200
-pytestmark = pytest.mark.timeout(36_000 if NIGHTLY else 180)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(36_000 if NIGHTLY else 180)]
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
