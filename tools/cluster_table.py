@@ -108,16 +108,17 @@ def read_cluster(document: TomlDocument, given: Any, folder: Path, buses: Sequen
         bytes_max = read_bytes(table.stream_bytes)
     except ValueError as error:
         raise document.error("cluster.stream_bytes", str(error)) from error
-    if bytes_max < 2 * MESSAGE_BYTES_MAX:
-        raise document.error("cluster.stream_bytes", f"at least {2 * MESSAGE_BYTES_MAX} bytes; got {bytes_max}")
-    keep_bytes_max = bytes_max * 9 // 10 - MESSAGE_BYTES_MAX  # beside it a message has room, and a leader's reserve
+    if bytes_max < 4 * MESSAGE_BYTES_MAX:
+        raise document.error("cluster.stream_bytes", f"at least {4 * MESSAGE_BYTES_MAX} bytes; got {bytes_max}")
+    # Beside it a message has room, the rest of one of which a part is kept, and a leader's reserve.
+    keep_bytes_max = bytes_max * 9 // 10 - 2 * MESSAGE_BYTES_MAX
     try:
         keep_bytes = min(bytes_max // 2, keep_bytes_max) if table.stream_keep is None else read_bytes(table.stream_keep)
     except ValueError as error:
         raise document.error("cluster.stream_keep", str(error)) from error
     if not 0 < keep_bytes <= keep_bytes_max:
         raise document.error(
-            "cluster.stream_keep", "more than nothing, and at most nine tenths of stream_bytes less a message of 1 MiB"
+            "cluster.stream_keep", "more than nothing, and at most nine tenths of stream_bytes less 2 MiB"
         )
     access = Access(tuple(table.servers), f"{name}/{table.node}", table.user, password, tls)
     stream = StreamSettings.of_cluster(name, replicas, bytes_max, table.acknowledge == "sync", table.stream)

@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_cluster_s_table_is_told_with_its_line(host: Path) 
         ("[cluster]", "[bus.other.topics.orders]\n[cluster]", r"cluster: one table \[bus\.NAME\] beside it"),
         ('node = "a"', 'node = "a"\nreplicas = 7', r"cluster\.replicas: 1 to 5"),
         ("50 GB", "much", r"cluster\.stream_bytes: "),
-        ("50 GB", "2 MB", r"line \d+: cluster\.stream_bytes: at least 2097152 bytes; got 2000000"),
+        ("50 GB", "4 MB", r"line \d+: cluster\.stream_bytes: at least 4194304 bytes; got 4000000"),
         (
             'node = "a"',
             'node = "a"\nstream_keep = "46 GB"',

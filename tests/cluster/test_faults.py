@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from functools import partial
 
 import pytest
 from support.logs import wait_until
@@ -20,7 +21,8 @@ from support.fault_rounds import Round
 from support.faults import QUICK, ROUNDS, ROUNDS_NIGHTLY, live_through, new_seed
 
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
-ROUNDS_FULL = ROUNDS_DISK = 2  # by default: to fill something up takes seconds, and a node that ended is started again
+STREAM_BYTES = 4 << 20  # the smallest there is
+ROUNDS_DISK = 2  # of a full disk, in a cluster's life: what is published stays there
 pytestmark = [pytest.mark.process, pytest.mark.long, pytest.mark.timeout(36_000 if NIGHTLY else 600)]
 
 
@@ -36,13 +38,13 @@ def seed() -> int:
 def test_a_full_stream_holds_publishers_back_and_loses_nothing(tmp_path, bus_name, seed):
     """It fills up while there is nobody but the leader to trim it behind; then room is made again by itself."""
     chance = random.Random(seed)
-    with cluster(tmp_path, bus_name, seed, stream_bytes=2 << 20) as running, Oracle(running) as oracle:
-        for _ in range(ROUNDS_NIGHTLY if NIGHTLY else ROUNDS_FULL):
+    with cluster(tmp_path, bus_name, seed, stream_bytes=STREAM_BYTES) as running, Oracle(running) as oracle:
+        for _ in range(ROUNDS_NIGHTLY if NIGHTLY else ROUNDS):
             it = Round(running, oracle, chance)
             for host in HOSTS:
                 if host != it.leader:
                     running.nodes[host].send_signal(signal.SIGSTOP)
-            running.fill(it.leader, 2 << 20)
+            wait_until(partial(running.fill, it.leader, STREAM_BYTES), TIMEOUT_S)
             wait_until(lambda: any(status.stream_full for status in oracle.watch.statuses()), TIMEOUT_S)
             it.for_a_moment()
             running.mend()
@@ -50,7 +52,7 @@ def test_a_full_stream_holds_publishers_back_and_loses_nothing(tmp_path, bus_nam
         print(f"{oracle.conclude()} records were acknowledged, in {oracle.watch.epoch} leaderships")
 
 
-@pytest.mark.parametrize("life", range(ROUNDS_NIGHTLY // ROUNDS_DISK if NIGHTLY else 1))
+@pytest.mark.parametrize("life", range((ROUNDS_NIGHTLY if NIGHTLY else ROUNDS) // ROUNDS_DISK))
 def test_a_node_with_a_full_disk_ends_and_comes_back_once_there_is_room(tmp_path, bus_name, seed, life):
     """Whoever leads; publishers go on where another node does. What is published stays, so that each cluster's life is short."""
     chance, host = random.Random(seed), 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
+import random
 import signal
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from ringmain.bus import BusError, Watermarks, attach, open_lane
+from ringmain.bus import BusError, RingFull, Watermarks, attach, open_lane
 from ringmain.bus.cluster.servers import start_tied
 from ringmain.storage import Schema
 from support.children import Child, Children
@@ -207,15 +208,18 @@ stream_bytes = {self.stream_bytes}
             if process.poll() is not None and time.monotonic() - self._started[host] >= RESTART_S:
                 self.nodes[host] = self._start(host)
 
-    def fill(self, host: int, byte_count: int) -> None:
-        """Publish so much on a node, if it leads, to fill up what is to be full."""
-        with (
-            contextlib.suppress(BusError),
-            open_lane(self.address(host, FILLING.name), slots=1024, full_timeout=FILL_S) as lane,
-        ):
-            rows = np.zeros(FILL_ROWS, FILLING.payload_dtype)
-            for _ in range(byte_count // rows.nbytes):
-                lane.publish_batch(rows)
+    def fill(self, host: int, byte_count: int) -> bool:
+        """Publish so much on a node, as far as there is room; none of it packs. False where the node does not lead, or no more."""
+        dtype = FILLING.payload_dtype
+        try:
+            with open_lane(self.address(host, FILLING.name), slots=1024, full_timeout=FILL_S) as lane:
+                for _ in range(byte_count // (FILL_ROWS * dtype.itemsize)):
+                    lane.publish_batch(np.frombuffer(random.randbytes(FILL_ROWS * dtype.itemsize), dtype))
+        except RingFull:
+            return True
+        except BusError:
+            return False
+        return True
 
     def close(self) -> list[int]:
         """End the nodes in good order, one after the other; their exit codes."""
