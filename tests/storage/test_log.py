@@ -11,9 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.storage import FormatMismatch, Log, LogFailed, LogLocked, LogReader, Schema, StorageError, _log
+from ringmain.storage import (
+    FormatMismatch,
+    Log,
+    LogFailed,
+    LogLocked,
+    LogReader,
+    Schema,
+    StorageError,
+    _log,
+    log_reader,
+)
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
-from ringmain.storage.log_files import file_path, list_files, open_file
+from ringmain.storage.log_files import LogFile, file_path, list_files, open_file
 from ringmain.storage.recovery import examine
 from support.logs import FILE_BYTES, PAIRS, POINTS, append, check_rows, make_rows, read_rows
 
@@ -511,3 +521,24 @@ def test_waiting_for_a_spare_ends_when_the_keeper_makes_one(tmp_path):
         keeper.join(10)
     log.close()
     assert_sound(tmp_path, points=40 * GROUP_ROWS)
+
+
+def test_who_reads_on_maps_each_file_once(tmp_path, monkeypatch):
+    log = open_log(tmp_path)
+    for _ in range(3):
+        fill_file(log)
+    last = append(log, POINTS, GROUP_ROWS)
+    log.close()
+    reader = LogReader(tmp_path, POINTS.name)
+    rows = reader.read(1)  # the search for the first file is over
+    mapped: list[int] = []
+
+    def count(path: Path, number: int) -> LogFile:
+        mapped.append(number)
+        return open_file(path, number)
+
+    monkeypatch.setattr(log_reader, "open_file", count)
+    while rows is not None and rows["sequence"][-1] < last:
+        rows = reader.read(int(rows["sequence"][-1]) + 1)
+    assert rows is not None
+    assert mapped == numbers(tmp_path)[1:]
