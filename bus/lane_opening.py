@@ -19,7 +19,8 @@ __all__ = ["POLL_S", "Lane", "ask", "is_unsure", "leave"]
 
 ANSWER_S = 10.0  # a writer that lives, and is not stopped, answers sooner
 FULL_TABLE_S = 1.0  # how long to wait for a place that a dead publisher still has
-POLL_S = 0.0005
+POLL_S = 0.0005  # how often to look for what is about to come
+WRITER_POLL_S = 0.01  # and for a writer, which may take long
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def ask(address: str, schema: Schema | None, slots: int, deadline: float, former
         except (NotFound, AttachError):
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(POLL_S)
+            time.sleep(WRITER_POLL_S)
             continue
         _check_topic(topic, schema)
         lane = _ask_writer(topic, slots, last, max(deadline, time.monotonic() + ANSWER_S))
@@ -125,6 +126,7 @@ def _ask_writer(topic: Attached, slots: int, last: int, deadline: float) -> Lane
         if not _lanes.change_entry(control, index, pid, number, _lanes.TAKEN, _lanes.ASKED):
             return None
         _lanes.announce(control)
+        pause_s = POLL_S
         while True:
             entry = _lanes.read_entry(control, index)
             if (entry["pid"], entry["lane"]) != (pid, number):
@@ -144,7 +146,8 @@ def _ask_writer(topic: Attached, slots: int, last: int, deadline: float) -> Lane
                     f"{topic.bus}/{topic.topic}: its writer, process {topic.header['pid']}, did not answer in time; it may be "
                     "stopped, or held back by a reader"
                 )
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, WRITER_POLL_S)
     finally:
         if not opened:
             _give_back(topic, index, pid, number)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from ..bus import BusError
 from ..bus.cluster.bootstrap import Bootstrap
-from ..bus.cluster.certificates import check_certificates
 from ..bus.cluster.connection import Connection
 from ..bus.cluster.jetstream import JetStream
 from ..bus.cluster.lag import Lag
@@ -54,6 +53,8 @@ def run_node(config: Path, log_format: LogFormat) -> bool:
     if plan is None:
         raise ValueError(f"{config}: it has no table [cluster]; `ringmain serve` runs a bus of one host")
     if plan.access.tls is not None:
+        from ..bus.cluster.certificates import check_certificates  # slow to load
+
         check_certificates(plan.access.tls)
     start_logging(log_format)
     failed = asyncio.run(_Run(config, configuration, plan, log_format).run())

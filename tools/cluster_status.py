@@ -13,7 +13,6 @@ from rich.text import Text
 
 from ..bus import BusError
 from ..bus.cluster.api import StreamInfo, ask
-from ..bus.cluster.certificates import check_certificates
 from ..bus.cluster.connection import Connection
 from ..bus.cluster.peers import ClaimStatus, NodeStatus, StreamStatus, ask_all, ask_switchover
 from ..bus.cluster.stream import NoAnswer
@@ -89,6 +88,8 @@ def _plan(config: Path) -> ClusterPlan:
     if plan is None:
         raise ValueError(f"{config}: it has no table [cluster]")
     if plan.access.tls is not None:
+        from ..bus.cluster.certificates import check_certificates  # slow to load
+
         check_certificates(plan.access.tls)
     return plan
 

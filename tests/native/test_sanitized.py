@@ -30,7 +30,7 @@ OPTIONS = {
     "PYTHONMALLOC": "malloc",  # so that every object of Python's has its own guarded block
 }
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(3_000)]
 
 
 def runtimes() -> list[str]:
@@ -88,7 +88,7 @@ def built(tmp_path: Path) -> Path:
         command += ["--no-build-isolation", "--no-index"] if can_build_here() else []
         command += ["--target", str(tmp_path / "library"), str(tmp_path / "sources")]
         environment = {**os.environ, "RINGMAIN_CFLAGS": FLAGS, "CXX": shlex.join(CXX)}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=570)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=2_000)
         assert done.returncode == 0, done.stdout + done.stderr
         BUILDS.mkdir(parents=True, exist_ok=True)
         shutil.move(tmp_path / "library", library)
@@ -105,7 +105,7 @@ def run(preload: list[str], *arguments: object, path: Path | None = None) -> sub
         environment["PYTHONPATH"] = str(path)
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, check=False, capture_output=True, text=True, errors="replace", env=environment, timeout=300
+        command, check=False, capture_output=True, text=True, errors="replace", env=environment, timeout=900
     )
 
 

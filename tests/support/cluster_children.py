@@ -25,7 +25,7 @@ STEP_ROWS = 500
 ROWS_MAX = 8  # that are published together
 WAIT_S = 2.0
 OPEN_S = 90.0  # after a power cut of everything the servers elect, and the nodes claim, before there is a topic
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 
 
 def value_of(publisher: int, count: int) -> int:

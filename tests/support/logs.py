@@ -196,8 +196,9 @@ class Builder:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Poll a condition until it holds, with a deadline."""
-    deadline = time.monotonic() + timeout_s
+    """Poll a condition until it holds, with a deadline; the more seldom, the longer that takes."""
+    begun = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
-        time.sleep(0.002)
+        waited = time.monotonic() - begun
+        assert waited < timeout_s, f"waited {timeout_s} s in vain"
+        time.sleep(min(max(0.002, waited / 20), 0.05))

@@ -65,6 +65,7 @@ FIGURES_AT_NIGHT = {  # it takes half a minute of both cores
         "switchover_s",
         "failover_s",
         "failover_with_server_s",
+        "tls_replicated_rows_per_s",
     },
 }
 if os.environ.get("RINGMAIN_NIGHTLY"):

@@ -38,7 +38,7 @@ def _run(plan: Plan) -> Figures:
         from .cluster_servers import running_cluster
     except ModuleNotFoundError as error:
         raise BenchFailed(f"a cluster needs `pip install ringmain[cluster]`: {error}") from None
-    with bench_directory(plan) as directory, running_cluster(Path(directory) / "cluster", SCHEMA, SLOTS) as cluster:
+    with bench_directory(plan) as directory, running_cluster(Path(directory), SCHEMA, SLOTS) as cluster:
         leader = cluster.leader()
         follower = next(bus for bus in cluster.buses if bus != leader.bus)
         rows_per_s = run_together(Job(_publish_all, (leader.bus, plan.seconds)), seconds_max=20 * plan.seconds)[0]
@@ -47,7 +47,7 @@ def _run(plan: Plan) -> Figures:
         )
         waits_ms = run_together(Job(_wait_for_one, (leader.bus,)), seconds_max=60)[0]
         p50, p99 = np.percentile(np.array(lags_us), [50, 99]).tolist()
-        return {
+        figures = {
             "replicated_mb_per_s": rows_per_s * SCHEMA.row_bytes / 1e6,
             "replicated_rows_per_s": rows_per_s,
             "lag_p50_ms": p50 / 1000,
@@ -61,6 +61,12 @@ def _run(plan: Plan) -> Figures:
             "failover_s": _gap(cluster, _kill_leader),
             "failover_with_server_s": _gap(cluster, _kill_leader_and_server),
         }
+    with bench_directory(plan) as directory, running_cluster(Path(directory), SCHEMA, SLOTS, tls=True) as cluster:
+        bus = cluster.leader().bus
+        figures["tls_replicated_rows_per_s"] = run_together(
+            Job(_publish_all, (bus, plan.seconds)), seconds_max=20 * plan.seconds
+        )[0]
+    return figures
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ...bus.cluster.access import Access
+from ...bus.cluster.certificates import make_authority, make_certificate
 from ...bus.cluster.connection import Connection
 from ...bus.cluster.peers import NodeStatus, ask_all, ask_switchover
 from ...bus.cluster.servers import ServerSettings, User, find_server, start_server, start_tied, write_configuration
@@ -116,14 +117,18 @@ class BenchCluster:
 
 
 @contextlib.contextmanager
-def running_cluster(directory: Path, schema: Schema, slots: int) -> Generator[BenchCluster]:
-    """Three servers that sync every message, and three nodes; all of it is gone afterwards."""
+def running_cluster(directory: Path, schema: Schema, slots: int, *, tls: bool = False) -> Generator[BenchCluster]:
+    """Three servers that sync every message, and three nodes; all of it is gone afterwards. tls: mutual, on every connection."""
     name, password = f"bench{secrets.token_hex(3)}", secrets.token_urlsafe(12)
     base = _free_ports()
     servers = tuple(f"{HOST}:{base + number}" for number in range(COUNT))
     routes = tuple(f"{HOST}:{base + COUNT + number}" for number in range(COUNT))
-    cluster = BenchCluster(name, directory, Access(servers, name, USER, password))
     (directory / "servers").mkdir(parents=True)
+    files = None
+    if tls:
+        make_authority(directory / "tls")
+        files = make_certificate(directory / "tls", [HOST])
+    cluster = BenchCluster(name, directory, Access(servers, name, USER, password, files))
     (directory / "password").touch(mode=0o600)
     (directory / "password").write_text(password)
     for number in range(COUNT):
@@ -136,6 +141,7 @@ def running_cluster(directory: Path, schema: Schema, slots: int) -> Generator[Be
             route_port=base + COUNT + number,
             peers=routes,
             store_bytes=STORE_BYTES,
+            tls=files,
         )
         write_configuration(directory / "servers" / f"s{number}.conf", settings)
         bus = cluster.buses[number]
@@ -156,6 +162,8 @@ def running_cluster(directory: Path, schema: Schema, slots: int) -> Generator[Be
             'password_file = "../password"',
             f"stream_bytes = {STORE_BYTES // 2}",
         ]
+        if files is not None:
+            lines += [f"{key} = {json.dumps(str(getattr(files, key)))}" for key in ("ca", "cert", "key")]
         (directory / bus / "ringmain.toml").write_text("\n".join(lines))
     try:
         for number in range(COUNT):
