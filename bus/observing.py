@@ -57,17 +57,12 @@ class Observer:
 
     def look(self, bus: str | None = None, topic: str | None = None) -> Snapshot:
         """What there is now: everything, one bus, or one topic of it. Empty where there is no such bus."""
-        names = list_names()
-        found = {name: topics for name, topics in names.items() if bus is None or name == bus}
+        found = {name: topics for name, topics in list_names().items() if bus is None or name == bus}
         buses: list[BusFacts] = []
         for name, topics in found.items():
             wanted = [entry for entry in topics if topic is None or entry == topic]
             buses.append(self._look_at_bus(name, wanted))
-        kept = {bus_name(name) for name in names}
-        for name, topics in names.items():
-            kept.update(make(name, entry) for entry in topics for make in (data_name, control_name))
-            kept.update(lane_name(name, entry, number) for entry in topics for number in list_lanes(name, entry))
-        self._segments = {name: segment for name, segment in self._segments.items() if name in kept}
+        self._segments = {name: segment for name, segment in self._segments.items() if segment.is_current()}
         return Snapshot(taken_ns=time.time_ns(), buses=tuple(buses))
 
     def _open(self, name: str) -> Segment:

@@ -88,16 +88,16 @@ def lane_name(bus: str, topic: str, lane: int) -> str:
 def list_lanes(bus: str, topic: str) -> list[int]:
     """The numbers of the lanes that have segments, sorted: of the living, and those that a dead writer left."""
     prefix = lane_name(bus, topic, 0)[1:-16]
-    names = (entry.name for entry in os.scandir(DIRECTORY) if entry.name.startswith(prefix))
+    names = (name for name in os.listdir(DIRECTORY) if name.startswith(prefix))
     return sorted(int(name[len(prefix) :], 16) for name in names if LANE.fullmatch(name[len(prefix) :]))
 
 
 def list_names() -> dict[str, list[str]]:
     """The buses that have segments on this machine, each with its topics, both sorted. Names only: nothing is opened."""
     found: dict[str, set[str]] = {}
-    for entry in os.scandir(DIRECTORY):
-        if entry.name.startswith(PREFIX):
-            bus, _, topic = entry.name[len(PREFIX) :].partition(".")
+    for name in os.listdir(DIRECTORY):
+        if name.startswith(PREFIX):
+            bus, _, topic = name[len(PREFIX) :].partition(".")
             topic = topic.partition(".lane.")[0].removesuffix(".ctl").removesuffix(".new")
             if NAME.fullmatch(bus) and (not topic or TOPIC.fullmatch(topic)):
                 found.setdefault(bus, set()).update([topic] if topic else [])
