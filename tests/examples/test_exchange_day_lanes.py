@@ -6,7 +6,8 @@ A subscriber, a group of three and a client of the gateway read it, and all get 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from sse_day import Day, load_day
 from support.children import Children
 from support.days import Following, check_book
 from support.gateways import Client, gateway
-from support.logs import wait_until
 from support.services import serving
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
@@ -104,7 +104,7 @@ def test_the_book_is_found_by_subscriber_group_and_gateway_client_though_writer_
             second.wait_for("ready")
             assert client.position("orders") < counts["orders"]
             client.connect()
-            wait_until(lambda: all([subscriber.read(), client.read()]), TIMEOUT_S)
+            read_until(lambda: all([subscriber.read(), client.read()]))
             for each in (subscriber, client):
                 each.close()
             for process in (*publishers, *members[1:]):
@@ -162,7 +162,14 @@ def read_up_to(sequence: int, *readers: Following | Remote) -> None:
             reader.read()
         return all(reader.position("orders") >= sequence for reader in readers)
 
-    wait_until(there, TIMEOUT_S)
+    read_until(there)
+
+
+def read_until(there: Callable[[], bool]) -> None:
+    """Without a pause, in which a gateway's client would fall behind."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not there():
+        assert time.monotonic() < deadline, "not all has come in time"
 
 
 def shared_rows(folder: Path, schema: Schema) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import time
@@ -43,6 +44,15 @@ def gateway(*arguments: str, port: int = 0, **env: str) -> Generator[Gateway]:
     finally:
         running.process.kill()
         running.wait()
+
+
+def handshake(host: str, more: str = "") -> bytes:
+    """What a client begins with, as no library has to."""
+    key = base64.b64encode(bytes(16)).decode()
+    return (
+        f"GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: {key}\r\n{more}\r\n"
+    ).encode()
 
 
 def values(message: dict[str, Any] | Frame, field: str) -> list[Any]:

@@ -201,4 +201,4 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         waited = time.monotonic() - begun
         assert waited < timeout_s, f"waited {timeout_s} s in vain"
-        time.sleep(min(max(0.002, waited / 20), 0.05))
+        time.sleep(min(max(0.002, waited / 20), 0.02))

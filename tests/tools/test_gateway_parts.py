@@ -28,7 +28,7 @@ from ringmain.tools.gateway.session import Ending, Session
 from ringmain.tools.gateway.settings import GatewaySettings
 from ringmain.tools.gateway.source import Source
 from ringmain.tools.gateway.tokens import ANYBODY
-from support.gateways import TIMEOUT_S
+from support.gateways import TIMEOUT_S, handshake
 from uvicorn.server import ServerState
 
 pytestmark = pytest.mark.process
@@ -136,6 +136,9 @@ class FakeConnection:
             asyncio.get_running_loop().call_soon(setattr, self, "has_room", True)
         return True
 
+    async def close(self, code: int, reason: str) -> None:
+        pass
+
     def told(self, *parts: str) -> int:
         """How many messages hold all of these."""
         return sum(all(part.encode() in message for part in parts) for message in self.sent)
@@ -150,7 +153,6 @@ class FakeClient:
         self._bus = bus
         self.session = Session(
             self._messages.get,
-            self._send,
             cast("Connection", self.connection),
             GatewaySettings(topics=("*",), **settings),
             self.hub,
@@ -158,9 +160,6 @@ class FakeClient:
             ANYBODY,
             lambda token: None,
         )
-
-    async def _send(self, message: Any) -> None:
-        pass
 
     def ask(self, op: str, **facts: Any) -> None:
         self._messages.put_nowait({"type": "websocket.receive", "text": json.dumps({"op": op, **facts})})
@@ -355,6 +354,30 @@ def test_connections_that_are_no_clients_yet_are_cut_off_where_there_are_too_man
         for transport in transports:
             _FirmHttp(config, state, {}).connection_made(transport)
         assert [transport.abort.called for transport in transports] == [False, False, True]
+
+    in_a_loop(run)
+
+
+def test_a_connection_that_uvicorn_has_begun_to_close_is_not_closed_once_more():
+    async def accepting(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(TIMEOUT_S)
+
+    async def run(past: Past) -> None:
+        config = uvicorn.Config(accepting, ws_max_size=100, log_config=None)
+        config.load()
+        transport = Mock(get_extra_info=lambda name: None, is_closing=lambda: False)
+        connection = Connection(config, ServerState(), {})
+        connection.connection_made(transport)
+        connection.data_received(handshake("localhost"))
+        await until(lambda: transport.write.called)
+        too_large = bytes([0x81, 0xFE]) + (1000).to_bytes(2) + bytes(4 + 1000)
+        connection.data_received(too_large)
+        assert transport.close.called
+        told = transport.write.call_count
+        await connection.close(4429, "too many messages")
+        assert transport.write.call_count == told
 
     in_a_loop(run)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -23,7 +22,7 @@ from ringmain.bus import Writer
 from ringmain.storage import Schema
 from ringmain.tools.exit_codes import FAILED, OK, USAGE
 from support.command import ringmain
-from support.gateways import TIMEOUT_S, Client, Gateway, gateway, values
+from support.gateways import TIMEOUT_S, Client, Gateway, gateway, handshake, values
 from support.logs import wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -246,14 +245,6 @@ def test_who_sends_too_much_is_cut_off_and_nobody_else_is(guarded):
 
 
 # --- what is none of the protocol -----------------------------------------------------------------------------------
-
-
-def handshake(host: str, more: str = "") -> bytes:
-    key = base64.b64encode(bytes(16)).decode()
-    return (
-        f"GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        f"Sec-WebSocket-Key: {key}\r\n{more}\r\n"
-    ).encode()
 
 
 def raw_client(guarded: Guarded) -> socket.socket:

@@ -76,7 +76,7 @@ class Application:
                 if token is not None:
                     count(token)
                 connection = scope["state"][CONNECTION]
-                session = Session(receive, send, connection, self._settings, self._hub, self._past, token, count)
+                session = Session(receive, connection, self._settings, self._hub, self._past, token, count)
                 chosen = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
                 await send({"type": "websocket.accept", "subprotocol": chosen})
                 await self._serve(session, address)

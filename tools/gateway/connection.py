@@ -53,7 +53,17 @@ class Connection(WebSocketsSansIOProtocol):
 
     def write(self, message: Framed) -> bool:
         """Never waits. False, with nothing written, once either side has begun to close: the application receives that too."""
-        if self.conn.state is not State.OPEN or self.transport.is_closing():
+        if not self._is_open:
             return False
         self.transport.write(message)
         return True
+
+    async def close(self, code: int, reason: str) -> None:
+        """Waits for room. Says nothing where either side has begun to close, as uvicorn does by itself over what is no frame."""
+        await self.writable.wait()
+        if self._is_open:
+            await self.send({"type": "websocket.close", "code": code, "reason": reason})
+
+    @property
+    def _is_open(self) -> bool:
+        return self.conn.state is State.OPEN and not self.transport.is_closing()

@@ -74,7 +74,6 @@ class Session:
     def __init__(
         self,
         receive: Receive,
-        send: Send,
         connection: Connection,
         settings: GatewaySettings,
         hub: Hub,
@@ -83,7 +82,7 @@ class Session:
         count_token: Callable[[Token], None],
     ) -> None:
         self.token, self._count_token = token, count_token
-        self._receive, self._send = receive, send
+        self._receive, self._connection = receive, connection
         self._settings, self._hub, self._past = settings, hub, past
         self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst)
         self.outbox = Outbox(connection, settings.queue_bytes, self._hand_out_held)
@@ -122,9 +121,7 @@ class Session:
         if ending.code != NORMAL:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
-                    await self._send(
-                        {"type": "websocket.close", "code": ending.code, "reason": ending.reason[:REASON_CHARS]}
-                    )
+                    await self._connection.close(ending.code, ending.reason[:REASON_CHARS])
         return ending
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
