@@ -26,6 +26,7 @@ ROWS_MAX = 8  # that are published together
 WAIT_S = 2.0
 OPEN_S = 90.0  # after a power cut of everything the servers elect, and the nodes claim, before there is a topic
 PAUSE_S = 0.05
+REST_S = 0.005  # between records; three publishers have some on their way most of the time, and leave the processors to others
 
 
 def value_of(publisher: int, count: int) -> int:
@@ -48,6 +49,7 @@ def publish(number: int, buses: Mapping[str, str], told: str, stop: str) -> None
                         last = [lane.publish(value) for value in run][-1]
                         lane.wait(last, "replicated", WAIT_S)
                         file.write(np.array([(value, numbers[node]) for value in run], ACKNOWLEDGED).tobytes())
+                        time.sleep(REST_S)
             except NotLeader as error:
                 node = error.leader or next(nodes)
             except (BusError, TimeoutError, OSError):
