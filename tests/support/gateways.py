@@ -47,7 +47,7 @@ def gateway(*arguments: str, port: int = 0, **env: str) -> Generator[Gateway]:
 
 
 def handshake(host: str, more: str = "") -> bytes:
-    """What a client begins with, as no library has to."""
+    """The first bytes of a client that uses no library. more: further header lines."""
     key = base64.b64encode(bytes(16)).decode()
     return (
         f"GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
