@@ -1,6 +1,7 @@
 """Receiving another node's data: for a node that is new, or was away so long that the stream no longer has what it needs next.
 
-1. The pieces are asked for some ahead, and written in order. Every one is checked, and all of it proven in the end.
+1. The pieces are asked for some ahead, over the sender's own server, and written in order. Every one is checked, and all of it
+   proven in the end.
 2. Nothing here is touched before that: then it is put in place at once (`replacing.py`).
 3. A node that fails in the middle is given up, and another asked, from the beginning, for as long as it takes.
 """
@@ -115,6 +116,7 @@ class Bootstrap:
         subject = snapshot_subject(self._cluster, peer)
         offered = await self._open(subject, first)
         self.receiving = offered.position.stream
+        self._connection.move_to(offered.server)
         try:
             listing = await self._list(subject, offered)
             self._told(f"receiving a snapshot of {peer}: {listing.size_bytes} bytes, {len(listing.files)} files")

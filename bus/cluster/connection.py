@@ -66,6 +66,7 @@ class Connection:
         self.generation = 0
         self.server = ""  # that it is connected to; empty: none
         self.complaint = ""  # what the servers refused
+        self._next = 0  # of the servers: where to go on when there is no connection
         self._keeper = asyncio.create_task(self._keep())
 
     async def connected(self, timeout_s: float) -> None:
@@ -163,6 +164,12 @@ class Connection:
         if self._client is not None and len(self._access.servers) > 1 and silent_s >= UNHEARD_S:
             self._lost(f"{self.server} does not reach the stream; another server is tried")
 
+    def move_to(self, server: str) -> None:
+        """Go on over this server if it is one of those given, and over another where it cannot be reached."""
+        if server != self.server and server in self._access.servers:
+            self._next = self._access.servers.index(server)
+            self._lost(f"going on over {server}")
+
     def why_not(self) -> str:
         """Why there is no connection; "" while there is one."""
         if self._client is not None:
@@ -184,19 +191,20 @@ class Connection:
         return self._client
 
     async def _keep(self) -> None:
-        servers, at = self._access.servers, 0
+        servers = self._access.servers
         while True:
             for step in range(len(servers)):
-                at_now = (at + step) % len(servers)
-                if await self._connect(servers[at_now]):
-                    at = at_now + 1  # where to go on when it is lost
+                at = (self._next + step) % len(servers)
+                if await self._connect(servers[at]):
+                    self._next = at + 1
                     break
             else:
                 await asyncio.sleep(PAUSE_S)
                 continue
             while self._client is not None and self._client.is_connected:
                 await asyncio.sleep(LOOK_S)
-            self._lost(f"the connection to {self.server} is lost")
+            if self._client is not None:
+                self._lost(f"the connection to {self.server} is lost")
 
     async def _connect(self, server: str) -> bool:
         reason: list[BaseException] = []

@@ -58,11 +58,15 @@ class SnapshotAsked(msgspec.Struct, frozen=True):
 
 
 class SnapshotOffered(msgspec.Struct, frozen=True, tag="offered"):
-    """A snapshot that is held open. position: read before its files were. list_bytes: of the list of its files."""
+    """A snapshot that is held open. position: read before its files were. list_bytes: of the list of its files.
+
+    server: that the sender is connected to, so that pieces need not go from one server to another; empty: it does not tell.
+    """
 
     snapshot: str
     position: Position
     list_bytes: int
+    server: str = ""
 
 
 class SnapshotRefused(msgspec.Struct, frozen=True, tag="refused"):
@@ -150,7 +154,7 @@ class SnapshotSender:
         name, listing = secrets.token_hex(8), encode_snapshot_list(snapshot.listing)
         self._held[name] = _Held(asked.node, listing, snapshot, stack, self._now())
         self._told(f"sending {asked.node} a snapshot of {snapshot.listing.size_bytes} bytes")
-        return SnapshotOffered(name, position, len(listing))
+        return SnapshotOffered(name, position, len(listing), self._connection.server)
 
     async def _on_part(self, message: Msg) -> None:
         try:

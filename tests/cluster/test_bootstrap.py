@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ringmain.storage.snapshot_transfer import Snapshot, snapshot_files
 from ringmain.subscribers import Historical, RealTime
 from support.children import Children
 from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
+from support.cut_links import Links
 from support.live_nodes import TIMEOUT_S, LiveNode, live_node
 from support.logs import PAIRS, append, make_rows
 from support.nats_servers import Servers, nats_servers
@@ -176,6 +178,26 @@ def test_the_stream_goes_on_for_many_times_its_size_while_a_node_is_away(servers
                 assert any("is in place" in words for words in c.told)
             lane.close()
         check_log(tmp_path / "c", last + 1000)
+
+    run(test)
+
+
+def test_pieces_come_over_the_server_that_the_sender_is_connected_to(servers, cluster, bus_name, tmp_path):
+    access, settings = servers.access(cluster), servers.stream(cluster)
+
+    async def test() -> None:
+        async with live_node(access, settings, "a", f"{bus_name}a", tmp_path / "a") as a:
+            await a.until(lambda: a.node.leads)
+            with open_lane(f"{bus_name}a/pairs") as lane, Links(1) as links:
+                await trimmed(lane, 1000, a)
+                detour = links.open((servers.hosts[0], 4222)).address
+                own = replace(access, servers=(detour, *access.servers))
+                async with live_node(own, settings, "c", f"{bus_name}c", tmp_path / "c") as c:
+                    assert c.bootstrap._connection.server in ("", detour)
+                    await c.has({"pairs": 1000})
+                    assert any("is in place" in words for words in c.told)
+                    assert c.bootstrap._connection.server == access.servers[0]
+                    assert c.stream.connection.server == detour
 
     run(test)
 

@@ -17,6 +17,7 @@ from support.virtual_time import run_virtually
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 from ringmain.bus.cluster.api import ApiError
+from ringmain.bus.cluster.connection import Connection
 from ringmain.bus.cluster.jetstream import JetStream, StreamDiffers
 from ringmain.bus.cluster.server_checks import ServerWatch
 from ringmain.bus.cluster.servers import ServersUnfit
@@ -294,6 +295,30 @@ def test_it_goes_on_with_another_server_when_its_own_is_gone(three: Servers, how
         assert told[0] == f"connected to {own}"
         assert told[1] == f"the connection to {own} is lost"
         assert told[-2] == f"connected to {other}"
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_goes_on_over_the_server_that_it_is_told(three: Servers) -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+        own, gone, other = three.addresses
+        connection = Connection(three.access("c10"), told.append)
+        try:
+            await connection.connected(TIMEOUT_S)
+            connection.move_to(own)  # is there already
+            connection.move_to("elsewhere:4222")  # is none of its own
+            assert told == [f"connected to {own}"]
+            for server in (other, gone, own):
+                connection.move_to(server)
+                await connection.request("$JS.API.STREAM.INFO.ringmain-c10", timeout_s=TIMEOUT_S)
+                assert connection.server == server
+            three.kill(1)
+            connection.move_to(gone)
+            await connection.request("$JS.API.STREAM.INFO.ringmain-c10", timeout_s=TIMEOUT_S)
+            assert connection.server == other
+        finally:
+            await connection.close()
 
     asyncio.run(scenario())
 

@@ -22,7 +22,7 @@ from .workers import BenchFailed
 __all__ = ["measure_bootstrap"]
 
 ROWS_AT_ONCE, PAUSE_S = 1000, 0.01  # while the snapshot is received
-LOOK_S = 0.005
+LOOK_S = 0.05  # seldom, since a node that is asked has less time
 TIMEOUT_S = 300.0
 Result = TypeVar("Result")
 
