@@ -259,7 +259,7 @@ def test_a_fenced_writer_leaves_the_log_directory_alone(bus_name, tmp_path, chil
 @pytest.mark.process
 def test_what_a_paused_writer_had_published_and_not_logged_is_logged_by_the_next(bus_name, tmp_path, children):
     old = start_writer(children, bus_name, tmp_path)
-    old.run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))")
+    old.run("stop_the_log(data_dir)", data_dir=tmp_path)
     old.run("last = topic.publish_batch(make_rows(PAIRS, 101, 100))")
     with pytest.raises(WriterFailed):
         old.run("topic.wait(last, 'logged')")

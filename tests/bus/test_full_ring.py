@@ -237,7 +237,7 @@ def test_the_log_is_waited_for_whatever_the_policy(bus_name, tmp_path, full):
 @pytest.mark.parametrize("full", ["block", "raise", "drop"])
 def test_a_writer_that_waits_for_a_log_that_has_stopped_is_told(bus_name, tmp_path, children, full):
     child = start_writer(children, bus_name, full=full, data_dir=tmp_path)
-    child.run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))")
+    child.run("stop_the_log(data_dir)", data_dir=tmp_path)
     with pytest.raises(WriterFailed, match="File too large"):
         child.run("topic.publish_batch(make_rows(PAIRS, 1, 1000))")
     assert child.ask("topic.watermarks.published") <= SLOTS

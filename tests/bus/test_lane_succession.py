@@ -362,7 +362,7 @@ def test_when_the_log_has_failed_the_publishers_are_told_and_the_next_writer_has
     writer = start_writer(children, bus_name, tmp_path)
     with open_lane(f"{bus_name}/pairs", full_timeout=TIMEOUT_S) as lane:
         lane.wait(lane.publish_batch(numbers(1, 10)), "durable", TIMEOUT_S)
-        writer.run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))")
+        writer.run("stop_the_log(data_dir)", data_dir=tmp_path)
         lane.publish_batch(numbers(11, 10))
         with pytest.raises(WriterFailed, match="the log of the bus's writer has stopped: File too large"):
             lane.wait(20, "durable", TIMEOUT_S)

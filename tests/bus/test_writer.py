@@ -87,13 +87,6 @@ def assert_content(schema: Schema, rows: np.ndarray, first: int, count: int) -> 
         assert (rows[name] == expected[name]).all(), name
 
 
-# What a child runs to have a writer whose log refuses everything from now on: published records stay in the ring.
-STOP_THE_LOG = """if True:
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-"""
-
-
 # --- publishing one record ------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +463,7 @@ def test_a_log_that_stops_ends_every_wait_and_the_next_writer_saves_what_was_pub
         bus=bus_name,
         data_dir=tmp_path,
     )
-    child.run(STOP_THE_LOG)
+    child.run("stop_the_log(data_dir)")
     child.run("last = topic.publish_batch(make_rows(POINTS, 6, 95))")
     with pytest.raises(WriterFailed, match="File too large"):
         child.ask("topic.wait(last, 'logged')")
@@ -599,7 +592,7 @@ def test_what_was_published_and_not_logged_is_saved_from_the_rings_of_a_killed_w
     child = children.start()
     child.run("writer = Writer(bus, [POINTS, PAIRS], data_dir=data_dir)", bus=bus_name, data_dir=tmp_path)
     child.run("writer['pairs'].publish_batch(make_rows(PAIRS, 1, 4)); writer['pairs'].wait(4)")
-    child.run(STOP_THE_LOG)
+    child.run("stop_the_log(data_dir)")
     child.run("writer['points'].publish_batch(make_rows(POINTS, 1, 300))")
     with pytest.raises(WriterFailed):
         child.run("writer['points'].wait(300)")
@@ -875,7 +868,7 @@ def test_a_topic_left_out_keeps_its_place_for_when_it_comes_back(bus_name, tmp_p
 def test_what_a_killed_writer_had_not_logged_is_saved_also_for_a_topic_that_is_left_out(bus_name, tmp_path, children):
     child = children.start()
     child.run("writer = Writer(bus, [POINTS, PAIRS], data_dir=data_dir)", bus=bus_name, data_dir=tmp_path)
-    child.run(STOP_THE_LOG)
+    child.run("stop_the_log(data_dir)")
     child.run("writer['points'].publish_batch(make_rows(POINTS, 1, 300))")
     with pytest.raises(WriterFailed):
         child.run("writer['points'].wait(300)")
@@ -918,7 +911,7 @@ def test_a_ring_of_another_size_takes_over_as_much_as_fits(bus_name, children, s
 def test_a_ring_too_small_for_what_waits_to_be_logged_is_refused_and_nothing_is_lost(bus_name, tmp_path, children):
     child = children.start()
     child.run("writer = Writer(bus, [POINTS], data_dir=data_dir, slots=512)", bus=bus_name, data_dir=tmp_path)
-    child.run(STOP_THE_LOG)
+    child.run("stop_the_log(data_dir)")
     child.run("writer['points'].publish_batch(make_rows(POINTS, 1, 100))")
     with pytest.raises(WriterFailed):
         child.run("writer['points'].wait(100)")

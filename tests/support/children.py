@@ -87,7 +87,7 @@ PRELUDE = """if True:
     from ringmain.storage import Schema
     from ringmain.subscribers import Historical, RealTime
     from support.children import read_now
-    from support.logs import PAIRS, POINTS, make_rows
+    from support.logs import PAIRS, POINTS, make_rows, stop_the_log
 """
 
 

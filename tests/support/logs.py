@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -193,6 +194,19 @@ class Builder:
 
     def _save(self) -> None:
         self.path.write_bytes(self.data)
+
+
+def log_rests(data_dir: str | Path) -> bool:
+    """Whether a log has left word that all of it is durable, as its writer does once there is nothing to log."""
+    number, path = list_files(Path(data_dir) / "log")[-1]
+    frames, _ = open_file(path, number).scan()
+    return len(frames) > 0 and int(frames["kind"][-1]) == _log.FRAME_MARK
+
+
+def stop_the_log(data_dir: str | Path) -> None:
+    """Have a log whose writer is in this process refuse everything that is published from now on: it stays in the ring."""
+    wait_until(lambda: log_rests(data_dir))  # it would stop over its own word, before anything is published
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:

@@ -323,14 +323,8 @@ def test_a_failed_log_is_told(tmp_path: Path, bus_name: str) -> None:
     """Its directory takes no more files: /dev/full would do for one, a limit on file sizes does for all."""
     with Children() as children:
         writer = children.start()
-        writer.run(
-            "import resource\nwriter = Writer(name, [POINTS], data_dir=folder)", name=bus_name, folder=str(tmp_path)
-        )
-        writer.run(
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-            "writer['points'].publish(1, 2, b'x')"
-        )
+        writer.run("writer = Writer(name, [POINTS], data_dir=folder)", name=bus_name, folder=str(tmp_path))
+        writer.run("stop_the_log(folder)\nwriter['points'].publish(1, 2, b'x')")
         wait_until(lambda: facts("inspect", bus_name, "--interval", "0")["topics"][0]["log_error"] != "", TIMEOUT_S)
         topic = facts("inspect", bus_name, "--interval", "0")["topics"][0]
         assert topic["status"] == ["log failed"]

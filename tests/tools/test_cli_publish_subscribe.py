@@ -33,7 +33,7 @@ from support.command import (
     stop,
     succeed,
 )
-from support.logs import PAIRS, make_rows, wait_until
+from support.logs import PAIRS, log_rests, make_rows, wait_until
 from support.streams import readers
 
 pytestmark = pytest.mark.process
@@ -554,6 +554,7 @@ def test_rows_that_must_be_durable_are_so_before_more_are_read(
         process.stdin.write(make_csv(3).encode())
         process.stdin.flush()
         wait_until(lambda: watermark(f"{bus_name}/ticks", "durable") == 3, TIMEOUT_S)
+        wait_until(lambda: log_rests(tmp_path), TIMEOUT_S)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
         process.stdin.write(make_csv(2, first=3).removeprefix(HEADER).encode())
         process.stdin.flush()
