@@ -116,6 +116,7 @@ class Bootstrap:
         subject = snapshot_subject(self._cluster, peer)
         offered = await self._open(subject, first)
         self.receiving = offered.position.stream
+        before = self._connection.server
         self._connection.move_to(offered.server)
         try:
             listing = await self._list(subject, offered)
@@ -128,6 +129,7 @@ class Bootstrap:
         finally:
             with contextlib.suppress(NoAnswer):
                 await self._connection.publish(f"{subject}.end", msgspec.json.encode(PartAsked(offered.snapshot)))
+            self._connection.move_to(before)  # the other server may be cut off from everybody but its own node
         for topic, end in offered.position.ends.items():
             if end > ends.get(topic, 0):
                 raise StorageError(f"it ends topic {topic!r} at {ends.get(topic, 0)}, and should at {end} or later")

@@ -182,8 +182,17 @@ def test_the_stream_goes_on_for_many_times_its_size_while_a_node_is_away(servers
     run(test)
 
 
-def test_pieces_come_over_the_server_that_the_sender_is_connected_to(servers, cluster, bus_name, tmp_path):
+def test_pieces_come_over_the_server_that_the_sender_is_connected_to_and_nothing_else_does(
+    servers, cluster, bus_name, tmp_path, monkeypatch
+):
     access, settings = servers.access(cluster), servers.stream(cluster)
+    read_part, receivers, over = snapshot_sender._read_part, list[LiveNode](), set[str]()
+
+    def read_and_look(*given: Any) -> bytes:
+        over.add(receivers[0].bootstrap._connection.server)
+        return read_part(*given)
+
+    monkeypatch.setattr(snapshot_sender, "_read_part", read_and_look)
 
     async def test() -> None:
         async with live_node(access, settings, "a", f"{bus_name}a", tmp_path / "a") as a:
@@ -193,10 +202,11 @@ def test_pieces_come_over_the_server_that_the_sender_is_connected_to(servers, cl
                 detour = links.open((servers.hosts[0], 4222)).address
                 own = replace(access, servers=(detour, *access.servers))
                 async with live_node(own, settings, "c", f"{bus_name}c", tmp_path / "c") as c:
-                    assert c.bootstrap._connection.server in ("", detour)
+                    receivers.append(c)
                     await c.has({"pairs": 1000})
                     assert any("is in place" in words for words in c.told)
-                    assert c.bootstrap._connection.server == access.servers[0]
+                    assert over == set(access.servers)
+                    await c.until(lambda: c.bootstrap._connection.server == detour)
                     assert c.stream.connection.server == detour
 
     run(test)
