@@ -16,6 +16,7 @@ from support.nats_servers import TIMEOUT_S, Servers, nats_servers, why_refused
 from support.virtual_time import run_virtually
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
+from nats.aio.msg import Msg
 from ringmain.bus.cluster.api import ApiError
 from ringmain.bus.cluster.connection import Connection
 from ringmain.bus.cluster.jetstream import JetStream, StreamDiffers
@@ -303,19 +304,24 @@ def test_a_connection_goes_on_over_the_server_that_it_is_told(three: Servers) ->
     async def scenario() -> None:
         told: list[str] = []
         own, gone, other = three.addresses
-        connection = Connection(three.access("c10"), told.append)
+        connection, subject = Connection(three.access("c10"), told.append), "ringmain.c10.node.x.status"
+
+        async def answer(message: Msg) -> None:
+            await connection.publish(message.reply, b"here")
+
         try:
             await connection.connected(TIMEOUT_S)
+            await connection.listen(subject, answer)
             connection.move_to(own)  # is there already
             connection.move_to("elsewhere:4222")  # is none of its own
             assert told == [f"connected to {own}"]
             for server in (other, gone, own):
                 connection.move_to(server)
-                await connection.request("$JS.API.STREAM.INFO.ringmain-c10", timeout_s=TIMEOUT_S)
+                assert await connection.request(subject, timeout_s=TIMEOUT_S) == b"here"
                 assert connection.server == server
             three.kill(1)
             connection.move_to(gone)
-            await connection.request("$JS.API.STREAM.INFO.ringmain-c10", timeout_s=TIMEOUT_S)
+            assert await connection.request(subject, timeout_s=TIMEOUT_S) == b"here"
             assert connection.server == other
         finally:
             await connection.close()
