@@ -68,6 +68,17 @@ FIGURES_AT_NIGHT = {  # it takes half a minute of both cores
         "tls_replicated_rows_per_s",
     },
 }
+COMPARED = {  # the other libraries that are measured here too, those that an extra brings
+    "cluster": {
+        "jetstream": {
+            "replicated_mb_per_s",
+            "replicated_rows_per_s",
+            "lag_p50_ms",
+            "lag_p99_ms",
+            "wait_replicated_p50_ms",
+        }
+    },
+}
 if os.environ.get("RINGMAIN_NIGHTLY"):
     FIGURES |= FIGURES_AT_NIGHT
 NEEDED = {"cluster": ("nats", "cryptography", "lz4")}  # the extra of that name
@@ -76,7 +87,8 @@ MAY_BE_0 = {"gateway_5_cores", "gateway_5_growth_percent"}  # it sleeps nearly a
 
 
 def run_bench(name: str, directory: Path, *options: str) -> str:
-    words = [sys.executable, "-m", "ringmain.tools", "bench", name, "--no-peers", "--runs", "1", "--seconds", "0.05"]
+    peers = "--peers" if name in COMPARED else "--no-peers"
+    words = [sys.executable, "-m", "ringmain.tools", "bench", name, peers, "--runs", "1", "--seconds", "0.05"]
     done = subprocess.run(
         [*words, "--directory", directory, *options], capture_output=True, text=True, timeout=120, check=False
     )
@@ -101,8 +113,10 @@ def test_a_bench_prints_its_figures_and_what_they_were_measured_with_and_leaves_
     assert all(isinstance(value, int | float) for value in report["figures"].values())
     assert all(value > 0 for figure, value in report["figures"].items() if figure not in MAY_BE_0)
     assert {"seconds", "runs", "cpu_count", "python", "numpy", "foreign_cpu_percent_max"} <= report["settings"].keys()
-    assert report["peers"] == {}
-    assert report["ratios"] == {}
+    compared = COMPARED.get(name, {})
+    assert {peer: figures.keys() for peer, figures in report["peers"].items()} == compared
+    assert {peer: ratios.keys() for peer, ratios in report["ratios"].items()} == compared
+    assert all(value > 0 for figures in report["peers"].values() for value in figures.values())
     assert list(tmp_path.iterdir()) == []  # it takes its logs away
     assert not {left for left in set(os.listdir("/dev/shm")) - before if left.startswith("ringmain.bench")}
 

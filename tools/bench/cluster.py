@@ -12,8 +12,10 @@ import numpy as np
 
 from ...bus import AttachError, BusError, LanePublisher, NotFound, NotLeader, open_lane
 from ...subscribers import RealTime
+from .cluster_load import PACED_ROWS, RATE, REST_S, WAITS, WARM_UP_S, make_rows
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
-from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, Rows, clock
+from .peer import Library
+from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock
 from .workers import BenchFailed, Job, Stage, run_together
 
 if TYPE_CHECKING:
@@ -22,10 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BENCH"]
 
 SLOTS = 65_536
-RATE, PACED_ROWS = 100_000, 100  # records a second, and how many at once
-WARM_UP_S = 0.5
-WAITS = 200
-REST = (3, 17, b"600519.SH", b"limit order, good for the day")
+FIELDS = (3, 17, b"600519.SH", b"limit order, good for the day")
 RECOVER_S = 60.0
 SWITCHOVERS = 3
 SNAPSHOT_BYTES = 10**9
@@ -54,9 +53,7 @@ def _run(plan: Plan) -> Figures:
             "lag_p99_ms": p99 / 1000,
             "packed_times": _packed_times(pack),
             "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
-            "bootstrap_mb_per_s": measure_bootstrap(
-                cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES), _make_rows()
-            ),
+            "bootstrap_mb_per_s": measure_bootstrap(cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES), make_rows()),
             "switchover_s": float(np.median([_gap(cluster, _switch_over) for _ in range(SWITCHOVERS)])),
             "failover_s": _gap(cluster, _kill_leader),
             "failover_with_server_s": _gap(cluster, _kill_leader_and_server),
@@ -69,26 +66,25 @@ def _run(plan: Plan) -> Figures:
     return figures
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+class JetStreamAlone(Library):
+    """The engine below a cluster by itself, as a user could take it: cluster_stream_alone.py."""
+
+    name = "jetstream"
+    module = "nats"
 
 
-def _make_rows() -> Rows:
-    """BLOCK payloads that pack no better than an exchange's own: its orders, trades and quotes become 2.7 to 7 times smaller."""
-    chance = np.random.default_rng(1)
-    block = np.zeros(BLOCK, SCHEMA.payload_dtype)
-    instrument = 600_000 + 37 * chance.integers(0, 30, BLOCK)
-    block["instrument"], block["symbol"] = instrument, [b"%d.SH" % number for number in instrument.tolist()]
-    block["price"] = instrument * 30 + 100 * chance.integers(-50, 50, BLOCK)
-    block["quantity"] = 100 * chance.integers(1, 5000, BLOCK)
-    block["order_id"] = (1 << 40) + np.cumsum(chance.integers(1, 60, BLOCK))
-    block["flags"], block["venue"] = chance.integers(0, 4, BLOCK), 17
-    block["note"] = [b"client order %016x" % number for number in chance.integers(0, 1 << 62, BLOCK).tolist()]
-    return block
+def _run_peer(plan: Plan, peer: type[Library]) -> Figures:
+    peer.load()
+    from .cluster_servers import running_servers
+    from .cluster_stream_alone import measure_stream_alone
+
+    with bench_directory(plan) as directory, running_servers(Path(directory)) as cluster:
+        return measure_stream_alone(cluster, plan.seconds)
 
 
 def _packed_times(pack: Callable[[list[bytes]], tuple[int, Sequence[bytes | memoryview]]]) -> float:
     """How many times smaller a message's rows are in the stream."""
-    payloads = np.tile(_make_rows(), 8)
+    payloads = np.tile(make_rows(), 8)
     rows = np.zeros(len(payloads), SCHEMA.dtype)
     for name in SCHEMA.payload_dtype.names or ():
         rows[name] = payloads[name]
@@ -103,7 +99,7 @@ def _packed_times(pack: Callable[[list[bytes]], tuple[int, Sequence[bytes | memo
 
 def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
     """A worker: publish batches for so long; records a second until the last is replicated."""
-    block = _make_rows()
+    block = make_rows()
     batches = [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
 
@@ -157,9 +153,9 @@ def _wait_for_one(stage: Stage, bus: str) -> list[float]:
         stage.begin()
         for number in range(WAITS):
             start = clock()
-            lane.wait(lane.publish(600_519, start, 100, number, *REST), "replicated", 30)
+            lane.wait(lane.publish(600_519, start, 100, number, *FIELDS), "replicated", 30)
             times_ms.append((clock() - start) / 1e6)
-            time.sleep(0.005)
+            time.sleep(REST_S)
     return times_ms
 
 
@@ -186,7 +182,7 @@ def _gap(cluster: BenchCluster, disturb: Callable[[BenchCluster], None]) -> floa
 
 
 def _publish_one(lane: LanePublisher) -> None:
-    lane.wait(lane.publish(600_519, clock(), 100, 0, *REST), "replicated", RECOVER_S)
+    lane.wait(lane.publish(600_519, clock(), 100, 0, *FIELDS), "replicated", RECOVER_S)
 
 
 def _switch_over(cluster: BenchCluster) -> None:
@@ -228,5 +224,8 @@ BENCH = Bench(
         "lag_rate_per_s": RATE,
         "slots": SLOTS,
         "snapshot_bytes": SNAPSHOT_BYTES,
+        "jetstream": "the servers alone: 256 KiB a message, 8 in flight; for the lag 100 rows, 64 in flight",
     },
+    _run_peer,
+    JetStreamAlone,
 )

@@ -25,7 +25,7 @@ from ...bus.cluster.stream import NoAnswer
 from ...storage import Schema
 from .workers import BenchFailed, remove_bus
 
-__all__ = ["BenchCluster", "running_cluster"]
+__all__ = ["BenchCluster", "running_cluster", "running_servers"]
 
 HOST, USER = "127.0.0.1", "nodes"
 PORTS = range(16222, 18222, 10)
@@ -117,8 +117,8 @@ class BenchCluster:
 
 
 @contextlib.contextmanager
-def running_cluster(directory: Path, schema: Schema, slots: int, *, tls: bool = False) -> Generator[BenchCluster]:
-    """Three servers that sync every message, and three nodes; all of it is gone afterwards. tls: mutual, on every connection."""
+def running_servers(directory: Path, *, tls: bool = False) -> Generator[BenchCluster]:
+    """Three servers that sync every message, and no nodes yet; gone afterwards. tls: mutual, on every connection."""
     name, password = f"bench{secrets.token_hex(3)}", secrets.token_urlsafe(12)
     base = _free_ports()
     servers = tuple(f"{HOST}:{base + number}" for number in range(COUNT))
@@ -129,8 +129,6 @@ def running_cluster(directory: Path, schema: Schema, slots: int, *, tls: bool = 
         make_authority(directory / "tls")
         files = make_certificate(directory / "tls", [HOST])
     cluster = BenchCluster(name, directory, Access(servers, name, USER, password, files))
-    (directory / "password").touch(mode=0o600)
-    (directory / "password").write_text(password)
     for number in range(COUNT):
         settings = ServerSettings(
             f"s{number}",
@@ -144,9 +142,38 @@ def running_cluster(directory: Path, schema: Schema, slots: int, *, tls: bool = 
             tls=files,
         )
         write_configuration(directory / "servers" / f"s{number}.conf", settings)
-        bus = cluster.buses[number]
+    try:
+        for number in range(COUNT):
+            cluster.servers.append(cluster.start_server(number))
+        yield cluster
+    finally:
+        _end(cluster.servers)
+
+
+@contextlib.contextmanager
+def running_cluster(directory: Path, schema: Schema, slots: int, *, tls: bool = False) -> Generator[BenchCluster]:
+    """The same with three nodes, one of which leads; all of it is gone afterwards."""
+    with running_servers(directory, tls=tls) as cluster:
+        _configure_nodes(cluster, schema, slots)
+        try:
+            for number in range(COUNT):
+                cluster.nodes.append(cluster.start_node(number))
+            cluster.leader()
+            yield cluster
+        finally:
+            _end(cluster.nodes)
+            for bus in cluster.buses:
+                remove_bus(bus)
+
+
+def _configure_nodes(cluster: BenchCluster, schema: Schema, slots: int) -> None:
+    access, directory = cluster.access, cluster.directory
+    assert access.password is not None
+    (directory / "password").touch(mode=0o600)
+    (directory / "password").write_text(access.password)
+    for number, bus in enumerate(cluster.buses):
         (directory / bus).mkdir()
-        own_first = [*servers[number:], *servers[:number]]
+        own_first = [*access.servers[number:], *access.servers[:number]]
         lines = [
             f"[bus.{bus}]",
             'data_dir = "data"',
@@ -155,27 +182,16 @@ def running_cluster(directory: Path, schema: Schema, slots: int, *, tls: bool = 
             f"[bus.{bus}.topics.{schema.name}.fields]",
             *(f'{name} = "{kind}"' for name, kind in _fields(schema).items()),
             "[cluster]",
-            f'name = "{name}"',
+            f'name = "{cluster.name}"',
             f'node = "{bus}"',
             f"servers = {json.dumps(own_first)}",
             f'user = "{USER}"',
             'password_file = "../password"',
             f"stream_bytes = {STORE_BYTES // 2}",
         ]
-        if files is not None:
-            lines += [f"{key} = {json.dumps(str(getattr(files, key)))}" for key in ("ca", "cert", "key")]
+        if access.tls is not None:
+            lines += [f"{key} = {json.dumps(str(getattr(access.tls, key)))}" for key in ("ca", "cert", "key")]
         (directory / bus / "ringmain.toml").write_text("\n".join(lines))
-    try:
-        for number in range(COUNT):
-            cluster.servers.append(cluster.start_server(number))
-        for number in range(COUNT):
-            cluster.nodes.append(cluster.start_node(number))
-        cluster.leader()
-        yield cluster
-    finally:
-        _end([*cluster.nodes, *cluster.servers])
-        for bus in cluster.buses:
-            remove_bus(bus)
 
 
 def _fields(schema: Schema) -> dict[str, str]:

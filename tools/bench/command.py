@@ -25,7 +25,7 @@ from . import (
     wake,
 )
 from .measuring import Bench, Plan
-from .peer import Peer
+from .peer import Library
 from .peer_iceoryx2 import Iceoryx2
 from .peer_kickmsg import Kickmsg
 from .peer_mmbus import Mmbus
@@ -51,7 +51,7 @@ BENCHES: tuple[Bench, ...] = (
     gateway.BENCH,
     cluster.BENCH,
 )
-PEERS: tuple[type[Peer], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq)
+PEERS: tuple[type[Library], ...] = (Kickmsg, Mmbus, Iceoryx2, Pyzmq, cluster.JetStreamAlone)
 
 bench_app = typer.Typer(
     help="Measure the bus on this machine, beside what could be picked instead (the extra `bench` installs those).",

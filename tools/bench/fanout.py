@@ -42,4 +42,5 @@ BENCH = Bench(
         "pinned": "no",
     },
     _run_peer,
+    Peer,
 )

@@ -42,5 +42,6 @@ BENCH = Bench(
         "pinned": "publisher 0, subscriber 1",
     },
     _run_peer,
+    Peer,
     between_cores=True,
 )

@@ -55,7 +55,7 @@ def more_is_better(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One idea of what to measure. `run` does it once; `run_peer` does the same to another library."""
+    """One idea of what to measure. `run` does it once; `run_peer` does the same to another library, of `peer_kind`."""
 
     name: str
     about: str
@@ -63,6 +63,7 @@ class Bench:
     run: Callable[[Plan], Figures]
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     run_peer: Callable[[Plan, Any], Figures] | None = None
+    peer_kind: type[Library] = Library
     between_cores: bool = False  # whether the distance of two cores matters
 
 
@@ -121,8 +122,9 @@ def _measure_one(
             conditions.look_at_cores()
         with conditions.watched():
             ours.append(bench.run(plan))
-        for peer in plan.peers if bench.run_peer is not None else ():
-            assert bench.run_peer is not None
+        for peer in plan.peers:
+            if bench.run_peer is None or not issubclass(peer, bench.peer_kind):
+                continue
             progress(f"{bench.name}, run {number} of {plan.runs}: {peer.name}")
             try:
                 with conditions.watched():
