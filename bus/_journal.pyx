@@ -24,7 +24,7 @@ cdef extern from "journal.hpp" namespace "ringmain" nogil:
     cdef enum SyncMode "ringmain::SyncMode":
         SYNC_INTERVAL "ringmain::SYNC_INTERVAL"
     cdef cppclass CJournal "ringmain::Journal":
-        CJournal(LogWriter *, SyncMode, int64_t, MakeRoom, void *) except +
+        CJournal(LogWriter *, SyncMode, int64_t, cbool, MakeRoom, void *) except +
         void add_ring(char *, ControlHeader *, Feed *) except +
         const uint32_t *asleep()
         void kick()
@@ -45,6 +45,7 @@ cdef class Journal:
     """Moves what the rings publish into the log. `run` belongs to one thread; the rest may be called from any.
 
     Rings must be added in the order in which their topics were declared to the log.
+    woken_early: only the writer's own threads publish in them, who can afford to wake it.
     unindexed: by topic, what made its memtable stay full. Its rows are in the log only from then on.
     """
 
@@ -54,11 +55,11 @@ cdef class Journal:
     cdef readonly dict unindexed
     cdef vector[Py_buffer] buffers
 
-    def __cinit__(self, appender, str sync, double interval):
+    def __cinit__(self, appender, str sync, double interval, *, bint woken_early=False):
         self.appender, self.rotations, self.cores, self.unindexed = appender, [], [], {}
         self.journal = new CJournal(<LogWriter *>PyCapsule_GetPointer(appender.capsule(), "ringmain.LogWriter"),
-                                    <SyncMode><int>SYNC_MODES.index(sync), <int64_t>(interval * 1e9), _make_room,
-                                    <void *>self)
+                                    <SyncMode><int>SYNC_MODES.index(sync), <int64_t>(interval * 1e9), woken_early,
+                                    _make_room, <void *>self)
 
     def __dealloc__(self):
         cdef size_t i
