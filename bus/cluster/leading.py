@@ -4,7 +4,7 @@
 2. What was refused, or not answered, is looked up or sent again under its own id. The message that stands in its place decides:
    its own bytes were stored; anything else is another's, and ends this leadership for good.
 3. A message takes more rows than it has bytes, as they pack well: as many as fit if they pack as the last ones did.
-4. After a message of many rows, but not as many as fit, it rests for half as long as that took: more rows share the next one,
+4. After a message of many rows, but not as many as fit, it rests for a third of what that took: more rows share the next one,
    and what each message costs the servers is paid less often.
 5. It appends a beat when it has nothing else, so that its silence means something.
 6. Rows leave a reserve of the stream free. So a full stream still takes claims, by which somebody leads, and trims it, and beats.
@@ -38,7 +38,7 @@ __all__ = ["Deposed", "Leading"]
 ROWS_BYTES_MIN = MESSAGE_BYTES_MAX - HEADER_BYTES  # fit however badly they pack
 FILL_MAX = 0.9  # of a message, if the next rows pack as the last ones did
 MANY_BYTES = 8192  # of rows
-REST, REST_S_MAX = 0.5, 0.05  # of the time that an append took; at most, since a leader that rests is silent
+REST, REST_S_MAX = 1 / 3, 0.05  # of the time that an append took; at most, since a leader that rests is silent
 RESERVE_BYTES, RESERVE_PARTS = 64 << 20, 16  # at most, and at most one part of so many: beats of a day
 STORED_BYTES = 512  # that a message takes beside its payload, or more
 UNANSWERED_S = 2.0  # after which an asynchronous leader takes no more rows: it may have been deposed
