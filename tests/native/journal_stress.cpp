@@ -259,7 +259,7 @@ uint64_t wait_and_look(Work &work, uint64_t seed) {
 }  // namespace
 
 int main(int argc, char **argv) {
-    if (argc != 5) fail("usage: journal_stress FOLDER interval|always|never SECONDS SEED");
+    if (argc != 5) fail("usage: journal_stress FOLDER interval|early|always|never SECONDS SEED");
     const std::string mode = argv[2];
     const SyncMode sync = mode == "always" ? SYNC_ALWAYS : mode == "never" ? SYNC_NEVER : SYNC_INTERVAL;
     const double seconds = std::atof(argv[3]);
@@ -272,7 +272,7 @@ int main(int argc, char **argv) {
     if (work.folder_fd < 0) fail("%s: %s", argv[1], std::strerror(errno));
     work.waits_for_disk = sync != SYNC_NEVER;
     work.log = std::make_unique<LogWriter>(work.folder_fd, 42, EPOCH, "stress", 1, 0, 0, FILE_BYTES, sync != SYNC_NEVER);
-    work.journal = std::make_unique<Journal>(work.log.get(), sync, 1'000'000, make_room, &work.index);
+    work.journal = std::make_unique<Journal>(work.log.get(), sync, 1'000'000, mode == "early", make_room, &work.index);
     for (int topic = 0; topic < TOPICS; ++topic) {
         work.rings.emplace_back(topic);
         work.log->add_topic("{\"name\":\"topic\"}", ROW_BYTES[topic], 1, 0);

@@ -175,8 +175,14 @@ def test_no_torn_row_is_accepted_and_no_reliable_reader_is_lapped(sanitizer: str
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "sync"),
-    [*((sanitizer, "interval") for sanitizer in SANITIZERS), ("plain", "always"), ("plain", "never")],
+    ("sanitizer", "sync"),  # early: at intervals, by a journal that is woken early
+    [
+        *((sanitizer, "interval") for sanitizer in SANITIZERS),
+        ("plain", "early"),
+        ("thread", "early"),
+        ("plain", "always"),
+        ("plain", "never"),
+    ],
 )
 def test_what_is_said_to_be_logged_is_in_the_files_and_in_the_end_everything_is(
     sanitizer: str, sync: str, need, tmp_path: Path
