@@ -203,6 +203,7 @@ def test_readers_of_the_store_see_the_other_nodes_tables_and_no_old_ones_under_t
                     assert int(row["sequence"]) == 59_000
                     await own.replace(position, copy(tmp_path / "peer", tmp_path / "own"))
                     await own.apply(keyed(120_001, 1000, 0))
+                    await own.store(Position(10, 2, "peer", {"keyed": 121_000}))  # once they are in the log
                     newest = {int(row["key"]): int(row["sequence"]) for part in tree.scan() for row in part}
                     assert newest == {sequence % 110_000: sequence for sequence in range(1, 121_001)}
 
