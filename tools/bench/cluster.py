@@ -12,7 +12,17 @@ import numpy as np
 
 from ...bus import AttachError, BusError, LanePublisher, NotFound, NotLeader, open_lane
 from ...subscribers import RealTime
-from .cluster_load import PACED_ROWS, RATE, REST_S, WAITS, WARM_UP_S, make_rows
+from .cluster_load import (
+    PACED_ROWS,
+    RATE,
+    REST_S,
+    WAITS,
+    WARM_UP_S,
+    paced_batches,
+    replicated_figures,
+    stamped_rows,
+    unstamped_rows,
+)
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
 from .peer import Library
 from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock
@@ -45,15 +55,11 @@ def _run(plan: Plan) -> Figures:
             Job(_publish_paced, (leader.bus, plan.seconds)), Job(_time, (follower, plan.seconds)), seconds_max=60
         )
         waits_ms = run_together(Job(_wait_for_one, (leader.bus,)), seconds_max=60)[0]
-        p50, p99 = np.percentile(np.array(lags_us), [50, 99]).tolist()
-        figures = {
-            "replicated_mb_per_s": rows_per_s * SCHEMA.row_bytes / 1e6,
-            "replicated_rows_per_s": rows_per_s,
-            "lag_p50_ms": p50 / 1000,
-            "lag_p99_ms": p99 / 1000,
+        figures = replicated_figures(rows_per_s, lags_us, waits_ms) | {
             "packed_times": _packed_times(pack),
-            "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
-            "bootstrap_mb_per_s": measure_bootstrap(cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES), make_rows()),
+            "bootstrap_mb_per_s": measure_bootstrap(
+                cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES), unstamped_rows()
+            ),
             "switchover_s": float(np.median([_gap(cluster, _switch_over) for _ in range(SWITCHOVERS)])),
             "failover_s": _gap(cluster, _kill_leader),
             "failover_with_server_s": _gap(cluster, _kill_leader_and_server),
@@ -84,10 +90,7 @@ def _run_peer(plan: Plan, peer: type[Library]) -> Figures:
 
 def _packed_times(pack: Callable[[list[bytes]], tuple[int, Sequence[bytes | memoryview]]]) -> float:
     """How many times smaller a message's rows are in the stream."""
-    payloads = np.tile(make_rows(), 8)
-    rows = np.zeros(len(payloads), SCHEMA.dtype)
-    for name in SCHEMA.payload_dtype.names or ():
-        rows[name] = payloads[name]
+    rows = stamped_rows(8)
     rows["sequence"] = np.arange(1, len(rows) + 1)
     rows["timestamp_ns"] = time.time_ns() + np.cumsum(np.random.default_rng(1).integers(200, 3000, len(rows)))
     _, packed = pack([rows.tobytes()])
@@ -99,7 +102,7 @@ def _packed_times(pack: Callable[[list[bytes]], tuple[int, Sequence[bytes | memo
 
 def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
     """A worker: publish batches for so long; records a second until the last is replicated."""
-    block = make_rows()
+    block = unstamped_rows()
     batches = [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
 
@@ -121,7 +124,7 @@ def _publish_paced(stage: Stage, bus: str, seconds: float) -> None:
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
         stage.begin(settle=True)
         due, last = clock(), 0
-        for _ in range(int((WARM_UP_S + seconds) * RATE / PACED_ROWS)):
+        for _ in range(paced_batches(seconds)):
             due += PACED_ROWS * NS // RATE
             if (early_ns := due - clock()) > 0:
                 time.sleep(early_ns / NS)
@@ -132,7 +135,7 @@ def _publish_paced(stage: Stage, bus: str, seconds: float) -> None:
 
 def _time(stage: Stage, bus: str, seconds: float) -> list[float]:
     """A worker: what a subscriber of a follower's ring has to wait for each batch, in us."""
-    count, seen = int((WARM_UP_S + seconds) * RATE / PACED_ROWS) * PACED_ROWS, 0
+    count, seen = paced_batches(seconds) * PACED_ROWS, 0
     lags_us: list[float] = []
     with RealTime(f"{bus}/{TOPIC}") as subscriber:
         stage.begin()

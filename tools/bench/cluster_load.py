@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from .measuring import Figures
 from .rows import BLOCK, SCHEMA, Rows
 
-__all__ = ["PACED_ROWS", "RATE", "REST_S", "WAITS", "WARM_UP_S", "make_rows"]
+__all__ = [
+    "PACED_ROWS",
+    "RATE",
+    "REST_S",
+    "WAITS",
+    "WARM_UP_S",
+    "paced_batches",
+    "replicated_figures",
+    "stamped_rows",
+    "unstamped_rows",
+]
 
 RATE, PACED_ROWS = 100_000, 100  # records a second, and how many at once
 WARM_UP_S = 0.5
 WAITS, REST_S = 200, 0.005  # single records, each waited for; between two of them
 
 
-def make_rows() -> Rows:
+def unstamped_rows() -> Rows:
     """BLOCK payloads that pack no better than an exchange's own: its orders, trades and quotes become 2.7 to 7 times smaller."""
     chance = np.random.default_rng(1)
     block = np.zeros(BLOCK, SCHEMA.payload_dtype)
@@ -25,3 +38,28 @@ def make_rows() -> Rows:
     block["flags"], block["venue"] = chance.integers(0, 4, BLOCK), 17
     block["note"] = [b"client order %016x" % number for number in chance.integers(0, 1 << 62, BLOCK).tolist()]
     return block
+
+
+def stamped_rows(times: int) -> Rows:
+    """The same, so many times one behind the other, with room for the stamps, which are 0."""
+    rows = np.zeros(times * BLOCK, SCHEMA.dtype)
+    block = unstamped_rows()
+    for name in SCHEMA.payload_dtype.names or ():
+        rows[name] = np.tile(block[name], times)
+    return rows
+
+
+def paced_batches(seconds: float) -> int:
+    """How many batches of PACED_ROWS, the warm-up's included."""
+    return int((WARM_UP_S + seconds) * RATE / PACED_ROWS)
+
+
+def replicated_figures(rows_per_s: float, lags_us: Sequence[float], waits_ms: Sequence[float]) -> Figures:
+    p50, p99 = np.percentile(np.array(lags_us), [50, 99]).tolist()
+    return {
+        "replicated_mb_per_s": rows_per_s * SCHEMA.row_bytes / 1e6,
+        "replicated_rows_per_s": rows_per_s,
+        "lag_p50_ms": p50 / 1000,
+        "lag_p99_ms": p99 / 1000,
+        "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
+    }

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from ...bus.cluster.access import Access, StreamSettings
 from ...bus.cluster.api import check
 from ...bus.cluster.jetstream import JetStream
-from .cluster_load import PACED_ROWS, RATE, REST_S, WAITS, WARM_UP_S, make_rows
+from .cluster_load import PACED_ROWS, RATE, REST_S, WAITS, WARM_UP_S, paced_batches, replicated_figures, stamped_rows
 from .cluster_servers import COUNT, BenchCluster
 from .measuring import Figures
 from .rows import BLOCK, NS, SCHEMA, clock
@@ -33,20 +34,13 @@ def measure_stream_alone(cluster: BenchCluster, seconds: float) -> Figures:
     """Those figures of `bench cluster` that a stream without nodes has too."""
     settings = StreamSettings.of_cluster(cluster.name, COUNT, STREAM_BYTES)
     near = cluster.access
-    far = Access((*near.servers[1:], near.servers[0]), near.name, near.user, near.password)
+    far = replace(near, servers=(*near.servers[1:], near.servers[0]))
     rows_per_s = run_together(Job(_publish_all, (near, settings, seconds)), seconds_max=20 * seconds)[0]
     _, lags_us = run_together(
         Job(_publish_paced, (near, settings, seconds)), Job(_time, (far, settings, seconds)), seconds_max=60
     )
     waits_ms = run_together(Job(_wait_for_one, (near, settings)), seconds_max=60)[0]
-    p50, p99 = np.percentile(np.array(lags_us), [50, 99]).tolist()
-    return {
-        "replicated_mb_per_s": rows_per_s * SCHEMA.row_bytes / 1e6,
-        "replicated_rows_per_s": rows_per_s,
-        "lag_p50_ms": p50 / 1000,
-        "lag_p99_ms": p99 / 1000,
-        "wait_replicated_p50_ms": float(np.percentile(waits_ms, 50)),
-    }
+    return replicated_figures(rows_per_s, lags_us, waits_ms)
 
 
 class _Sender:
@@ -77,11 +71,7 @@ async def _opened(access: Access, settings: StreamSettings) -> AsyncGenerator[Je
 
 def _publish_all(stage: Stage, access: Access, settings: StreamSettings, seconds: float) -> float:
     """A worker: rows a second until the last message is acknowledged."""
-    rows = np.zeros(MESSAGE_ROWS, SCHEMA.dtype)
-    block = make_rows()
-    for name in SCHEMA.payload_dtype.names or ():
-        rows[name] = np.tile(block[name], MESSAGE_ROWS // BLOCK)
-    payload = rows.tobytes()
+    payload = stamped_rows(MESSAGE_ROWS // BLOCK).tobytes()
 
     async def publish(stream: JetStream, seconds: float) -> float:
         start, count = clock(), 0
@@ -109,7 +99,7 @@ def _publish_paced(stage: Stage, access: Access, settings: StreamSettings, secon
             sender = _Sender(stream, SMALL_IN_FLIGHT, tasks)
             stage.begin(settle=True)
             due = clock()
-            for _ in range(_paced_messages(seconds)):
+            for _ in range(paced_batches(seconds)):
                 due += PACED_ROWS * NS // RATE
                 if (early_ns := due - clock()) > 0:
                     await asyncio.sleep(early_ns / NS)
@@ -117,10 +107,6 @@ def _publish_paced(stage: Stage, access: Access, settings: StreamSettings, secon
                 await sender.send(rows.tobytes())
 
     asyncio.run(run())
-
-
-def _paced_messages(seconds: float) -> int:
-    return int((WARM_UP_S + seconds) * RATE / PACED_ROWS)
 
 
 def _time(stage: Stage, access: Access, settings: StreamSettings, seconds: float) -> list[float]:
@@ -132,7 +118,7 @@ def _time(stage: Stage, access: Access, settings: StreamSettings, seconds: float
             next_ = (await stream.state()).last + 1
             await stream.read(next_)  # nothing is there yet, and the consumer is
             stage.begin()
-            end, warm = next_ + _paced_messages(seconds), next_ + int(WARM_UP_S * RATE / PACED_ROWS)
+            end, warm = next_ + paced_batches(seconds), next_ + int(WARM_UP_S * RATE / PACED_ROWS)
             while next_ < end:
                 for stored in await stream.read(next_):
                     sent, now = np.frombuffer(stored.payload, SCHEMA.dtype)["price"], clock()
