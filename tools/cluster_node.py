@@ -208,8 +208,7 @@ class _Run:
         """Let another node lead at once, where one is there, and not only after a silence."""
         with contextlib.suppress(BusError, TimeoutError):
             async with asyncio.timeout(HAND_OVER_S):
-                others = node.leads and len(await ask_all(stream.connection, self._plan.name)) > 1
-                if others:
+                if node.leads and len(await ask_all(stream.connection, self._plan.name, enough=2)) > 1:
                     await node.switchover()
 
     async def _watch(self, node: Node, living: asyncio.Task[None], replica: LocalReplica) -> bool:

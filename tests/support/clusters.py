@@ -29,7 +29,7 @@ from support.logs import read_rows, wait_until
 from support.nats_servers import CLUSTERS, PASSWORD, Servers, nats_servers
 from support.stream_watch import StreamWatch
 
-__all__ = ["HOSTS", "NODES", "TIMEOUT_S", "Cluster", "Oracle", "cluster"]
+__all__ = ["END_S", "HOSTS", "NODES", "TIMEOUT_S", "Cluster", "Oracle", "cluster"]
 
 NODES = ("a", "b", "c")
 HOSTS = range(len(NODES))

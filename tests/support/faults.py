@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import pytest
 from ringmain.bus import BusError
-from support.clusters import HOSTS, Oracle, cluster
+from support.clusters import END_S, HOSTS, Oracle, cluster
 from support.fault_rounds import Round
 from support.preload import build_preload
 
@@ -153,8 +153,11 @@ def stop_all(it: Round) -> None:
 
 
 def end_leader_in_good_order(it: Round) -> None:
-    it.cluster.nodes[it.leader].terminate()
+    """It hands over before it ends; the next round may end another, and this one must run again by then."""
+    ending = it.cluster.nodes[it.leader]
+    ending.terminate()
     it.until_another_leads()
+    assert ending.wait(END_S) == 0
 
 
 def switch_over(it: Round) -> None:
