@@ -9,7 +9,7 @@ from ..storage._log import LogAppender
 from ..storage._tree import TreeCore
 
 class Journal:
-    def __init__(self, appender: LogAppender, sync: str, interval: float, *, woken_early: bool = False) -> None: ...
+    def __init__(self, appender: LogAppender, sync: str, interval: float, *, calm: bool = False) -> None: ...
     unindexed: dict[str, BaseException]
     def add_ring(
         self,

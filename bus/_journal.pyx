@@ -17,6 +17,11 @@ cdef extern from "feed.hpp" namespace "ringmain" nogil:
     cdef cppclass Feed:
         pass
 
+cdef extern from "wait.hpp" namespace "ringmain" nogil:
+    cdef struct Rest:
+        pass
+    const Rest CALM
+
 cdef extern from "journal.hpp" namespace "ringmain":
     ctypedef cbool (*MakeRoom)(void *, uint32_t) noexcept nogil
 
@@ -24,7 +29,7 @@ cdef extern from "journal.hpp" namespace "ringmain" nogil:
     cdef enum SyncMode "ringmain::SyncMode":
         SYNC_INTERVAL "ringmain::SYNC_INTERVAL"
     cdef cppclass CJournal "ringmain::Journal":
-        CJournal(LogWriter *, SyncMode, int64_t, cbool, MakeRoom, void *) except +
+        CJournal(LogWriter *, SyncMode, int64_t, const Rest &, MakeRoom, void *) except +
         void add_ring(char *, ControlHeader *, Feed *) except +
         const uint32_t *asleep()
         void kick()
@@ -32,6 +37,7 @@ cdef extern from "journal.hpp" namespace "ringmain" nogil:
         void arm()
         void request_stop()
         int run()
+    const Rest QUICK "ringmain::Journal::QUICK"
 
 SYNC_MODES = ("interval", "always", "never")  # by their numbers in journal.hpp
 
@@ -45,7 +51,7 @@ cdef class Journal:
     """Moves what the rings publish into the log. `run` belongs to one thread; the rest may be called from any.
 
     Rings must be added in the order in which their topics were declared to the log.
-    woken_early: only the writer's own threads publish in them, who can afford to wake it.
+    calm: rows go on to other hosts, which takes longer; only the writer's own threads publish, who can afford to wake it.
     unindexed: by topic, what made its memtable stay full. Its rows are in the log only from then on.
     """
 
@@ -55,10 +61,10 @@ cdef class Journal:
     cdef readonly dict unindexed
     cdef vector[Py_buffer] buffers
 
-    def __cinit__(self, appender, str sync, double interval, *, bint woken_early=False):
+    def __cinit__(self, appender, str sync, double interval, *, bint calm=False):
         self.appender, self.rotations, self.cores, self.unindexed = appender, [], [], {}
         self.journal = new CJournal(<LogWriter *>PyCapsule_GetPointer(appender.capsule(), "ringmain.LogWriter"),
-                                    <SyncMode><int>SYNC_MODES.index(sync), <int64_t>(interval * 1e9), woken_early,
+                                    <SyncMode><int>SYNC_MODES.index(sync), <int64_t>(interval * 1e9), CALM if calm else QUICK,
                                     _make_room, <void *>self)
 
     def __dealloc__(self):

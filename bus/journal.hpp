@@ -5,7 +5,7 @@
 //    those slots from then on. One sync serves every group written before it, and then `durable` rises.
 //    What is kept by key goes into its topic's memtable in between: in the log first, and out of the ring last. Then `indexed` rises.
 // 3. With nothing to do it naps, 50 µs at first; after a while it sleeps until `kick` or, through `asleep`, the next publish. To wake
-//    it costs who publishes some 14 µs: 20 ms is the while, and 0.2 ms where that is a thread of the writer's own (`woken_early`).
+//    it costs who publishes some 14 µs: 20 ms is the while, and less where that is a thread of the writer's own (`CALM`).
 // 4. When the log fails it says so in every ring's status and stops for good.
 // 5. When a ring is fenced by a newer writer it stops before the next write, and nothing more is acknowledged.
 // 6. Who waits for `logged` or `durable` in an event loop arms `event_fd`, and looks: it is written when one of them rises then, and
@@ -46,11 +46,13 @@ using MakeRoom = bool (*)(void *context, uint32_t ring);
 
 class Journal {
   public:
-    Journal(LogWriter *log, SyncMode mode, int64_t interval_ns, bool woken_early, MakeRoom make_room, void *context)
+    static constexpr Rest QUICK{50'000, 20'000'000};
+
+    Journal(LogWriter *log, SyncMode mode, int64_t interval_ns, const Rest &rest, MakeRoom make_room, void *context)
         : log_(log),
           mode_(mode),
           interval_ns_(interval_ns),
-          sleep_after_ns_(woken_early ? 200'000 : 20'000'000),
+          rest_(rest),
           make_room_(make_room),
           context_(context) {}
     Journal(const Journal &) = delete;
@@ -231,8 +233,8 @@ class Journal {
 
     void nap(uint32_t kicks, int64_t now, int64_t idle_since) {
         const int64_t idle_ns = now - idle_since;  // the longer it was idle, the longer it naps, and wakes less often for nothing
-        const int64_t nap_ns = std::clamp<int64_t>(idle_ns / 4, 50'000, 1'000'000);
-        int64_t sleep_ns = idle_ns > sleep_after_ns_ ? SLICE_NS : nap_ns;
+        const int64_t nap_ns = std::clamp<int64_t>(idle_ns / 4, rest_.nap_ns, 1'000'000);
+        int64_t sleep_ns = idle_ns > rest_.sleep_after_ns ? SLICE_NS : nap_ns;
         if (dirty_ && mode_ == SYNC_INTERVAL) {
             const int64_t due_ns = last_sync_ns_ + interval_ns_ - now;
             if (due_ns < sleep_ns) sleep_ns = due_ns > 1'000 ? due_ns : 1'000;
@@ -271,7 +273,8 @@ class Journal {
     LogWriter *log_;
     std::vector<JournalRing> rings_;
     const SyncMode mode_;
-    const int64_t interval_ns_, sleep_after_ns_;
+    const int64_t interval_ns_;
+    const Rest rest_;
     const MakeRoom make_room_;
     void *const context_;
     int64_t last_sync_ns_ = monotonic_ns();

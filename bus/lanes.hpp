@@ -7,6 +7,7 @@
 //    was fenced, stop; raise the lane's `drained`. So the next writer knows of every row whether it is in the topic: below.
 // 4. Nothing in a lane is believed. How large it is was checked once, by whoever added it; its slots are found by our own count.
 // 5. A lane ends when its publisher has left or died, or when the writer closes: it is fenced then, and drained up to its end.
+// 6. Behind the last row the drain spins, then naps, then sleeps until it is rung for. In a replicated bus it does not spin (`CALM`).
 //
 // The next writer fences the ring, which settles where it ends, and then reads the position of a lane that was left behind,
 // `lane_last` first (sync TURN). Is `topic_last` within the end, the turn counts: the lane is drained up to `lane_last`. Else the
@@ -82,7 +83,7 @@ class Drain {
     // known: a bit for each of LOGGED, DURABLE, INDEXED, REPLICATED that the topic has. drop: drop slow readers when the ring is full.
     // journal: the writer's, or null; it must outlive this.
     Drain(char *data, ControlHeader *control, uint32_t known, bool drop, Journal *journal, int64_t last_timestamp_ns)
-        : known_(known), drop_(drop), journal_(journal) {
+        : known_(known), drop_(drop), calm_((known >> (REPLICATED - LOGGED) & 1) != 0), journal_(journal) {
         barrier_register();
         ring_.open(data, control, journal != nullptr);
         ring_.last_timestamp_ns = std::max(ring_.last_timestamp_ns, last_timestamp_ns);
@@ -190,9 +191,8 @@ class Drain {
     }
 
   private:
-    static constexpr int64_t SPIN_NS = 200'000;         // after the last row
-    static constexpr int64_t NAP_NS = 50'000;
-    static constexpr int64_t DEEP_AFTER_NS = 500'000;
+    static constexpr int64_t SPIN_NS = 200'000;  // after the last row; not in a replicated bus
+    static constexpr Rest QUICK{50'000, 500'000};
     static constexpr int64_t DEAD_CHECK_NS = 250'000'000;  // every lane's publisher is looked at this often
 
     void end(Lane &lane, uint32_t bits) {
@@ -300,9 +300,10 @@ class Drain {
 
     void rest(int64_t now) {
         const int64_t idle_ns = now - active_ns_;
-        if (idle_ns < SPIN_NS && !blocked_) return;
-        if (idle_ns < DEEP_AFTER_NS || blocked_) {
-            const timespec nap{0, NAP_NS};
+        if (!calm_ && idle_ns < SPIN_NS && !blocked_) return;
+        const Rest &how = calm_ ? CALM : QUICK;
+        if (idle_ns < how.sleep_after_ns || blocked_) {
+            const timespec nap{0, how.nap_ns};
             nanosleep(&nap, nullptr);
             return;
         }
@@ -340,7 +341,7 @@ class Drain {
     RingWriter ring_;
     std::vector<Lane> lanes_;
     const uint32_t known_;
-    const bool drop_;
+    const bool drop_, calm_;
     Journal *const journal_;
     uint64_t turn_rows_, first_ = 0, dead_at_ = 0;
     uint64_t seen_[LaneRuns::KINDS] = {};

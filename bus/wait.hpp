@@ -52,6 +52,12 @@ enum WaitResult : int { WAIT_MOVED = 0, WAIT_TIMEOUT = 1, WAIT_STATUS = 2 };
 
 inline constexpr int64_t SLICE_NS = 500'000'000;  // at most this long without looking at status, signals, heartbeat
 
+// How a thread of the writer's waits for more: it naps, at first so long, and so long after the last it sleeps until it is woken.
+struct Rest {
+    int64_t nap_ns, sleep_after_ns;
+};
+// In a replicated bus rows are on their way for milliseconds: what naps and wakes more seldom leaves the processor to those they go to.
+inline constexpr Rest CALM{300'000, 3'000'000};
 
 // Wait until watermark `which` is above `cursor`. At most one slice: the caller loops, to serve signals and heartbeats.
 inline WaitResult wait_for(const DataHeader &header, ControlHeader &control, Watermark which, uint64_t cursor,

@@ -200,7 +200,7 @@ class Writer:
                     parts.engine = Engine(
                         self.data_dir, parts.log, self.schemas, codecs, store, committed=committed, take_over=take_over
                     )
-                parts.journal = Journal(parts.log.appender, sync, sync_interval, woken_early=replication is not None)
+                parts.journal = Journal(parts.log.appender, sync, sync_interval, calm=replication is not None)
             self.epoch = epoch
             self._open_topics()
             self._start(parts)

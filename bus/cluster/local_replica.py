@@ -36,13 +36,15 @@ __all__ = ["LocalReplica"]
 
 ROOM_S = 0.002  # between looks for room that readers leave; what the log leaves is told
 CUTS_MAX = 4
+SYNC_INTERVAL_S = 0.004  # who waits for `replicated` waits for the servers' syncs as well, which take as long
 
 
 class LocalReplica:
     """See Replica. Use it in an `async with` statement, or `open` and `close` it.
 
-    log_id: of the cluster; a log that is there must have it. settings: the Writer's, but for replication. acknowledge: see
-    Replication. told: hears in words what happens to this node's data, for the log. Raises as Writer does.
+    log_id: of the cluster; a log that is there must have it. settings: the Writer's, but for replication; sync_interval is 4 ms if
+    they do not say, and what is replicated is acknowledged. acknowledge: see Replication. told: hears in words what happens to this
+    node's data, for the log. Raises as Writer does.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class LocalReplica:
         self.bus, self.data_dir = bus, Path(data_dir).absolute()
         self.log_id = log_id
         self._schemas, self._settings = tuple(schemas), dict(settings or {})
+        if acknowledge == "sync":
+            self._settings.setdefault("sync_interval", SYNC_INTERVAL_S)
         self._acknowledge: Literal["sync", "async"] = acknowledge
         self._told = told
         self._syncs = self._settings.get("sync") != "never"

@@ -262,6 +262,7 @@ int main(int argc, char **argv) {
     if (argc != 5) fail("usage: journal_stress FOLDER interval|early|always|never SECONDS SEED");
     const std::string mode = argv[2];
     const SyncMode sync = mode == "always" ? SYNC_ALWAYS : mode == "never" ? SYNC_NEVER : SYNC_INTERVAL;
+    const Rest rest = mode == "early" ? Rest{50'000, 200'000} : Journal::QUICK;
     const double seconds = std::atof(argv[3]);
     const uint64_t seed = std::strtoull(argv[4], nullptr, 10);
     alarm(120);  // whatever hangs dies of it
@@ -272,7 +273,7 @@ int main(int argc, char **argv) {
     if (work.folder_fd < 0) fail("%s: %s", argv[1], std::strerror(errno));
     work.waits_for_disk = sync != SYNC_NEVER;
     work.log = std::make_unique<LogWriter>(work.folder_fd, 42, EPOCH, "stress", 1, 0, 0, FILE_BYTES, sync != SYNC_NEVER);
-    work.journal = std::make_unique<Journal>(work.log.get(), sync, 1'000'000, mode == "early", make_room, &work.index);
+    work.journal = std::make_unique<Journal>(work.log.get(), sync, 1'000'000, rest, make_room, &work.index);
     for (int topic = 0; topic < TOPICS; ++topic) {
         work.rings.emplace_back(topic);
         work.log->add_topic("{\"name\":\"topic\"}", ROW_BYTES[topic], 1, 0);

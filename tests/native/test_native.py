@@ -175,7 +175,7 @@ def test_no_torn_row_is_accepted_and_no_reliable_reader_is_lapped(sanitizer: str
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "sync"),  # early: at intervals, by a journal that is woken early
+    ("sanitizer", "sync"),  # early: at intervals, by a journal that soon sleeps
     [
         *((sanitizer, "interval") for sanitizer in SANITIZERS),
         ("plain", "early"),
