@@ -4,7 +4,7 @@
 data_dir = "data"                       # relative to this file; without it: rings only
 schemas = "schemas.toml"                # or each topic's fields below, or the name of a topic that ships with ringmain
 sync = "interval"                       # interval, always, never
-sync_interval = "1 ms"                  # without it as here, and "4 ms" in a cluster
+sync_interval = "1 ms"                  # the default, but in a cluster (docs/cluster.md)
 slots = 65536
 full = "block"                          # block, raise, drop
 retention_age = "30 d"

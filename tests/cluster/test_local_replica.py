@@ -542,6 +542,31 @@ def test_a_position_that_waits_for_the_disk_when_a_cut_begins_is_given_up_and_th
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("acknowledge", "settings", "interval_s"),
+    [("sync", {}, 0.004), ("sync", {"sync_interval": 0.002}, 0.002), ("async", {}, None)],  # None: as a writer has it
+)
+def test_a_log_is_synced_more_seldom_where_acknowledging_waits_for_other_hosts_unless_told(
+    acknowledge, settings, interval_s, bus_name, tmp_path, monkeypatch
+):
+    given: list[float | None] = []
+
+    class ListeningWriter(Writer):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            given.append(settings.get("sync_interval"))
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr("ringmain.bus.cluster.local_replica.Writer", ListeningWriter)
+
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, settings, acknowledge=acknowledge) as replica:
+            await replica.apply(a_run(PAIRS, 1, 60))
+            await replica.cut({"pairs": 40})  # opens another writer
+
+    run(test)
+    assert given == [interval_s, interval_s]
+
+
 def test_a_replica_whose_bus_is_taken_over_says_so(bus_name, tmp_path):
     async def test() -> None:
         replica = LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID)
