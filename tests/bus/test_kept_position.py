@@ -30,10 +30,15 @@ class Topic(NamedTuple):
 
 
 @pytest.fixture
-def topic(bus_name, tmp_path) -> Iterator[Topic]:
-    """A topic with 10 durable records, and one that never will be."""
+def durable() -> int:
+    return 10
+
+
+@pytest.fixture
+def topic(bus_name, tmp_path, durable) -> Iterator[Topic]:
+    """A topic with so many durable records, and one that never will be."""
     with Writer(bus_name, [POINTS], data_dir=tmp_path / "data") as writer:
-        publish(writer["points"], 10)
+        publish(writer["points"], durable)
     with Writer(bus_name, [POINTS], data_dir=tmp_path / "data", sync_interval=3600) as writer:
         publish(writer["points"], 1)
         yield Topic(writer, memoryview(attach(f"{bus_name}/points").data.memory))
@@ -122,19 +127,23 @@ def test_many_rows_are_stored_sooner(topic, file):
     assert kept.stored == stored(file).sequence == 5
 
 
-def test_it_comes_back_now_and_then_from_a_subscriber_that_goes_on(topic, file, kept):
+@pytest.mark.parametrize("durable", [100_000])
+def test_it_comes_back_now_and_then_from_a_subscriber_that_goes_on(topic, file, kept, durable):
     over = threading.Event()
 
-    def go_on() -> None:
-        while not over.is_set():
-            for sequence in range(1, 11):
-                kept.move_to(sequence)
+    def go_on() -> None:  # only ahead: one that is back where it was has nothing to store
+        for sequence in range(1, durable + 1):
+            if over.is_set():
+                break
+            kept.move_to(sequence)
+            time.sleep(50e-6)
 
-    with beside(go_on):
+    with beside(go_on) as subscriber:
         try:
             for _ in range(3):
                 assert keep(kept, file, topic)
                 assert kept.stored == stored(file).sequence > 0
+            assert subscriber.is_alive()
         finally:
             over.set()
 
