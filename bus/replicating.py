@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..storage import Schema
+from ..storage.recovery import Contents
 from . import _lanes, _segment
 from ._journal import Journal
 from ._publish import RingPublisher
@@ -37,12 +38,14 @@ class Replication:
 
     log_id: what all of them call its log; a log that is there must have it. ends: each topic's last sequence that is known to be
     replicated; a topic that is not named has none. acknowledge: what publishers wait for unless they say it: "sync": that a record
-    is replicated; "async": that it is durable here.
+    is replicated; "async": that it is durable here. proven: what was found in a log that came from another host, when it was
+    proven a moment ago: it is not read again to open it.
     """
 
     log_id: int
     ends: Mapping[str, int] = field(default_factory=dict[str, int])
     acknowledge: Literal["sync", "async"] = "sync"
+    proven: Contents | None = None
 
     @property
     def number(self) -> int:

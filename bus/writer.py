@@ -193,6 +193,7 @@ class Writer:
                     take_over=take_over,
                     progress=progress,
                     log_id=replication.log_id if replication is not None else 0,
+                    proven=replication.proven if replication is not None else None,
                 )
                 epoch = parts.log.epoch
                 if store is not None:

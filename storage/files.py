@@ -24,6 +24,7 @@ __all__ = [
     "free_tail",
     "holds_lock",
     "is_named",
+    "leave_cache",
     "link_file",
     "lock_directory",
     "lower_priority",
@@ -171,6 +172,11 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 def sync_data(descriptor: int) -> None:
     """Make an open file's content and size durable."""
     os.fdatasync(descriptor)
+
+
+def leave_cache(descriptor: int) -> None:
+    """Have the page cache keep no more of an open file, so far as that is on the disk, and mapped by nobody."""
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def free_tail(path: Path, used_bytes: int) -> None:

@@ -10,7 +10,7 @@ One file at a time is mapped, and its successor: a log may have more files than 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -79,14 +79,36 @@ class Contents:
     def log_id(self) -> int:
         return self.files[-1].header.log_id if self.files else 0
 
+    @property
+    def ends(self) -> dict[str, int]:
+        """Each topic's last sequence."""
+        return {name: topic.next_sequence - 1 for name, topic in self.topics.items()}
+
+    def moved_to(self, directory: Path) -> Contents:
+        """The same of the directory alone, without its archive, and with another name."""
+        files = [
+            replace(item, path=directory / item.path.name) for item in self.files if item.path.parent == self.directory
+        ]
+        return replace(
+            self,
+            directory=directory,
+            files=files,
+            record_count=sum(item.record_count for item in files),
+            checked_bytes=sum(item.end for item in files),
+        )
+
 
 def examine(
-    directory: Path, progress: Callable[[int, int], None] | None = None, archive: Path | None = None
+    directory: Path,
+    progress: Callable[[int, int], None] | None = None,
+    archive: Path | None = None,
+    read: Callable[[Path], None] = lambda _path: None,
 ) -> Contents:
     """Read a log from beginning to end. Findings are collected in `problems`, as met; nothing is raised for them.
 
     progress: called with (bytes looked at, bytes in all) after each file. A living writer may go on meanwhile.
     archive: read before the directory, as one log with it; it may be missing.
+    read: called with each file but the last, once it was read and is mapped no more.
     Raises FileNotFoundError where there is no directory, FormatMismatch for files of another version.
     """
     contents = Contents(directory)
@@ -99,8 +121,11 @@ def examine(
             )
     sizes_bytes = {number: _size_bytes(path) for number, path in paths}
     total_bytes, done_bytes = sum(sizes_bytes.values()), 0
+    passed: Path | None = None
     for file, successor in _open_in_turn(contents, paths):
-        number = file.header.file_number
+        if passed is not None:
+            read(passed)
+        number, passed = file.header.file_number, file.path
         _examine_file(contents, file, successor, last=number == paths[-1][0])
         done_bytes += sizes_bytes[number]
         if progress is not None:

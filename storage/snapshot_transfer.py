@@ -4,6 +4,8 @@
 2. The receiver builds a directory beside the place it is for. It proves every checksum of tables and log, and that all belongs
    together, before that gets its name: so no other checksum is needed from end to end.
 3. A listing comes from another host: nothing in it is believed before it is checked.
+4. What arrives does not stay in the page cache. It is not read soon, and on a virtual machine a fresh page of memory may cost
+   more than all else that is done with its bytes. So what is proven comes from the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -23,12 +25,11 @@ from .backup_source import Source, allow_many_files, find_log_file
 from .built_place import building, check_free, put_in_place
 from .checked_copy import Progress
 from .errors import Corruption, StorageError
-from .log_cut import log_ends
 from .log_files import list_files, open_file
 from .manifest import Manifest
 from .manifest_state import Edit
-from .recovery import examine
-from .store_verify import Finding, verify_store
+from .recovery import Contents, examine
+from .store_verify import Finding, prove_store
 
 __all__ = [
     "ReceivedSnapshot",
@@ -182,11 +183,12 @@ class ReceivedSnapshot:
             descriptor = self._descriptors.pop(number)
             try:
                 files.sync_data(descriptor)
+                files.leave_cache(descriptor)
             finally:
                 os.close(descriptor)
 
-    def finish(self, progress: Progress | None = None) -> Mapping[str, int]:
-        """Prove everything, and give the directory its name. Returns each topic's last sequence.
+    def finish(self, progress: Progress | None = None) -> Contents:
+        """Prove everything, and give the directory its name. Returns what is in the log, which need not be proven again.
 
         progress: called with (bytes proven, bytes in all). Raises Corruption where something is not as it was written; StorageError
         where something is missing, or does not belong to the rest.
@@ -199,21 +201,31 @@ class ReceivedSnapshot:
         if (found := open_file(path, number).header.log_id) != self.listing.log_id:
             raise StorageError(f"{self.place}: the log is {found:#x}, and {self.listing.log_id:#x} is listed")
         if self.listing.manifest is None:
-            findings = [Finding.of(problem, log) for problem in examine(log, progress, archive).problems]
+            contents = examine(log, progress, archive, _leave_cache)
+            findings = [Finding.of(problem, log) for problem in contents.problems]
         else:
-            findings = list(verify_store(self._beside, progress=progress).findings)
+            found, contents = prove_store(self._beside, progress, _leave_cache)
+            findings = list(found)
         for finding in findings:
             place = self.place / finding.path.relative_to(self._beside)
             raise Corruption(place, finding.offset or 0, finding.expected, finding.found)
-        ends = {name: topic.next_sequence - 1 for name, topic in log_ends(list_files(log)).items()}
+        assert contents is not None
         put_in_place(self._beside, self.place)
         self.finished = True
-        return ends
+        return contents.moved_to(self.place / "log")
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+
+
+def _leave_cache(path: Path) -> None:
+    descriptor = files.open_file_to_read(path)
+    try:
+        files.leave_cache(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from .store_reader import follow_manifest
 from .table_files import TableFiles, open_table
 from .version import TableInfo
 
-__all__ = ["Finding", "Verified", "VerifiedTopic", "verify_store"]
+__all__ = ["Finding", "Verified", "VerifiedTopic", "prove_store", "verify_store"]
 
 TRIES = 10  # a living writer may take a log file away between the listing and the reading
 
@@ -119,10 +119,23 @@ def verify_store(directory: str | os.PathLike[str], *, progress: Callable[[int, 
     return _Check(Path(directory).absolute(), progress).run()
 
 
+def prove_store(
+    directory: Path, progress: Callable[[int, int], None] | None, read: Callable[[Path], None]
+) -> tuple[tuple[Finding, ...], Contents | None]:
+    """As `verify_store`: what it finds, and the log with its archive, None where there is no log.
+
+    read: called with each table, and each log file but the last, once it was read and is mapped no more; by several threads.
+    """
+    check = _Check(directory, progress, read)
+    return check.run().findings, check.contents
+
+
 @dataclass(slots=True)
 class _Check:
     directory: Path
     progress: Callable[[int, int], None] | None
+    read: Callable[[Path], None] = lambda _path: None
+    contents: Contents | None = None
     findings: list[Finding] = field(default_factory=list[Finding])
     file_count: int = 0
     row_count: int = 0
@@ -145,7 +158,7 @@ class _Check:
             else:
                 tables = [table for version in before.versions.values() for table in version.tables()]
                 self._tables(store, before, tables)
-            contents = reading.result()
+            contents = self.contents = reading.result()
         self._log(contents)
         if before is not None:
             after = self._manifest(store, again=True) or before
@@ -220,6 +233,7 @@ class _Check:
         path, checkpoint = files.path(info.number), state.checkpoints[info.topic]
         try:
             self._table(files, info, schema, codec)
+            self.read(path)
         except FileNotFoundError:
             now = self._manifest(files.directory, again=True)
             if now is None or any(table.number == info.number for table in now.versions[info.topic].tables()):
@@ -270,7 +284,7 @@ class _Check:
         log, archive = self.directory / "log", self.directory / "archive"
         for attempt in range(TRIES):
             try:
-                return examine(log, self._log_read, archive)
+                return examine(log, self._log_read, archive, self.read)
             except FileNotFoundError:
                 if log.is_dir() and attempt == TRIES - 1:
                     raise

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
 from ...storage import StorageError
+from ...storage.recovery import Contents
 from ...storage.snapshot_transfer import ReceivedSnapshot, SnapshotList, decode_snapshot_list, receive_snapshot
 from ..errors import BusError
 from .connection import Connection
@@ -78,8 +79,8 @@ class Bootstrap:
             words = f"no node is there that has what the stream held before {first}"
             for peer in await self._peers(first):
                 try:
-                    position, ends = await self._receive(peer, first)
-                    await self._replica.replace(position, ends)
+                    position, received = await self._receive(peer, first)
+                    await self._replica.replace(position, received)
                     self._told(f"the snapshot of {peer} is in place; the stream goes on with {position.stream + 1}")
                     return
                 except (BusError, StorageError, OSError) as error:
@@ -108,8 +109,8 @@ class Bootstrap:
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
-    async def _receive(self, peer: str, first: int) -> tuple[Position, Mapping[str, int]]:
-        """Have a peer's snapshot proven in its place. Returns its position, and each topic's last sequence.
+    async def _receive(self, peer: str, first: int) -> tuple[Position, Contents]:
+        """Have a peer's snapshot proven in its place. Returns its position, and what is in its log.
 
         Raises BusError, StorageError, OSError, and then nothing is there.
         """
@@ -125,15 +126,16 @@ class Bootstrap:
                 raise StorageError(
                     f"it is of the log {listing.log_id:#x}, and this cluster's is {self._replica.log_id:#x}"
                 )
-            ends = await self._build(subject, offered.snapshot, listing)
+            received = await self._build(subject, offered.snapshot, listing)
         finally:
             with contextlib.suppress(NoAnswer):
                 await self._connection.publish(f"{subject}.end", msgspec.json.encode(PartAsked(offered.snapshot)))
             self._connection.move_to(before)  # the other server may be cut off from everybody but its own node
+        ends = received.ends
         for topic, end in offered.position.ends.items():
             if end > ends.get(topic, 0):
                 raise StorageError(f"it ends topic {topic!r} at {ends.get(topic, 0)}, and should at {end} or later")
-        return replace(offered.position, foreign=True), ends
+        return replace(offered.position, foreign=True), received
 
     async def _open(self, subject: str, first: int) -> SnapshotOffered:
         request = msgspec.json.encode(SnapshotAsked(self._node, first))
@@ -158,7 +160,7 @@ class Bootstrap:
                 listing += data
         return decode_snapshot_list(bytes(listing))
 
-    async def _build(self, subject: str, snapshot: str, listing: SnapshotList) -> Mapping[str, int]:
+    async def _build(self, subject: str, snapshot: str, listing: SnapshotList) -> Contents:
         parts = (
             part for number, file in enumerate(listing.files) for part in _parts(snapshot, number, file.file_bytes)
         )

@@ -21,6 +21,7 @@ import numpy as np
 from ...storage import HistoryGone, LogReader, Schema
 from ...storage.files import lock_directory, make_directory
 from ...storage.log_tail import Cut, cut_tail
+from ...storage.recovery import Contents
 from .. import _segment
 from ..errors import BusError, Fenced, WriterFailed
 from ..replicating import Replication
@@ -112,13 +113,13 @@ class LocalReplica:
         self.writer.close_to_cut(ends)
         self._stored.store(Position())
 
-    async def _open(self, ends: Mapping[str, int]) -> None:
+    async def _open(self, ends: Mapping[str, int], proven: Contents | None = None) -> None:
         self._wanted = dict(ends)
-        self._writer = await asyncio.to_thread(self._open_writer, ends)
+        self._writer = await asyncio.to_thread(self._open_writer, ends, proven)
         self._progress = Progress(self._writer.replicating.journal, self._raise)
 
-    def _open_writer(self, ends: Mapping[str, int]) -> Writer:
-        replication = Replication(self.log_id, ends, self._acknowledge)
+    def _open_writer(self, ends: Mapping[str, int], proven: Contents | None) -> Writer:
+        replication = Replication(self.log_id, ends, self._acknowledge, proven)
         return Writer(self.bus, self._schemas, data_dir=self.data_dir, replication=replication, **self._settings)
 
     async def close(self) -> None:
@@ -290,23 +291,23 @@ class LocalReplica:
         if cut.row_count:
             self._told(f"{cut.row_count} rows that are not in the stream are set aside in {cut.where}")
 
-    async def replace(self, position: Position, received: Mapping[str, int]) -> None:
+    async def replace(self, position: Position, received: Contents) -> None:
         """Put the snapshot of a peer, which lies proven in `snapshot_place`, in the place of this node's data, and open that.
 
-        received: each topic's last sequence there. A tail that only this node has goes to `lost+found`.
+        received: what is in its log. A tail that only this node has goes to `lost+found`.
         Raises BusError, and changes nothing, where this node has more rows of the stream than the snapshot.
         """
         here = self.ends()
         await self._until(here, "logged")
         kept = await asyncio.to_thread(same_up_to, self.data_dir, self._wanted, here)
         for topic, end in kept.items():
-            if end > received.get(topic, 0):
-                has = f"{received.get(topic, 0)}, and {end} are here"
+            if end > (received_end := received.ends.get(topic, 0)):
+                has = f"{received_end}, and {end} are here"
                 raise BusError(f"bus {self.bus!r}: the snapshot has topic {topic!r} up to {has}: it is too old")
         self._let_go()
         writer, self._writer = self.writer, None
         self._tell_cut(await asyncio.to_thread(self._close_and_replace, writer, position, kept))
-        await self._open(position.ends)
+        await self._open(position.ends, received.moved_to(self.data_dir / "log"))
 
     def _close_and_replace(self, writer: Writer, position: Position, kept: Mapping[str, int]) -> Cut:
         writer.close_to_cut(kept)

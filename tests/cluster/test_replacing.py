@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ringmain.bus.cluster.messages import Run
 from ringmain.bus.cluster.replacing import snapshot_place
 from ringmain.bus.cluster.replica import Position
 from ringmain.storage import Log, LogLocked, LogReader, Schema, Shape, StoreSettings
+from ringmain.storage.recovery import Contents
 from ringmain.storage.snapshot_transfer import receive_snapshot, snapshot_files
 from ringmain.storage.store_reader import StoreReader
 from ringmain.subscribers import Historical, RealTime
@@ -43,8 +44,8 @@ def a_run(first: int, count: int) -> Run:
     return Run("pairs", PAIRS.hash, first, PAIRS.row_bytes, row_bytes(PAIRS, first, count))
 
 
-def copy(data_dir: Path, to: Path) -> Mapping[str, int]:
-    """Have a snapshot of one node's data proven at another's; returns each topic's last sequence."""
+def copy(data_dir: Path, to: Path) -> Contents:
+    """Have a snapshot of one node's data proven at another's; returns what is in its log."""
     with snapshot_files(data_dir) as snapshot, receive_snapshot(snapshot_place(to), snapshot.listing) as receiving:
         for number, file in enumerate(snapshot.listing.files):
             receiving.write(number, snapshot.read(number, 0, file.file_bytes))
@@ -70,10 +71,12 @@ def left_of(data_dir: Path) -> list[Path]:
 
 def test_a_tail_of_its_own_is_set_aside_and_readers_go_on_behind_it(bus_name, tmp_path):
     told: list[str] = []
+    read: list[int] = []
 
     async def test() -> None:
         position = await make_peer(f"{bus_name}p", tmp_path / "peer", 5000)
-        async with LocalReplica(bus_name, [PAIRS], tmp_path / "own", LOG_ID, {"slots": 256}, told=told.append) as own:
+        settings = {"slots": 256, "progress": lambda done, total: read.append(done)}
+        async with LocalReplica(bus_name, [PAIRS], tmp_path / "own", LOG_ID, settings, told=told.append) as own:
             await own.apply(a_run(1, 60))
             await own.lead(1, {"pairs": 60})
             with open_lane(f"{bus_name}/pairs") as lane:
@@ -86,8 +89,9 @@ def test_a_tail_of_its_own_is_set_aside_and_readers_go_on_behind_it(bus_name, tm
             await asyncio.to_thread(read_up_to, reader, 60, TIMEOUT_S)
             await asyncio.to_thread(read_up_to, past, 20, TIMEOUT_S)
             received = copy(tmp_path / "peer", tmp_path / "own")
-            assert received == {"pairs": 5000}
+            assert received.ends == {"pairs": 5000}
             await own.replace(position, received)
+            assert read == []  # it was when it was proven
             assert own.position == position
             assert own.ends() == {"pairs": 5000}
             for subscriber, first in ((reader, 61), (past, 21)):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ringmain.storage import (
+    Corruption,
     FormatMismatch,
     Log,
     LogFailed,
@@ -393,6 +394,24 @@ def test_leftovers_of_killed_writers_are_cleared_away(tmp_path):
     log = open_log(tmp_path)
     assert "spare-123-1" not in spares(tmp_path)
     log.close()
+
+
+def test_what_was_proven_a_moment_ago_is_not_read_again_unless_other_files_are_there(tmp_path):
+    log = open_log(tmp_path)
+    for _ in range(2):
+        fill_file(log)
+    last = append(log, POINTS, 1)
+    log.close()
+    proven = examine(tmp_path)
+    with open(file_path(tmp_path, 1), "r+b") as file:  # which nobody would miss who looked
+        file.seek(FILE_BYTES // 2)
+        file.write(bytes(100))
+    log = open_log(tmp_path, proven=proven)
+    assert log.recovered.record_count == last
+    assert append(log, POINTS, 1) == last + 1
+    log.close()
+    with pytest.raises(Corruption):
+        open_log(tmp_path, proven=proven)
 
 
 def test_retention_by_size_keeps_at_least_that_much(tmp_path):

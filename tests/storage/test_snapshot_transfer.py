@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ringmain.storage import Corruption, Log, LogReader, StorageError
+from ringmain.storage import Corruption, Log, LogReader, StorageError, files
 from ringmain.storage.log_files import list_files
+from ringmain.storage.recovery import Contents, examine
 from ringmain.storage.snapshot_transfer import (
     Snapshot,
     SnapshotFile,
@@ -29,6 +31,13 @@ CHUNK_BYTES = 100_000
 
 
 def send(snapshot: Snapshot, place: Path, change: Mapping[int, int] | None = None) -> Mapping[str, int]:
+    """Send everything. Returns each topic's last sequence."""
+    found = receive(snapshot, place, change)
+    assert found == examine(place / "log")
+    return found.ends
+
+
+def receive(snapshot: Snapshot, place: Path, change: Mapping[int, int] | None = None) -> Contents:
     """Send everything, in pieces, the files by turns. change: a byte to be wrong, by file's number."""
     listing = decode_snapshot_list(encode_snapshot_list(snapshot.listing))
     with receive_snapshot(place, listing) as receiving:
@@ -127,6 +136,42 @@ def test_what_the_writer_gives_up_meanwhile_is_sent_all_the_same(tmp_path: Path)
         assert list_files(tmp_path / "data" / "log")[0][0] > sent
         assert send(snapshot, tmp_path / "place")["points"] == 240_000
     check_rows(POINTS, read_rows(tmp_path / "place" / "log", POINTS), 1)
+
+
+def is_cached(path: Path) -> bool:
+    """Whether the page cache has what is in a file's middle."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return bool(os.preadv(descriptor, [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        pytest.skip("this file system cannot tell what the page cache has")
+    finally:
+        os.close(descriptor)
+
+
+def test_what_has_arrived_leaves_the_page_cache(stored: Path, tmp_path: Path) -> None:
+    write_log(tmp_path / "data")
+    probe = files.create_file(tmp_path / "probe")
+    files.write_at(probe, bytes(10_000), 0)
+    files.sync_data(probe)
+    files.leave_cache(probe)
+    os.close(probe)
+    if is_cached(tmp_path / "probe"):
+        pytest.skip("nothing leaves the page cache of this file system")
+    for data_dir, place in ((tmp_path / "data", tmp_path / "logs"), (stored, tmp_path / "store")):
+        with snapshot_files(data_dir) as snapshot:
+            names = [file.name for file in snapshot.listing.files]
+            with receive_snapshot(place, snapshot.listing) as receiving:
+                receiving.write(0, snapshot.read(0, 0, snapshot.listing.files[0].file_bytes))
+                (first,) = tmp_path.rglob(f".*/{names[0]}")
+                assert not is_cached(first)
+            receive(snapshot, place)
+        newest = max(name for name in names if name.startswith("log/"))
+        assert [name for name in names if is_cached(place / name)] == [newest]  # which is read next
 
 
 def test_a_snapshot_leaves_no_file_open_and_nothing_on_the_disk(tmp_path: Path) -> None:
