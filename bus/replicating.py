@@ -38,8 +38,8 @@ class Replication:
 
     log_id: what all of them call its log; a log that is there must have it. ends: each topic's last sequence that is known to be
     replicated; a topic that is not named has none. acknowledge: what publishers wait for unless they say it: "sync": that a record
-    is replicated; "async": that it is durable here. proven: what was found in a log that came from another host, when it was
-    proven a moment ago: it is not read again to open it.
+    is replicated; "async": that it is durable here. proven: what was found in a log that came from another host, when
+    this process proved it: it is not read again to open it.
     """
 
     log_id: int

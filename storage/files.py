@@ -175,8 +175,9 @@ def sync_data(descriptor: int) -> None:
 
 
 def leave_cache(descriptor: int) -> None:
-    """Have the page cache keep no more of an open file, so far as that is on the disk, and mapped by nobody."""
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    """Have the page cache keep no more of an open file, so far as that is on the disk and mapped by nobody. A hint: never fails."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def free_tail(path: Path, used_bytes: int) -> None:

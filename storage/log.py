@@ -74,7 +74,7 @@ class Log:
     archive: a directory on the same file system (made if missing) for the files that are not kept here; archive_bytes,
     archive_age_s: how much to keep there, as above. A file that cannot be moved stays here; `archive.error` says why.
     checkpoints: what `release` is told, from the beginning; None lets retention alone decide.
-    proven: what was found when just these files were examined, a moment ago: then that is not done again.
+    proven: what was found when its files were examined before; where they are still the same, that is not done again.
     map_small_groups: copy small groups into the mapped file instead of calling the system, where the file system allows it.
 
     found: the files that were there when this was opened, examined, oldest first. recovered: that in figures.
@@ -130,7 +130,7 @@ class Log:
             raise
         _OPEN.add(self)
         try:
-            self._open(list(schemas), bus, epoch, log_id, proven, progress)
+            self._open(list(schemas), bus, epoch, log_id, None if take_over else proven, progress)
         except BaseException:
             self._drop_spares()
             self._release()
@@ -147,11 +147,9 @@ class Log:
     ) -> None:
         started = time.monotonic()
         finish_cut(self.directory)
-        paths = [path for _, path in list_files(self.directory)]
-        if proven is not None and [item.path for item in proven.files] == paths:
-            contents = proven
-        else:
-            contents = examine(self.directory, progress)
+        contents = (
+            proven if proven is not None and proven.is_still(self.directory) else examine(self.directory, progress)
+        )
         for problem in contents.problems:
             raise problem
         # One that is known by its id may come from another host, where the bus has another name. Unnamed: nobody's yet.

@@ -26,8 +26,10 @@ from .log_files import (
     chain_files,
     file_path,
     last_timestamp,
+    list_files,
     lost_ranges,
     open_file,
+    read_header,
     read_topics,
     row_frames,
     whole_batches,
@@ -84,8 +86,19 @@ class Contents:
         """Each topic's last sequence."""
         return {name: topic.next_sequence - 1 for name, topic in self.topics.items()}
 
+    def is_still(self, directory: Path) -> bool:
+        """Whether a directory has these files, by names, headers and sizes. Who asks knows that nobody has written to it since."""
+        try:
+            paths = list_files(directory)
+            return [path for _, path in paths] == [item.path for item in self.files] and all(
+                read_header(path, number) == item.header and path.stat().st_size >= item.end
+                for (number, path), item in zip(paths, self.files, strict=True)
+            )
+        except (StorageError, FileNotFoundError):
+            return False
+
     def moved_to(self, directory: Path) -> Contents:
-        """The same of the directory alone, without its archive, and with another name."""
+        """The same of the directory alone, without its archive (but for `lost_count`), once it has another name."""
         files = [
             replace(item, path=directory / item.path.name) for item in self.files if item.path.parent == self.directory
         ]

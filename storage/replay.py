@@ -1,7 +1,7 @@
 """Bringing back into memtables what the log holds behind the checkpoints, when a store opens.
 
-1. The log has just been examined by this process, which holds its lock: checksums are proven there, and nobody appends yet. What
-   an archive holds of it is proven here.
+1. The log was examined by this process, which holds its lock: checksums are proven there, and nobody appends yet. What an archive
+   holds of it is proven here.
 2. A memtable's worth of rows stays where it is, in the mapped log, until it is flushed: only the index is made. A little that is
    left over is copied into the memtable that takes new rows.
 """

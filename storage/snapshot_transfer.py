@@ -4,8 +4,8 @@
 2. The receiver builds a directory beside the place it is for. It proves every checksum of tables and log, and that all belongs
    together, before that gets its name: so no other checksum is needed from end to end.
 3. A listing comes from another host: nothing in it is believed before it is checked.
-4. What arrives does not stay in the page cache. It is not read soon, and on a virtual machine a fresh page of memory may cost
-   more than all else that is done with its bytes. So what is proven comes from the disk.
+4. What arrives does not stay in the page cache: little of it is read soon, and on a virtual machine a fresh page of memory may
+   cost more than all else that is done with its bytes. So what is proven comes from the disk.
 """
 
 from __future__ import annotations
@@ -71,8 +71,13 @@ class SnapshotList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if len({file.name for file in self.files}) != len(self.files):
             raise ValueError("a file is listed twice")
-        if not any(file.name.startswith("log/") for file in self.files):
+        logs, archived = (
+            [file.name for file in self.files if file.name.startswith(place)] for place in ("log/", "archive/")
+        )
+        if not logs:
             raise ValueError("there is no log among the files")
+        if archived and Path(max(archived)).name >= Path(min(logs)).name:
+            raise ValueError("the archive's files are not all older than the log's")
         tables = {f"store/{info.number:010d}.sst" for info in (self.manifest.added if self.manifest else ())}
         if tables != {file.name for file in self.files if file.name.startswith("store/")}:
             raise ValueError("the tables are not those that the manifest names")
@@ -198,8 +203,8 @@ class ReceivedSnapshot:
                 raise StorageError(f"{self.place}: {file.name}: {written} of {file.file_bytes} bytes have arrived")
         log, archive = self._beside / "log", self._beside / "archive"
         number, path = list_files(log)[-1]
-        if (found := open_file(path, number).header.log_id) != self.listing.log_id:
-            raise StorageError(f"{self.place}: the log is {found:#x}, and {self.listing.log_id:#x} is listed")
+        if (log_id := open_file(path, number).header.log_id) != self.listing.log_id:
+            raise StorageError(f"{self.place}: the log is {log_id:#x}, and {self.listing.log_id:#x} is listed")
         if self.listing.manifest is None:
             contents = examine(log, progress, archive, _leave_cache)
             findings = [Finding.of(problem, log) for problem in contents.problems]

@@ -233,7 +233,6 @@ class _Check:
         path, checkpoint = files.path(info.number), state.checkpoints[info.topic]
         try:
             self._table(files, info, schema, codec)
-            self.read(path)
         except FileNotFoundError:
             now = self._manifest(files.directory, again=True)
             if now is None or any(table.number == info.number for table in now.versions[info.topic].tables()):
@@ -241,6 +240,8 @@ class _Check:
         except StorageError as error:
             self._add(error, path)
             self._done(_size_bytes(path))
+        else:
+            self.read(path)
         if info.sequence_max > checkpoint:
             self._add(Corruption(path, 0, f"sequences up to the checkpoint, {checkpoint}", info.sequence_max), path)
 

@@ -142,8 +142,8 @@ def test_it_comes_back_now_and_then_from_a_subscriber_that_goes_on(topic, file, 
         try:
             for _ in range(3):
                 assert keep(kept, file, topic)
+                assert subscriber.is_alive()
                 assert kept.stored == stored(file).sequence > 0
-            assert subscriber.is_alive()
         finally:
             over.set()
 

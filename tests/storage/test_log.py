@@ -414,6 +414,27 @@ def test_what_was_proven_a_moment_ago_is_not_read_again_unless_other_files_are_t
         open_log(tmp_path, proven=proven)
 
 
+def test_what_was_proven_of_files_that_are_not_there_is_not_believed(tmp_path):
+    directories = [tmp_path / "log", tmp_path / "other"]
+    for directory in directories:
+        log = open_log(directory)
+        append(log, POINTS, 100)
+        log.close()
+    ours, theirs = (file_path(directory, 1) for directory in directories)
+    proven = examine(tmp_path / "log")
+    assert proven.is_still(tmp_path / "log")
+    assert not proven.is_still(tmp_path / "other")
+    assert not examine(tmp_path / "other").moved_to(tmp_path / "log").is_still(tmp_path / "log")
+    whole = ours.read_bytes()
+    for content in (theirs.read_bytes(), whole[: proven.files[0].end - 1], whole[:100], bytes(len(whole))):
+        ours.write_bytes(content)
+        assert not proven.is_still(tmp_path / "log")
+    ours.write_bytes(whole)
+    assert proven.is_still(tmp_path / "log")
+    ours.unlink()
+    assert not proven.is_still(tmp_path / "log")
+
+
 def test_retention_by_size_keeps_at_least_that_much(tmp_path):
     log = open_log(tmp_path, retention_bytes=2 * FILE_BYTES)
     for _ in range(7):

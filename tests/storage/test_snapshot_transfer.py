@@ -139,7 +139,7 @@ def test_what_the_writer_gives_up_meanwhile_is_sent_all_the_same(tmp_path: Path)
 
 
 def is_cached(path: Path) -> bool:
-    """Whether the page cache has what is in a file's middle."""
+    """Whether the page cache has what is in a file's middle. To be asked once: what it has not may be read for the answer."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return bool(os.preadv(descriptor, [bytearray(1)], path.stat().st_size // 2, os.RWF_NOWAIT))
@@ -288,6 +288,9 @@ def test_a_list_from_elsewhere_is_not_believed(stored: Path, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="twice"):
         SnapshotList(log_id=1, manifest=None, files=(log, log))
+    for names in (("log/0000000001.log", "archive/0000000002.log"), ("archive/0000000001.log", "log/0000000001.log")):
+        with pytest.raises(ValueError, match="older than the log's"):
+            SnapshotList(log_id=1, manifest=None, files=tuple(SnapshotFile(name=name, file_bytes=1) for name in names))
 
 
 def test_the_log_of_another_than_the_list_says_is_refused(tmp_path: Path) -> None:
