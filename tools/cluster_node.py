@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..bus import BusError
 from ..bus.cluster.bootstrap import Bootstrap
-from ..bus.cluster.connection import Connection
+from ..bus.cluster.connection import Connection, cancel
 from ..bus.cluster.jetstream import JetStream
 from ..bus.cluster.lag import Lag
 from ..bus.cluster.local_replica import LocalReplica
@@ -37,7 +37,6 @@ __all__ = ["run_node"]
 
 LOOK_S = 0.25
 HAND_OVER_S = 5.0
-CANCEL_S = 0.5
 OPEN_S = 10.0  # for the stream, before it is told that it does not answer
 Result = TypeVar("Result")
 
@@ -196,13 +195,8 @@ class _Run:
                 await self._hand_over(node, stream)
                 return failed
             finally:
-                for task in beside:
-                    task.cancel()
-                while (
-                    not living.done()
-                ):  # what is cancelled just as it gets what it waits for may go on (wait_for does)
-                    living.cancel()
-                    await asyncio.wait({living}, timeout=CANCEL_S)
+                for task in (*beside, living):
+                    await cancel(task)
 
     async def _hand_over(self, node: Node, stream: JetStream) -> None:
         """Let another node lead at once, where one is there, and not only after a silence."""

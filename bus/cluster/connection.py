@@ -23,7 +23,7 @@ from nats.aio.subscription import Subscription
 from .access import Access
 from .stream import NoAnswer
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "cancel"]
 
 CONNECT_S = 1.0  # for TCP, TLS and the greeting, each
 ATTEMPT_S = 2.0  # for all of them
@@ -34,6 +34,7 @@ UNHEARD_S = (
     2.0  # so long the stream was not heard from, and another server is tried: this one may be cut off from its peers
 )
 CLOSE_S = 1.0
+CANCEL_S = 0.5
 PENDING_BYTES = 4 << 20
 LATE = "no answer in time"
 FIRST = "its tls block needs `handshake_first: true`"
@@ -178,9 +179,9 @@ class Connection:
         return f"no server can be reached: {told}"
 
     async def close(self) -> None:
-        self._keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._keeper
+        await cancel(self._keeper)
+        if not self._keeper.cancelled():
+            self._keeper.result()
         self._lost("closed")
         if self._closing:
             await asyncio.wait(self._closing)
@@ -282,6 +283,13 @@ class Connection:
         task = asyncio.create_task(_close(client))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and wait for its end. One that just gets what it waits for may go on (as wait_for does): again, then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_S)
 
 
 async def _subscribe(client: Client, subject: str, handler: Handler) -> Subscription:

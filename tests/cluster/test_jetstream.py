@@ -16,7 +16,9 @@ from support.nats_servers import TIMEOUT_S, Servers, nats_servers, why_refused
 from support.virtual_time import run_virtually
 
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
+from nats.aio.client import Client
 from nats.aio.msg import Msg
+from ringmain.bus.cluster import connection
 from ringmain.bus.cluster.api import ApiError
 from ringmain.bus.cluster.connection import Connection
 from ringmain.bus.cluster.jetstream import JetStream, StreamDiffers
@@ -325,6 +327,30 @@ def test_a_connection_goes_on_over_the_server_that_it_is_told(three: Servers) ->
             assert connection.server == other
         finally:
             await connection.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_is_closed_just_as_it_is_made_is_closed(
+    one: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Swallowing(Client):
+        """Connects though it was cancelled, as asyncio.wait_for lets one do that was about to have its answer."""
+
+        async def connect(self, *args: Any, **options: Any) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+            await super().connect(*args, **options)
+
+    monkeypatch.setattr(connection, "Client", Swallowing)
+
+    async def scenario() -> None:
+        told: list[str] = []
+        made = Connection(one.access("c11"), told.append)
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(made.close())
+        assert (await asyncio.wait({closing}, timeout=TIMEOUT_S))[0] == {closing}
+        assert told == [f"connected to {one.addresses[0]}", "closed"]
 
     asyncio.run(scenario())
 
