@@ -10,7 +10,7 @@ from enum import IntEnum
 from ...storage._log import crc32c
 from ..errors import BusError
 from ..segments import NAME, TOPIC
-from .packing import BadPacking, pack, unpack
+from .packing import BadPacking, pack_rows, unpack_rows
 from .stream import MESSAGE_BYTES_MAX
 
 __all__ = [
@@ -96,7 +96,8 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """The message's bytes. Raises MessageTooLong; ValueError for names that `decode` would refuse."""
-    packing, rows = pack([run.rows for run in message.runs])
+    rows = message.runs[0].rows if len(message.runs) == 1 else b"".join(run.rows for run in message.runs)
+    packing, packed = pack_rows(rows, [(run.count, run.row_bytes) for run in message.runs])
     table = [
         RUN.pack(_encode_name(run.topic, TOPIC), run.schema_hash, run.first, run.count, run.row_bytes)
         for run in message.runs
@@ -116,7 +117,7 @@ def encode(message: Message) -> bytes:
             _encode_name(message.target, NAME) if message.target else b"",
         )
     )
-    parts = [*table, *rows]
+    parts = [*table, packed]
     crc = crc32c(memoryview(head)[CHECKED_FROM:])
     for part in parts:
         crc = crc32c(part, crc)
@@ -166,11 +167,12 @@ def _decode_runs(payload: bytes, run_count: int, packing: int) -> tuple[Run, ...
     for index, (_, _, first, _, row_bytes) in enumerate(table):
         if row_bytes < 24 or row_bytes % 8 or first < 1:
             raise BadMessage(f"run {index}: rows of a multiple of 8 bytes, counted from 1, are expected")
-    rows_bytes = sum(row_count * row_bytes for *_, row_count, row_bytes in table)
+    shapes = [(row_count, row_bytes) for *_, row_count, row_bytes in table]
+    rows_bytes = sum(row_count * row_bytes for row_count, row_bytes in shapes)
     if rows_bytes > ROWS_BYTES_MAX:
         raise BadMessage(f"at most {ROWS_BYTES_MAX} bytes of rows are expected, the message's runs name {rows_bytes}")
     try:
-        rows = unpack(memoryview(payload)[HEADER_BYTES + run_count * RUN_BYTES :], packing, rows_bytes)
+        rows = unpack_rows(memoryview(payload)[HEADER_BYTES + run_count * RUN_BYTES :], packing, shapes)
     except BadPacking as error:
         raise BadMessage(f"the rows of {run_count} runs: {error}") from None
     runs, at = list[Run](), 0

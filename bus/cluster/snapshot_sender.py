@@ -213,7 +213,7 @@ def _read_part(held: _Held, asked: PartAsked) -> bytes:
         data = held.listing[asked.offset : asked.offset + count]
     else:
         data = held.snapshot.read(asked.file, asked.offset, count)
-    packing, (packed,) = pack([data])
+    packing, packed = pack(data)
     head = PART_HEAD.pack(asked.file, asked.offset, packing)
     return b"".join((PART_MAGIC, CRC.pack(crc32c(packed, crc32c(head))), head, packed))
 

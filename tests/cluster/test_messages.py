@@ -9,6 +9,7 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lz4 import block as lz4
 from ringmain.bus.cluster.messages import (
     HEADER_BYTES,
     ROWS_BYTES_MAX,
@@ -107,7 +108,8 @@ def forged(at: int, form: str, value: object) -> bytes:
         (HEADER_BYTES + 48, "<I", 1, "24 bytes are expected, got 48"),
         (HEADER_BYTES + 48, "<I", 2**32 - 1, f"at most {ROWS_BYTES_MAX} bytes of rows are expected"),
         (11, "<B", 1, "packed bytes that are none"),
-        (11, "<B", 2, "packed in a way 2"),
+        (11, "<B", 2, "packed bytes that are none"),
+        (11, "<B", 3, "packed in a way 3"),
         (HEADER_BYTES + 52, "<I", 0, "a multiple of 8"),
         (HEADER_BYTES + 52, "<I", 20, "a multiple of 8"),
     ],
@@ -136,6 +138,50 @@ def test_a_packed_message_that_names_more_or_fewer_rows_than_it_has_is_refused()
         struct.pack_into("<I", payload, 4, crc32c(bytes(payload[8:])))
         with pytest.raises(BadMessage, match=r"packed bytes that are none|bytes are expected, got"):
             decode(bytes(payload))
+
+
+def transposed(runs: list[Run]) -> bytes:
+    """As FORMAT.md says."""
+    found = bytearray()
+    for run in runs:
+        rows = [bytes(run.rows[at : at + run.row_bytes]) for at in range(0, len(run.rows), run.row_bytes)]
+        together = max(1, (16 << 10) // run.row_bytes)
+        for at in range(0, len(rows), together):
+            found += bytes(row[byte] for byte in range(run.row_bytes) for row in rows[at : at + together])
+    return bytes(found)
+
+
+def packed(message: Message, packing: int, rows: bytes) -> bytes:
+    """The message, whose rows are packed in this way."""
+    payload = bytearray(encode(dataclasses.replace(message, runs=tuple(map(without_rows, message.runs)))))
+    payload[11] = packing
+    for index, run in enumerate(message.runs):
+        struct.pack_into("<I", payload, HEADER_BYTES + index * RUN_BYTES + 48, run.count)
+    payload += lz4.compress(rows, store_size=False)
+    struct.pack_into("<I", payload, 4, crc32c(bytes(payload[8:])))
+    return bytes(payload)
+
+
+SHAPES = [(1, 24), (700, 24), (3, 20_000), (0, 32), (513, 128), (128, 128)]  # rows, and the bytes of one
+
+
+def test_packed_rows_are_those_of_the_format():
+    chance = random.Random(1)
+    runs = [
+        Run(f"t{index}", 1, 1, row_bytes, b"".join(chance.randbytes(4) + bytes(row_bytes - 4) for _ in range(count)))
+        for index, (count, row_bytes) in enumerate(SHAPES)
+    ]
+    for some in ([run] for run in runs if len(run.rows) >= 1024):
+        message = Message(Kind.DATA, "a", 1, 1, 1, tuple(some))
+        assert encode(message) == packed(message, 2, transposed(some))
+    message = Message(Kind.DATA, "a", 1, 1, 1, tuple(runs))
+    assert encode(message) == packed(message, 2, transposed(runs))
+    assert decode(encode(message)) == message
+
+
+def test_rows_that_an_earlier_release_packed_are_read():
+    message = Message(Kind.DATA, "a", 1, 1, 1, (Run("alike", 1, 1, 64, bytes(range(64)) * 1000),))
+    assert decode(packed(message, 1, bytes(message.runs[0].rows))) == message
 
 
 def test_a_message_is_never_longer_than_the_servers_take():

@@ -42,7 +42,7 @@ SNAPSHOT_BYTES = 10**9
 
 def _run(plan: Plan) -> Figures:
     try:
-        from ...bus.cluster.packing import pack  # the extra `cluster`
+        from ...bus.cluster.packing import pack_rows  # the extra `cluster`
         from .cluster_bootstrap import measure_bootstrap
         from .cluster_servers import running_cluster
     except ModuleNotFoundError as error:
@@ -56,7 +56,7 @@ def _run(plan: Plan) -> Figures:
         )
         waits_ms = run_together(Job(_wait_for_one, (leader.bus,)), seconds_max=60)[0]
         figures = replicated_figures(rows_per_s, lags_us, waits_ms) | {
-            "packed_times": _packed_times(pack),
+            "packed_times": _packed_times(pack_rows),
             "bootstrap_mb_per_s": measure_bootstrap(
                 cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES), unstamped_rows()
             ),
@@ -88,13 +88,15 @@ def _run_peer(plan: Plan, peer: type[Library]) -> Figures:
         return measure_stream_alone(cluster, plan.seconds)
 
 
-def _packed_times(pack: Callable[[list[bytes]], tuple[int, Sequence[bytes | memoryview]]]) -> float:
+def _packed_times(
+    pack_rows: Callable[[bytes, Sequence[tuple[int, int]]], tuple[int, bytes | memoryview]],
+) -> float:
     """How many times smaller a message's rows are in the stream."""
     rows = stamped_rows(8)
     rows["sequence"] = np.arange(1, len(rows) + 1)
     rows["timestamp_ns"] = time.time_ns() + np.cumsum(np.random.default_rng(1).integers(200, 3000, len(rows)))
-    _, packed = pack([rows.tobytes()])
-    return rows.nbytes / sum(map(len, packed))
+    _, packed = pack_rows(rows.tobytes(), [(len(rows), rows.itemsize)])
+    return rows.nbytes / len(packed)
 
 
 # --- as it runs -------------------------------------------------------------------------------------------------------
