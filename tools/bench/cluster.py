@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from .cluster_load import (
     REST_S,
     WAITS,
     WARM_UP_S,
+    cut,
     paced_batches,
     replicated_figures,
     stamped_rows,
@@ -25,7 +27,7 @@ from .cluster_load import (
 )
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
 from .peer import Library
-from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock
+from .rows import BATCH, NS, SCHEMA, TOPIC, clock
 from .workers import BenchFailed, Job, Stage, run_together
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ FIELDS = (3, 17, b"600519.SH", b"limit order, good for the day")
 RECOVER_S = 60.0
 SWITCHOVERS = 3
 SNAPSHOT_BYTES = 10**9
+TOGETHER = 8192  # rows, 1 MiB
 
 
 def _run(plan: Plan) -> Figures:
@@ -92,7 +95,7 @@ def _packed_times(
     pack_rows: Callable[[bytes, Sequence[tuple[int, int]]], tuple[int, bytes | memoryview]],
 ) -> float:
     """How many times smaller a message's rows are in the stream."""
-    rows = stamped_rows(8)
+    rows = stamped_rows()[:TOGETHER]
     rows["sequence"] = np.arange(1, len(rows) + 1)
     rows["timestamp_ns"] = time.time_ns() + np.cumsum(np.random.default_rng(1).integers(200, 3000, len(rows)))
     _, packed = pack_rows(rows.tobytes(), [(len(rows), rows.itemsize)])
@@ -104,8 +107,7 @@ def _packed_times(
 
 def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
     """A worker: publish batches for so long; records a second until the last is replicated."""
-    block = unstamped_rows()
-    batches = [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
+    batches = cut(unstamped_rows(), BATCH)
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
 
         def publish(seconds: float) -> int:
@@ -122,11 +124,11 @@ def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
 
 
 def _publish_paced(stage: Stage, bus: str, seconds: float) -> None:
-    rows = np.zeros(PACED_ROWS, SCHEMA.payload_dtype)
+    batches = cycle(cut(unstamped_rows(), PACED_ROWS))
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
         stage.begin(settle=True)
         due, last = clock(), 0
-        for _ in range(paced_batches(seconds)):
+        for rows in islice(batches, paced_batches(seconds)):
             due += PACED_ROWS * NS // RATE
             if (early_ns := due - clock()) > 0:
                 time.sleep(early_ns / NS)

@@ -10,16 +10,27 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import cycle, islice
 
 import numpy as np
 
 from ...bus.cluster.access import Access, StreamSettings
 from ...bus.cluster.api import check
 from ...bus.cluster.jetstream import JetStream
-from .cluster_load import PACED_ROWS, RATE, REST_S, WAITS, WARM_UP_S, paced_batches, replicated_figures, stamped_rows
+from .cluster_load import (
+    PACED_ROWS,
+    RATE,
+    REST_S,
+    WAITS,
+    WARM_UP_S,
+    cut,
+    paced_batches,
+    replicated_figures,
+    stamped_rows,
+)
 from .cluster_servers import COUNT, BenchCluster
 from .measuring import Figures
-from .rows import BLOCK, NS, SCHEMA, clock
+from .rows import NS, SCHEMA, clock
 from .workers import Job, Stage, run_together
 
 __all__ = ["measure_stream_alone"]
@@ -71,14 +82,14 @@ async def _opened(access: Access, settings: StreamSettings) -> AsyncGenerator[Je
 
 def _publish_all(stage: Stage, access: Access, settings: StreamSettings, seconds: float) -> float:
     """A worker: rows a second until the last message is acknowledged."""
-    payload = stamped_rows(MESSAGE_ROWS // BLOCK).tobytes()
+    payloads = [rows.tobytes() for rows in cut(stamped_rows(), MESSAGE_ROWS)]
 
     async def publish(stream: JetStream, seconds: float) -> float:
         start, count = clock(), 0
         async with asyncio.TaskGroup() as tasks:
             sender = _Sender(stream, IN_FLIGHT, tasks)
             while clock() - start < seconds * NS:
-                await sender.send(payload)
+                await sender.send(payloads[count // MESSAGE_ROWS % len(payloads)])
                 count += MESSAGE_ROWS
         return count / (clock() - start) * NS
 
@@ -92,14 +103,14 @@ def _publish_all(stage: Stage, access: Access, settings: StreamSettings, seconds
 
 
 def _publish_paced(stage: Stage, access: Access, settings: StreamSettings, seconds: float) -> None:
-    rows = np.zeros(PACED_ROWS, SCHEMA.dtype)
+    batches = cycle(cut(stamped_rows(), PACED_ROWS))
 
     async def run() -> None:
         async with _opened(access, settings) as stream, asyncio.TaskGroup() as tasks:
             sender = _Sender(stream, SMALL_IN_FLIGHT, tasks)
             stage.begin(settle=True)
             due = clock()
-            for _ in range(paced_batches(seconds)):
+            for rows in islice(batches, paced_batches(seconds)):
                 due += PACED_ROWS * NS // RATE
                 if (early_ns := due - clock()) > 0:
                     await asyncio.sleep(early_ns / NS)
