@@ -95,7 +95,7 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes. Raises MessageTooLong; ValueError for names that `decode` would refuse."""
+    """The message's bytes. Raises MessageTooLong; ValueError for what `decode` would refuse: names, parts of rows."""
     rows = message.runs[0].rows if len(message.runs) == 1 else b"".join(run.rows for run in message.runs)
     packing, packed = pack_rows(rows, [(run.count, run.row_bytes) for run in message.runs])
     table = [
@@ -167,12 +167,12 @@ def _decode_runs(payload: bytes, run_count: int, packing: int) -> tuple[Run, ...
     for index, (_, _, first, _, row_bytes) in enumerate(table):
         if row_bytes < 24 or row_bytes % 8 or first < 1:
             raise BadMessage(f"run {index}: rows of a multiple of 8 bytes, counted from 1, are expected")
-    shapes = [(row_count, row_bytes) for *_, row_count, row_bytes in table]
-    rows_bytes = sum(row_count * row_bytes for row_count, row_bytes in shapes)
+    extents = [(row_count, row_bytes) for *_, row_count, row_bytes in table]
+    rows_bytes = sum(row_count * row_bytes for row_count, row_bytes in extents)
     if rows_bytes > ROWS_BYTES_MAX:
         raise BadMessage(f"at most {ROWS_BYTES_MAX} bytes of rows are expected, the message's runs name {rows_bytes}")
     try:
-        rows = unpack_rows(memoryview(payload)[HEADER_BYTES + run_count * RUN_BYTES :], packing, shapes)
+        rows = unpack_rows(memoryview(payload)[HEADER_BYTES + run_count * RUN_BYTES :], packing, extents)
     except BadPacking as error:
         raise BadMessage(f"the rows of {run_count} runs: {error}") from None
     runs, at = list[Run](), 0

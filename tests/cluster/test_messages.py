@@ -145,9 +145,9 @@ def transposed(runs: list[Run]) -> bytes:
     found = bytearray()
     for run in runs:
         rows = [bytes(run.rows[at : at + run.row_bytes]) for at in range(0, len(run.rows), run.row_bytes)]
-        together = max(1, (16 << 10) // run.row_bytes)
-        for at in range(0, len(rows), together):
-            found += bytes(row[byte] for byte in range(run.row_bytes) for row in rows[at : at + together])
+        stripe = max(1, 32768 // run.row_bytes)
+        for at in range(0, len(rows), stripe):
+            found += bytes(row[byte] for byte in range(run.row_bytes) for row in rows[at : at + stripe])
     return bytes(found)
 
 
@@ -162,14 +162,14 @@ def packed(message: Message, packing: int, rows: bytes) -> bytes:
     return bytes(payload)
 
 
-SHAPES = [(1, 24), (700, 24), (3, 20_000), (0, 32), (513, 128), (128, 128)]  # rows, and the bytes of one
+EXTENTS = [(1, 24), (1400, 24), (3, 20_000), (0, 32), (513, 128), (256, 128)]  # rows, and the bytes of one
 
 
 def test_packed_rows_are_those_of_the_format():
     chance = random.Random(1)
     runs = [
         Run(f"t{index}", 1, 1, row_bytes, b"".join(chance.randbytes(4) + bytes(row_bytes - 4) for _ in range(count)))
-        for index, (count, row_bytes) in enumerate(SHAPES)
+        for index, (count, row_bytes) in enumerate(EXTENTS)
     ]
     for some in ([run] for run in runs if len(run.rows) >= 1024):
         message = Message(Kind.DATA, "a", 1, 1, 1, tuple(some))
@@ -179,9 +179,28 @@ def test_packed_rows_are_those_of_the_format():
     assert decode(encode(message)) == message
 
 
-def test_rows_that_an_earlier_release_packed_are_read():
+def test_rows_that_were_packed_as_they_stand_are_read():
     message = Message(Kind.DATA, "a", 1, 1, 1, (Run("alike", 1, 1, 64, bytes(range(64)) * 1000),))
     assert decode(packed(message, 1, bytes(message.runs[0].rows))) == message
+
+
+def test_part_of_a_row_is_not_sent():
+    with pytest.raises(ValueError, match="1008 bytes of rows are expected, got 1030"):
+        encode(Message(Kind.DATA, "a", 1, 1, 1, (Run("torn", 1, 1, 24, bytes(1030)),)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages(), st.randoms(use_true_random=False))
+def test_damage_whose_checksum_fits_is_refused_in_words_or_is_a_message(message, chance: random.Random):
+    payload = bytearray(encode(message))
+    for _ in range(chance.randint(1, 4)):
+        payload[chance.randrange(8, len(payload))] ^= 1 << chance.randrange(8)
+    struct.pack_into("<I", payload, 4, crc32c(bytes(payload[8:])))
+    try:
+        found = decode(bytes(payload))
+    except BadMessage:
+        return
+    assert sum(len(run.rows) for run in found.runs) <= ROWS_BYTES_MAX
 
 
 def test_a_message_is_never_longer_than_the_servers_take():

@@ -19,7 +19,6 @@ from .cluster_load import (
     REST_S,
     WAITS,
     WARM_UP_S,
-    cut,
     paced_batches,
     replicated_figures,
     stamped_rows,
@@ -27,7 +26,7 @@ from .cluster_load import (
 )
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
 from .peer import Library
-from .rows import BATCH, NS, SCHEMA, TOPIC, clock
+from .rows import BATCH, NS, SCHEMA, TOPIC, batches_of, clock
 from .workers import BenchFailed, Job, Stage, run_together
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ FIELDS = (3, 17, b"600519.SH", b"limit order, good for the day")
 RECOVER_S = 60.0
 SWITCHOVERS = 3
 SNAPSHOT_BYTES = 10**9
-TOGETHER = 8192  # rows, 1 MiB
+PACKED_ROWS = 8192  # 1 MiB
 
 
 def _run(plan: Plan) -> Figures:
@@ -95,7 +94,7 @@ def _packed_times(
     pack_rows: Callable[[bytes, Sequence[tuple[int, int]]], tuple[int, bytes | memoryview]],
 ) -> float:
     """How many times smaller a message's rows are in the stream."""
-    rows = stamped_rows()[:TOGETHER]
+    rows = stamped_rows()[:PACKED_ROWS]
     rows["sequence"] = np.arange(1, len(rows) + 1)
     rows["timestamp_ns"] = time.time_ns() + np.cumsum(np.random.default_rng(1).integers(200, 3000, len(rows)))
     _, packed = pack_rows(rows.tobytes(), [(len(rows), rows.itemsize)])
@@ -107,14 +106,13 @@ def _packed_times(
 
 def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
     """A worker: publish batches for so long; records a second until the last is replicated."""
-    batches = cut(unstamped_rows(), BATCH)
+    batches = cycle(batches_of(unstamped_rows()))
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
 
         def publish(seconds: float) -> int:
             start, last = clock(), 0
             while clock() - start < seconds * NS:
-                for batch in batches:
-                    last = lane.publish_batch(batch)
+                last = lane.publish_batch(next(batches))
             lane.wait(last, "replicated", 60)
             return last
 
@@ -124,7 +122,7 @@ def _publish_all(stage: Stage, bus: str, seconds: float) -> float:
 
 
 def _publish_paced(stage: Stage, bus: str, seconds: float) -> None:
-    batches = cycle(cut(unstamped_rows(), PACED_ROWS))
+    batches = cycle(batches_of(unstamped_rows(), PACED_ROWS))
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA) as lane:
         stage.begin(settle=True)
         due, last = clock(), 0

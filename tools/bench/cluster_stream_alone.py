@@ -23,14 +23,13 @@ from .cluster_load import (
     REST_S,
     WAITS,
     WARM_UP_S,
-    cut,
     paced_batches,
     replicated_figures,
     stamped_rows,
 )
 from .cluster_servers import COUNT, BenchCluster
 from .measuring import Figures
-from .rows import NS, SCHEMA, clock
+from .rows import NS, SCHEMA, batches_of, clock
 from .workers import Job, Stage, run_together
 
 __all__ = ["measure_stream_alone"]
@@ -82,14 +81,14 @@ async def _opened(access: Access, settings: StreamSettings) -> AsyncGenerator[Je
 
 def _publish_all(stage: Stage, access: Access, settings: StreamSettings, seconds: float) -> float:
     """A worker: rows a second until the last message is acknowledged."""
-    payloads = [rows.tobytes() for rows in cut(stamped_rows(), MESSAGE_ROWS)]
+    payloads = cycle([rows.tobytes() for rows in batches_of(stamped_rows(), MESSAGE_ROWS)])
 
     async def publish(stream: JetStream, seconds: float) -> float:
         start, count = clock(), 0
         async with asyncio.TaskGroup() as tasks:
             sender = _Sender(stream, IN_FLIGHT, tasks)
             while clock() - start < seconds * NS:
-                await sender.send(payloads[count // MESSAGE_ROWS % len(payloads)])
+                await sender.send(next(payloads))
                 count += MESSAGE_ROWS
         return count / (clock() - start) * NS
 
@@ -103,7 +102,7 @@ def _publish_all(stage: Stage, access: Access, settings: StreamSettings, seconds
 
 
 def _publish_paced(stage: Stage, access: Access, settings: StreamSettings, seconds: float) -> None:
-    batches = cycle(cut(stamped_rows(), PACED_ROWS))
+    batches = cycle(batches_of(stamped_rows(), PACED_ROWS))
 
     async def run() -> None:
         async with _opened(access, settings) as stream, asyncio.TaskGroup() as tasks:

@@ -10,7 +10,7 @@ import numpy as np
 from ...bus import Writer
 from ...subscribers import Delayed, ohlcv
 from .measuring import Bar, Bench, Figures, Plan
-from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, Rows, clock, make_block
+from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, Rows, batches_of, clock, make_block
 from .streaming import Read, Sent
 from .workers import BenchFailed, Job, Stage, bench_bus, run_together
 
@@ -55,7 +55,7 @@ def _stream(seconds: float, kind: str) -> float:
 def _many_keys() -> list[Rows]:
     block = make_block()
     block["instrument"] = np.arange(BLOCK) * 7 % KEYS
-    return [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
+    return batches_of(block)
 
 
 def _publish(stage: Stage, bus: str, seconds: float) -> Sent:

@@ -11,7 +11,7 @@ from ...bus import Writer, attach, open_lane
 from ...bus.segments import list_lanes
 from ...subscribers import RealTime
 from .measuring import Bar, Bench, Figures, Plan
-from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock, make_block
+from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, batches_of, clock, make_block
 from .streaming import read_batches
 from .workers import BenchFailed, Job, Stage, bench_bus, run_together
 
@@ -143,7 +143,7 @@ def _write_until_left(stage: Stage, bus: str) -> None:
 def _publish_batches(stage: Stage, bus: str, seconds: float) -> tuple[int, int]:
     """A worker: publish batches of BATCH; how many records, and when it began."""
     block = make_block()
-    batches = [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
+    batches = batches_of(block)
     with open_lane(f"{bus}/{TOPIC}", schema=SCHEMA, open_timeout=OPEN_S) as lane:
         publish_batch, count = lane.publish_batch, 0
         stage.begin(settle=True)

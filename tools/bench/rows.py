@@ -9,7 +9,7 @@ import numpy as np
 
 from ...storage import Schema
 
-__all__ = ["BATCH", "BLOCK", "NS", "SCHEMA", "TOPIC", "Rows", "clock", "fields_of", "make_block"]
+__all__ = ["BATCH", "BLOCK", "NS", "SCHEMA", "TOPIC", "Rows", "batches_of", "clock", "fields_of", "make_block"]
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
@@ -42,6 +42,11 @@ def make_block() -> Rows:
     block["order_id"], block["flags"], block["venue"] = (1 << 40) + number, 3, 17
     block["symbol"], block["note"] = b"600519.SH", b"limit order, good for the day"
     return block
+
+
+def batches_of(rows: Rows, count: int = BATCH) -> list[Rows]:
+    """The rows in batches of so many, the last one perhaps shorter."""
+    return [rows[at : at + count] for at in range(0, len(rows), count)]
 
 
 def fields_of(block: Rows) -> list[tuple[Any, ...]]:

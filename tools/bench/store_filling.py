@@ -6,8 +6,8 @@ import time
 
 from ...storage.levels import Shape
 from ...storage.store import Store
-from .rows import Rows
-from .store_rows import SCHEMA, TOPIC, batches_of
+from .rows import Rows, batches_of
+from .store_rows import SCHEMA, TOPIC
 from .workers import BenchFailed
 
 __all__ = ["check_stored", "load", "memtable_bytes_for", "settle"]

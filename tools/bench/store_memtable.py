@@ -10,9 +10,9 @@ from ...storage._tree import KeyCodec, Memtable
 from ._skip_list import SkipList
 from .measuring import Bar, Bench, Figures, Plan
 from .peer import Library
-from .rows import NS, Rows, clock
+from .rows import NS, Rows, batches_of, clock
 from .store_filling import memtable_bytes_for
-from .store_rows import BATCH, SCHEMA, batches_of, make_keys, make_rows
+from .store_rows import BATCH, SCHEMA, make_keys, make_rows
 from .workers import BenchFailed, Job, Stage, run_together
 
 __all__ = ["BENCH", "PlainSkipList"]
@@ -44,7 +44,7 @@ def _run_peer(plan: Plan, peer: Any) -> Figures:
 def _insert(stage: Stage, row_count: int, plain: bool) -> Figures:
     """A worker: all rows in batches, then some more one by one."""
     rows = make_rows(make_keys(row_count + row_count // SINGLES_SHARE))
-    batches = batches_of(rows[:row_count])
+    batches = batches_of(rows[:row_count], BATCH)
     singles = batches_of(rows[row_count:], 1)
     into: _Takes = SkipList(SCHEMA.dtype, "key") if plain else Memtable(KeyCodec(SCHEMA), memtable_bytes_for(len(rows)))
     insert, times_ns = into.insert, list[int]()

@@ -6,10 +6,10 @@ from typing import Any
 
 from ...storage.store import Store
 from .measuring import Bar, Bench, Figures, Plan, bench_directory
-from .rows import NS, clock
+from .rows import NS, batches_of, clock
 from .store_filling import check_stored
 from .store_peer import MEMTABLE_BYTES, StorePeer
-from .store_rows import BATCH, PEER_VALUES, SCHEMA, TOPIC, VALUES, batches_of, make_keys, make_payloads, pairs_of
+from .store_rows import BATCH, PEER_VALUES, SCHEMA, TOPIC, VALUES, make_keys, make_payloads, pairs_of
 from .store_timing import percentiles, time_puts
 from .workers import BenchFailed, Job, Stage, run_together
 
@@ -46,7 +46,7 @@ def _put_durable_batches(stage: Stage, directory: str, row_count: int) -> Figure
 
 def _batch_rate(stage: Stage, directory: str, row_count: int, *, durable: bool) -> float:
     keys = make_keys(row_count)
-    batches = batches_of(make_payloads(keys))
+    batches = batches_of(make_payloads(keys), BATCH)
     with Store(directory, [SCHEMA], sync="always" if durable else "never") as store:
         put_batch = store[TOPIC].put_batch
         stage.begin(settle=True)

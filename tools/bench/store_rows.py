@@ -21,7 +21,6 @@ __all__ = [
     "SCHEMA",
     "TOPIC",
     "VALUES",
-    "batches_of",
     "key_array",
     "lookups",
     "make_keys",
@@ -74,11 +73,6 @@ def make_rows(keys: list[bytes], first_sequence: int = 1) -> Rows:
         rows[name] = payloads[name]
     rows["sequence"] = rows["timestamp_ns"] = np.arange(first_sequence, first_sequence + len(keys))
     return rows
-
-
-def batches_of(rows: Rows, batch: int = BATCH) -> list[Rows]:
-    """The rows in pieces, the last one perhaps shorter."""
-    return [rows[at : at + batch] for at in range(0, len(rows), batch)]
 
 
 def pairs_of(keys: list[bytes], values: list[bytes]) -> Iterator[tuple[bytes, bytes]]:

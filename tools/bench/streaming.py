@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ...bus import Writer
 from ...subscribers import RealTime
-from .rows import BATCH, BLOCK, NS, SCHEMA, TOPIC, clock, fields_of, make_block
+from .rows import BLOCK, NS, SCHEMA, TOPIC, batches_of, clock, fields_of, make_block
 from .workers import BenchFailed, Job, Stage, bench_bus, run_together
 
 __all__ = ["Read", "Sent", "check", "publish_batches", "publish_ones", "read_batches", "stream"]
@@ -54,7 +54,7 @@ def publish_ones(stage: Stage, bus: str, seconds: float, options: dict[str, Any]
 def publish_batches(stage: Stage, bus: str, seconds: float, options: dict[str, Any], warm_up_bytes: int = 0) -> Sent:
     """A worker: publish batches of BATCH, from rows made before. `warm_up_bytes` go ahead and are not timed."""
     block = make_block()
-    batches = [block[at : at + BATCH] for at in range(0, BLOCK, BATCH)]
+    batches = batches_of(block)
     with Writer(bus, [SCHEMA], **options) as writer:
         topic, count = writer[TOPIC], 0
         publish_batch, durable = topic.publish_batch, options.get("sync") != "never"
