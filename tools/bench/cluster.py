@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +44,7 @@ PACKED_ROWS = 8192  # 1 MiB
 
 def _run(plan: Plan) -> Figures:
     try:
-        from ...bus.cluster.packing import pack_rows  # the extra `cluster`
-        from .cluster_bootstrap import measure_bootstrap
+        from .cluster_bootstrap import measure_bootstrap  # the extra `cluster`
         from .cluster_servers import running_cluster
     except ModuleNotFoundError as error:
         raise BenchFailed(f"a cluster needs `pip install ringmain[cluster]`: {error}") from None
@@ -58,7 +57,7 @@ def _run(plan: Plan) -> Figures:
         )
         waits_ms = run_together(Job(_wait_for_one, (leader.bus,)), seconds_max=60)[0]
         figures = replicated_figures(rows_per_s, lags_us, waits_ms) | {
-            "packed_times": _packed_times(pack_rows),
+            "packed_times": _packed_times(),
             "bootstrap_mb_per_s": measure_bootstrap(
                 cluster, int(min(1.0, plan.seconds) * SNAPSHOT_BYTES), unstamped_rows()
             ),
@@ -90,10 +89,10 @@ def _run_peer(plan: Plan, peer: type[Library]) -> Figures:
         return measure_stream_alone(cluster, plan.seconds)
 
 
-def _packed_times(
-    pack_rows: Callable[[bytes, Sequence[tuple[int, int]]], tuple[int, bytes | memoryview]],
-) -> float:
+def _packed_times() -> float:
     """How many times smaller a message's rows are in the stream."""
+    from ...bus.cluster.packing import pack_rows
+
     rows = stamped_rows()[:PACKED_ROWS]
     rows["sequence"] = np.arange(1, len(rows) + 1)
     rows["timestamp_ns"] = time.time_ns() + np.cumsum(np.random.default_rng(1).integers(200, 3000, len(rows)))
