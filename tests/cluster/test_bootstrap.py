@@ -29,13 +29,14 @@ from support.children import Children
 from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
 from support.cut_links import Links
 from support.live_nodes import TIMEOUT_S, LiveNode, live_node
-from support.logs import PAIRS, append, make_rows
+from support.logs import PAIRS, Rows, append, make_rows
 from support.nats_servers import Servers, nats_servers
 from support.replicas import read_up_to
 from support.virtual_time import run_virtually
 
 pytestmark = pytest.mark.process
 MB = 1 << 20
+MIXER = 0x2545F4914F6CDD1D
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,16 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(in_time())
 
 
+def make_pairs(first: int, count: int) -> Rows:
+    """Rows that tell their sequences, and do not pack: the stream grows by as much as they are."""
+    rows = make_rows(PAIRS, first, count)
+    rows["left"] = (rows["left"] ^ rows["left"] >> 32) * MIXER
+    return rows
+
+
 async def publish(lane: LanePublisher, first: int, count: int) -> None:
-    """Publish rows that tell their sequences, and wait until they are replicated."""
-    sequence = await asyncio.to_thread(lane.publish_batch, make_rows(PAIRS, first, count))
+    """Publish rows, and wait until they are replicated."""
+    sequence = await asyncio.to_thread(lane.publish_batch, make_pairs(first, count))
     await asyncio.to_thread(lane.wait, sequence, timeout=TIMEOUT_S)
 
 
@@ -85,7 +93,7 @@ def check_log(data_dir: Path, last: int) -> None:
     while first <= last:
         rows = log.read(first, last)
         assert rows is not None
-        assert (rows["left"] == make_rows(PAIRS, first, len(rows))["left"]).all()
+        assert (rows["left"] == make_pairs(first, len(rows))["left"]).all()
         assert rows["sequence"].tolist() == list(range(first, first + len(rows)))
         first += len(rows)
 
@@ -135,10 +143,10 @@ def test_a_node_that_the_stream_has_left_behind_gets_a_snapshot_and_its_readers_
             await away.has({"pairs": 260_000})
             assert any("is in place" in words for words in away.told)
             rows = await asyncio.to_thread(read_up_to, quick, 260_000, TIMEOUT_S)
-            assert (rows["left"] == make_rows(PAIRS, 10_001, 250_000)["left"]).all()
+            assert (rows["left"] == make_pairs(10_001, 250_000)["left"]).all()
             first = slow.position + 1
             rows = await asyncio.to_thread(read_up_to, slow, 260_000, TIMEOUT_S)
-            assert (rows["left"] == make_rows(PAIRS, first, 260_001 - first)["left"]).all()
+            assert (rows["left"] == make_pairs(first, 260_001 - first)["left"]).all()
             assert quick.stats.lost_count == slow.stats.lost_count == 0
             lane.close()
         for side in "ac":

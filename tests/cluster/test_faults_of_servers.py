@@ -1,4 +1,4 @@
-"""A cluster of real processes whose leading servers, or all, are killed, stopped or cut off, again and again: support/faults.py."""
+"""A cluster of real processes whose leading servers are killed, stopped or cut off, again and again: support/faults.py."""
 
 from __future__ import annotations
 

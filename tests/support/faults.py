@@ -21,7 +21,7 @@ from support.clusters import END_S, HOSTS, Oracle, cluster
 from support.fault_rounds import Round
 from support.preload import build_preload
 
-__all__ = ["OF_LEADERS", "OF_SERVERS", "QUICK", "ROUNDS", "ROUNDS_NIGHTLY", "live_through", "new_seed"]
+__all__ = ["OF_HOSTS", "OF_LEADERS", "OF_SERVERS", "QUICK", "ROUNDS", "ROUNDS_NIGHTLY", "live_through", "new_seed"]
 
 ROUNDS, ROUNDS_NIGHTLY = 10, 100  # of each fault
 HOUR_NS = 3_600 * 10**9
@@ -302,15 +302,18 @@ OF_LEADERS: tuple[Fault, ...] = (
     let_nothing_into_host,
     let_nothing_out_of_host,
 )
-# The servers' own election, and where all are gone their start.
+# The servers' own election.
 OF_SERVERS: tuple[Fault, ...] = (
     kill_server_that_leads,
     stop_server_that_leads,
     kill_leader_and_server_that_leads,
     stop_leader_and_server_that_leads,
+    cut_routes_of_host,
+)
+# Where all are gone, their start as well.
+OF_HOSTS: tuple[Fault, ...] = (
     kill_host,
     kill_all_nodes,
     kill_all_servers,
     kill_all,
-    cut_routes_of_host,
 )
