@@ -776,7 +776,10 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_bus_from_the_next_writer
     child.run(
         "writer = Writer(bus, [PAIRS], data_dir=data_dir); writer['pairs'].publish(1)", bus=bus_name, data_dir=tmp_path
     )
-    child.run("forked = os.fork()\nwhile forked == 0: signal.pause()")
+    child.run(
+        "ends = os.pipe()\nforked = os.fork()\nif forked == 0: os.write(ends[1], b'.')\n"
+        "while forked == 0: signal.pause()\nos.read(ends[0], 1)"
+    )
     forked = child.ask("forked")
     try:
         child.kill() if end == "killed" else child.run("writer.close()")

@@ -60,7 +60,7 @@ def scene(tmp_path: Path, bus_name: str) -> Iterator[Scene]:
     with Children() as children:
         writer, quick, slow = children.start(), children.start(), children.start()
         writer.run(
-            "writer = Writer(name, [POINTS, PAIRS], data_dir=folder, slots={'points': 1024, 'pairs': 256})\n"
+            "writer = Writer(name, [POINTS, PAIRS], data_dir=folder, slots={'points': 1024, 'pairs': 16384})\n"
             "topic = writer['points']\n"
             "publish = lambda first, count: topic.publish_batch(\n"
             "    make_rows(POINTS, first, count)[list(POINTS.payload_dtype.names)].astype(POINTS.payload_dtype))",
@@ -198,7 +198,7 @@ def test_inspect_shows_the_positions_that_subscribers_have_stored(scene: Scene) 
 
 def test_inspect_shows_a_bus_with_all_its_topics(scene: Scene) -> None:
     text = words_of(succeed("inspect", scene.bus, "--interval", "0"))
-    assert re.search(r"pairs 0 0 0 256 24 0 - 0 0 [\d.]+ KiB - points 300 300 300 1,024 40 2 - 0 0 52.0 KiB 100", text)
+    assert re.search(r"pairs 0 0 0 16,384 24 0 - 0 0 [\d.]+ KiB - points 300 300 300 1,024 40 2 - 0 0 52.0 KiB 100", text)
     assert "readers of points" in text
     assert f"ringmain inspect {scene.bus}/pairs shows a topic's schema" in text
     shown = facts("inspect", scene.bus, "--interval", "0")
@@ -268,9 +268,7 @@ def test_names_are_never_cut_where_there_is_no_terminal(bus_name: str, scene: Sc
 
 
 def test_a_terminal_is_never_too_narrow_for_a_number(scene: Scene) -> None:
-    scene.writer.run(
-        "rows = np.zeros(1000, PAIRS.payload_dtype)\nfor _ in range(2000): writer['pairs'].publish_batch(rows)"
-    )
+    scene.writer.run("writer['pairs'].publish_batch(np.zeros(2_000_000, PAIRS.payload_dtype))")
     for line in (("ls",), ("inspect", scene.bus, "--interval", "0"), ("top", scene.bus, "--once")):
         with on_terminal(*line, columns=80) as terminal:
             assert terminal.finish() == OK
