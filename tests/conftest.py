@@ -19,6 +19,8 @@ settings.load_profile("ringmain")
 
 # Where Python keeps no bytecode, each of the many processes that tests start would compile all there is, anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# And no test multiplies matrices: each of these processes would spin for a tenth of a second, in a thread for that.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.dont_write_bytecode = False
 
 

@@ -15,8 +15,11 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from .exit_codes import EXIT_CODES_HELP, OK, explain
-from .printing import note
+# Threads for matrices, which no command has: they spin for a tenth of a second each time that numpy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from .exit_codes import EXIT_CODES_HELP, OK, explain  # noqa: E402
+from .printing import note  # noqa: E402
 
 __all__ = ["app", "main"]
 

@@ -1,4 +1,4 @@
-"""A cluster of real processes of which a host, all nodes, all servers or all of both are killed, again and again: support/faults.py."""
+"""A cluster of real processes of which a host, all nodes, all servers or all are killed, again and again: support/faults.py."""
 
 from __future__ import annotations
 
