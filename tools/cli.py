@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 # Threads for matrices, which no command has: they spin for a tenth of a second each time that numpy is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from .exit_codes import EXIT_CODES_HELP, OK, explain  # noqa: E402
-from .printing import note  # noqa: E402
+from .exit_codes import EXIT_CODES_HELP, OK, explain
+from .printing import note
 
 __all__ = ["app", "main"]
 
@@ -97,8 +97,33 @@ def _load(name: str) -> Any:
     return typer.main.get_group(around).commands[name]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # no command waits for it
+
+        with _written_out():
+            print(f"ringmain {version('ringmain')}")
+        raise typer.Exit(OK)
+
+
+def _options() -> Any:
+    """What the command itself takes."""
+    around = typer.Typer(add_completion=False)
+
+    @around.callback()
+    def ringmain(  # pyright: ignore[reportUnusedFunction]
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return typer.main.get_group(around).params
+
+
 app = _Commands(
     name="ringmain",
+    params=_options(),
     help="Publish records into shared memory and a durable log, read them from any process, and look inside.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_every_command_explains_itself(path: str) -> None:
 
 def test_help_has_a_short_name() -> None:
     assert ringmain("ls", "-h").stdout == ringmain("ls", "--help").stdout
+
+
+def test_it_says_which_version_it_is() -> None:
+    done = ringmain("--version")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (OK, f"ringmain {version('ringmain')}\n", b"")
 
 
 @pytest.mark.parametrize("path", ["", "log", "store", "bench", "publish", "subscribe", "export", "log verify"])

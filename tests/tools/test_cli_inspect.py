@@ -198,7 +198,9 @@ def test_inspect_shows_the_positions_that_subscribers_have_stored(scene: Scene) 
 
 def test_inspect_shows_a_bus_with_all_its_topics(scene: Scene) -> None:
     text = words_of(succeed("inspect", scene.bus, "--interval", "0"))
-    assert re.search(r"pairs 0 0 0 16,384 24 0 - 0 0 [\d.]+ KiB - points 300 300 300 1,024 40 2 - 0 0 52.0 KiB 100", text)
+    assert re.search(
+        r"pairs 0 0 0 16,384 24 0 - 0 0 [\d.]+ KiB - points 300 300 300 1,024 40 2 - 0 0 52.0 KiB 100", text
+    )
     assert "readers of points" in text
     assert f"ringmain inspect {scene.bus}/pairs shows a topic's schema" in text
     shown = facts("inspect", scene.bus, "--interval", "0")
