@@ -5,8 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard bus/*.pyx bus/*.pxd bus/*.hpp storage/*.pyx storage/*.pxi storage/*.hpp subscribers/*.pyx subscribers/*.hpp tools/bench/*.pyx tools/bench/*.hpp)
-# Two more than processors, up to six: many tests wait for others most of their time.
-WORKERS := $(shell n=$$(nproc); echo $$(( n < 4 ? n + 2 : 6 )))
+# Three more than processors, up to seven: the long files, which begin first, wait for elections most of their time.
+WORKERS := $(shell n=$$(nproc); echo $$(( n < 4 ? n + 3 : 7 )))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
 .PHONY: demo test lint bench format clean system
