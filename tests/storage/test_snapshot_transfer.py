@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import threading
@@ -175,6 +176,7 @@ def test_what_has_arrived_leaves_the_page_cache(stored: Path, tmp_path: Path) ->
 
 def test_a_snapshot_leaves_no_file_open_and_nothing_on_the_disk(tmp_path: Path) -> None:
     write_log(tmp_path / "data")
+    gc.collect()  # what earlier tests left open
     before, open_before = content(tmp_path), len(os.listdir("/proc/self/fd"))
     with snapshot_files(tmp_path / "data") as snapshot:
         assert len(os.listdir("/proc/self/fd")) > open_before

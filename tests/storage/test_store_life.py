@@ -46,6 +46,7 @@ def test_a_store_that_cannot_be_opened_leaves_no_file_open_and_no_thread(tmp_pat
         store.snapshot()
         for key in range(100):
             store["a"].put(key, key + 1)
+    gc.collect()  # what earlier tests left open
     files, threads = open_files(), threading.active_count()
     table = next((tmp_path / "store").glob("*.sst"))
     away = tmp_path / "away"
@@ -71,6 +72,7 @@ def test_a_store_that_cannot_be_opened_leaves_no_file_open_and_no_thread(tmp_pat
 
 
 def test_a_store_whose_threads_cannot_all_be_started_ends_those_that_were(tmp_path, monkeypatch):
+    gc.collect()  # what earlier tests left open
     files, threads = open_files(), threading.active_count()
     start = threading.Thread.start
 
