@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from ..storage.decodable import decodable
+
 __all__ = ["RANGES_MAX", "Group", "Member", "Range"]
 
 RANGES_MAX = 4096  # with so many, nothing new is handed out until some are settled: a bound for the size of the state
@@ -38,6 +40,7 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
     started: int
 
 
+@decodable
 class Group(msgspec.Struct, array_like=True):
     """All of it. next: the first sequence that nobody was given yet."""
 

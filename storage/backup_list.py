@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from ._log import crc32c
+from .decodable import decodable
 from .errors import FormatMismatch, StorageError
 from .manifest_state import Edit
 
@@ -86,6 +87,7 @@ class TopicRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     last_timestamp_ns: int
 
 
+@decodable
 class BackupList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A backup. number: its folder's. log_id: of the log, and so of the store, that was backed up. source: where that was.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from .decodable import decodable
 from .version import TableInfo, Version
 
 __all__ = ["Draft", "Edit", "State", "TopicInfo"]
@@ -25,6 +26,7 @@ class TopicInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     keep_versions: bool = False
 
 
+@decodable
 class Edit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a commit changes; field for field also its JSON form. What is left out stays as it is.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from .decodable import decodable
 from .errors import SchemaError
 
 __all__ = ["Document", "Field", "encode_json", "first_repeated", "read_json", "read_table", "read_toml"]
@@ -25,6 +26,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     unit: str = ""
 
 
+@decodable
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A schema as declared; also, field for field, its JSON form."""
 

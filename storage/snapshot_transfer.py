@@ -24,6 +24,7 @@ from .backup_list import PLACE
 from .backup_source import Source, allow_many_files, find_log_file
 from .built_place import building, check_free, put_in_place
 from .checked_copy import Progress
+from .decodable import decodable
 from .errors import Corruption, StorageError
 from .log_files import list_files, open_file
 from .manifest import Manifest
@@ -58,6 +59,7 @@ class SnapshotFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"{self.name} cannot have {self.file_bytes} bytes")
 
 
+@decodable
 class SnapshotList(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What there is to be sent. manifest: what makes the store's manifest from an empty one; None where there is only a log.
 

@@ -19,6 +19,7 @@ from ..bus.positions import (
     read_position,
 )
 from ..storage import HistoryGone, Schema
+from ..storage.decodable import decodable
 from .historical import Historical
 from .position_keeper import Checkpoint, PositionKeeper
 from .reader import Follow, Start, TopicReader, Wait, wait_for_topic
@@ -141,7 +142,7 @@ class Resumable(Subscriber, Generic[T]):
         if self._type is bytes:
             return stored.state  # pyright: ignore[reportReturnType]
         try:
-            return msgspec.msgpack.decode(stored.state, type=self._type)
+            return msgspec.msgpack.decode(stored.state, type=decodable(self._type))
         except msgspec.DecodeError as error:
             raise PositionRefused(f"{self._folder}: the stored state is not a {self._type.__name__}: {error}") from None
 

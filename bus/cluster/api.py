@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ...storage.decodable import decodable
 from ..errors import BusError
 from .connection import Connection
 from .stream import NoAnswer, StreamState
@@ -30,6 +31,7 @@ class _Error(msgspec.Struct, frozen=True):
     description: str = ""
 
 
+@decodable
 class _Refusal(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
@@ -77,6 +79,7 @@ class _Cluster(msgspec.Struct, frozen=True):
     replicas: list[_Peer] = []
 
 
+@decodable
 class StreamInfo(msgspec.Struct, frozen=True):
     """What a stream says of itself. cluster: None where there is one server only."""
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ...storage.decodable import decodable
 from ..errors import BusError
 from .access import Access, StreamSettings
 from .api import ApiError, StreamInfo, ask, call, check, convert
@@ -56,6 +57,7 @@ class _Kept(msgspec.Struct, frozen=True):
     data: bytes = b""  # base64 in JSON, which msgspec undoes
 
 
+@decodable
 class _Got(msgspec.Struct, frozen=True):
     message: _Kept
 

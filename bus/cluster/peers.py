@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 from nats.aio.msg import Msg
 
+from ...storage.decodable import decodable
 from ..errors import BusError
 from .connection import Connection
 from .stream import NoAnswer
@@ -62,6 +63,7 @@ class ClaimStatus(msgspec.Struct, frozen=True):
     time_ns: int
 
 
+@decodable
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A node, as it says itself. sequence: of the last message of the stream that it has taken. stream: None: it does not answer.
 

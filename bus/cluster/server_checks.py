@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
+from ...storage.decodable import decodable
 from .connection import Connection
 from .servers import SETTINGS_SUBJECT, ServersUnfit, version_fault
 from .stream import NoAnswer
@@ -42,6 +43,7 @@ class _Server(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+@decodable
 class _Answer(msgspec.Struct, frozen=True):
     server: _Server
     data: _Settings

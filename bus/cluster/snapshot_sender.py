@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 
 from ...storage import StorageError
 from ...storage._log import crc32c
+from ...storage.decodable import decodable
 from ...storage.snapshot_transfer import Snapshot, encode_snapshot_list, snapshot_files
 from ..errors import BusError
 from .connection import Connection
@@ -57,6 +58,7 @@ class SnapshotAsked(msgspec.Struct, frozen=True):
     first: int
 
 
+@decodable
 class SnapshotOffered(msgspec.Struct, frozen=True, tag="offered"):
     """A snapshot that is held open. position: read before its files were. list_bytes: of the list of its files.
 
