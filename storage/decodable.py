@@ -21,5 +21,5 @@ _learning = threading.Lock()
 def decodable(kind: Kind) -> Kind:
     """Have msgspec learn a struct, or a dataclass, now; returns it. A decorator, or a call before others decode."""
     with _learning:
-        msgspec.json.Decoder(kind)
+        msgspec.msgpack.Decoder(kind)
     return kind
