@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..bus import BusError
+from ..bus.cluster.access import Tls
 from ..bus.cluster.bootstrap import Bootstrap
 from ..bus.cluster.connection import Connection, cancel
 from ..bus.cluster.jetstream import JetStream
@@ -37,6 +38,7 @@ __all__ = ["run_node"]
 
 LOOK_S = 0.25
 HAND_OVER_S = 5.0
+CERTIFICATES_S = 3600.0  # between looks at them
 OPEN_S = 10.0  # for the stream, before it is told that it does not answer
 Result = TypeVar("Result")
 
@@ -187,6 +189,8 @@ class _Run:
             )
             await peers.open()
             beside = [group.create_task(each.run()) for each in (lag, trimming, servers)]
+            if plan.access.tls is not None:
+                beside.append(group.create_task(_watch_certificates(plan.access.tls)))
             living = asyncio.create_task(node.run())
             try:
                 failed = await self._watch(node, living, replica)
@@ -239,3 +243,16 @@ class _Run:
     def _tell_place(self, leads: bool, leader: str, epoch: int) -> None:
         event("leads" if leads else "follows", cluster=self._plan.name, leader=leader or "nobody", epoch=epoch)
         self._notifier.status(f"leads, epoch {epoch}" if leads else f"follows {leader or 'nobody'}, epoch {epoch}")
+
+
+async def _watch_certificates(tls: Tls) -> None:
+    """Warn before they expire, until cancelled: a connection that stands outlives them, and the next one is refused."""
+    from ..bus.cluster.certificates import expiry_words  # slow to load
+
+    told = ""
+    while True:
+        words = await asyncio.to_thread(expiry_words, tls)
+        if words and words != told:
+            event("certificates", level=logging.WARNING, words=words)
+        told = words
+        await asyncio.sleep(CERTIFICATES_S)

@@ -22,7 +22,7 @@ from ..bus.cluster.peers import NodeStatus, ask_all
 from ..bus.cluster.servers import ServerSettings, User, find_server, start_server, start_tied, write_configuration
 from ..bus.cluster.stream import NoAnswer
 from ..bus.segments import check_bus_name
-from .configuration import load_configuration
+from .configuration import Configuration, load_configuration
 from .printing import note, plain, print_text, stdout
 
 __all__ = ["run_up"]
@@ -56,7 +56,16 @@ def run_up(directory: Path, tls: bool, prefix: str) -> None:
         _prepare(directory, tls, prefix)
     elif tls != (directory / "tls").exists():
         raise ValueError(f"{directory}: it was made {'without' if tls else 'with'} --tls; take another directory")
+    elif prefix + NODES[0] not in (names := [bus.name for bus in _configuration(directory).buses]):
+        raise ValueError(
+            f"{directory}: it was made for a bus {names[0]!r}, not {prefix + NODES[0]!r}; take another directory"
+        )
     asyncio.run(_Up(directory, program).run())
+
+
+def _configuration(directory: Path) -> Configuration:
+    """One node's, of which what is asked is the same for all."""
+    return load_configuration(directory / NODES[0] / "ringmain.toml")
 
 
 def _prepare(directory: Path, tls: bool, prefix: str) -> None:
@@ -89,7 +98,7 @@ def _prepare(directory: Path, tls: bool, prefix: str) -> None:
         )
         write_configuration(directory / "servers" / f"{name}.conf", settings)
         own_first = servers[number:] + servers[:number]
-        (directory / node / "ringmain.toml").write_text(_node_text(node, prefix + node, own_first, tls))
+        (directory / node / "ringmain.toml").write_text(_node_text(node, prefix + node, own_first, tls), "utf-8")
     (directory / "publish.py").write_text(PUBLISH.replace("PREFIX", prefix))
 
 
@@ -172,7 +181,7 @@ class _Up:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        plan = load_configuration(self._directory / NODES[0] / "ringmain.toml").cluster
+        plan = _configuration(self._directory).cluster
         assert plan is not None, "written by _prepare"
         connection = None
         try:

@@ -11,7 +11,7 @@ from ..errors import BusError
 from .connection import Connection
 from .stream import NoAnswer, StreamState
 
-__all__ = ["ApiError", "StreamInfo", "ask", "call"]
+__all__ = ["ApiError", "StreamInfo", "ask", "call", "check", "convert"]
 
 Kind = TypeVar("Kind")
 
@@ -134,8 +134,9 @@ def check(answer: bytes) -> bytes:
     return answer
 
 
-def convert(answer: bytes, kind: type[Kind]) -> Kind:
+def convert(message: bytes, kind: type[Kind]) -> Kind:
+    """What somebody sent as JSON, a request or an answer. Raises NoAnswer for anything that is not of this type."""
     try:
-        return msgspec.json.decode(answer, type=kind)
-    except msgspec.DecodeError as error:
-        raise NoAnswer(f"an answer that is none: {error}") from error
+        return msgspec.json.decode(message, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NoAnswer(f"a message that is none: {error}") from error

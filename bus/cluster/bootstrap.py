@@ -21,6 +21,7 @@ from ...storage import StorageError
 from ...storage.recovery import Contents
 from ...storage.snapshot_transfer import ReceivedSnapshot, SnapshotList, decode_snapshot_list, receive_snapshot
 from ..errors import BusError
+from .api import convert
 from .connection import Connection
 from .local_replica import LocalReplica
 from .peers import ask_all
@@ -140,10 +141,8 @@ class Bootstrap:
     async def _open(self, subject: str, first: int) -> SnapshotOffered:
         request = msgspec.json.encode(SnapshotAsked(self._node, first))
         answer = await self._connection.request(f"{subject}.open", request, OPEN_S)
-        try:
-            offered = msgspec.json.decode(answer, type=SnapshotOffered | SnapshotRefused)
-        except msgspec.DecodeError as error:
-            raise NoAnswer(f"an answer that is none: {error}") from error
+        either: Any = SnapshotOffered | SnapshotRefused
+        offered: SnapshotOffered | SnapshotRefused = convert(answer, either)
         if isinstance(offered, SnapshotRefused):
             raise NoAnswer(offered.error)
         position = offered.position

@@ -6,6 +6,7 @@ A host's certificate serves its nats-server (for clients and for routes, where i
 from __future__ import annotations
 
 import datetime
+import errno
 import ipaddress
 import os
 import re
@@ -22,9 +23,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..errors import BusError
 from .access import Tls
 
-__all__ = ["CertificateFault", "check_certificates", "files_of", "make_authority", "make_certificate"]
+__all__ = [
+    "CertificateFault",
+    "check_certificates",
+    "expiry_words",
+    "files_of",
+    "make_authority",
+    "make_certificate",
+]
 
 AUTHORITY_DAYS, HOST_DAYS = 3650, 825
+WARNED = datetime.timedelta(days=30)  # before one expires
 SLACK = datetime.timedelta(hours=1)  # of clocks that go differently
 CA_CERT, CA_KEY = "ca.pem", "ca.key"
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
@@ -35,9 +44,17 @@ class CertificateFault(BusError):
 
 
 def make_authority(directory: Path) -> None:
-    """Make `ca.pem` and `ca.key` there, unless they are there. The key signs certificates and is needed for nothing else."""
-    if (directory / CA_CERT).exists() and (directory / CA_KEY).exists():
+    """Make `ca.pem` and `ca.key` there, unless they are there. The key signs certificates and is needed for nothing else.
+
+    Raises CertificateFault where one of the two is there alone.
+    """
+    there = [path for path in (directory / CA_CERT, directory / CA_KEY) if path.exists()]
+    if len(there) == 2:
         return
+    if there:
+        raise CertificateFault(
+            f"{directory}: {CA_CERT} and {CA_KEY} are needed, or neither, and only {there[0].name} is there"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ringmain cluster")])
@@ -59,7 +76,10 @@ def make_certificate(directory: Path, names: Sequence[str], days: int = HOST_DAY
             raise ValueError(f"host {name!r}: a DNS name or an address is expected")
     authority = _read_certificate(directory / CA_CERT)
     authority_key = _read_key(directory / CA_KEY)
-    assert isinstance(authority_key, ec.EllipticCurvePrivateKey), "made by make_authority"
+    if not isinstance(authority_key, ec.EllipticCurvePrivateKey) or _public_bytes(authority_key) != _bytes_of(
+        authority
+    ):
+        raise CertificateFault(f"{directory / CA_KEY}: this is not the key of {directory / CA_CERT}")
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -106,6 +126,20 @@ def check_certificates(tls: Tls, host: str | None = None, now: datetime.datetime
         raise CertificateFault(
             f"{tls.cert}: it is not for {host}, but for {', '.join(_names(certificate)) or 'nobody'}"
         )
+
+
+def expiry_words(tls: Tls, now: datetime.datetime | None = None) -> str:
+    """What there is to be told of files that serve now, and soon will not, or do not any more; "" if nothing."""
+    now = now or datetime.datetime.now(datetime.UTC)
+    try:
+        check_certificates(tls, now=now)
+        for path in (tls.ca, tls.cert):
+            end = _read_certificate(path).not_valid_after_utc
+            if end - now < WARNED:
+                return f"{path}: expires on {_day(end)}; make a new one before"
+    except CertificateFault as fault:
+        return str(fault)
+    return ""
 
 
 def _builder(
@@ -158,6 +192,9 @@ def _is_for(certificate: x509.Certificate, host: str) -> bool:
 
 
 def _write_pair(cert: Path, key: Path, certificate: x509.Certificate, private: ec.EllipticCurvePrivateKey) -> None:
+    for path in (cert, key):  # before either is written
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     secret = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

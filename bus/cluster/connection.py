@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -312,6 +313,8 @@ def _words(error: BaseException) -> str:
         return LATE
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not good: {error.verify_message}"
+    if isinstance(error, socket.gaierror):  # its numbers are the resolver's own
+        return f"{error.strerror}".lower()
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         return os.strerror(error.errno).lower()
     text = (str(error) or type(error).__name__).removeprefix("nats: ").strip()

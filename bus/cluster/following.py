@@ -4,7 +4,8 @@
    this node. They are compared with the stream's: the same bytes are passed over; from the first that differ on, they are cut.
 2. Once the stream has been read to its end, what is left is a tail that the stream never got. It may stay, and be appended, only
    while the last claim is this node's own; another's fences it.
-3. A claim expects the last message that was taken: it is stored only if this node has everything, and nobody wrote meanwhile.
+3. What was taken last must be in the stream still. While the stream is shorter it says nothing, and nobody claims by it.
+4. A claim expects the last message that was taken: it is stored only if this node has everything, and nobody wrote meanwhile.
    Whether it was, the stream alone says; a claim whose answer was lost may still be met while reading on.
 """
 
@@ -16,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .messages import Kind, Message, Run, decode, encode
-from .place import Place
+from .place import Place, Shortness
 from .replica import Replica
-from .stream import NoAnswer, Refused, Stored, Stream, StreamFull
+from .stream import NoAnswer, Refused, Shorter, Stored, Stream, StreamFull
 
 __all__ = ["Following", "Timing"]
 
@@ -27,7 +28,8 @@ __all__ = ["Following", "Timing"]
 class Timing:
     """Seconds. quiet: so long nothing new comes, while the stream answers, before a follower claims; jitter: up to so much of it is
     added at random. beat: an idle leader appends at least as often. store: how often the position is stored. retry: a pause after
-    what did not work. drain: how long a handover may wait for what publishers have begun."""
+    what did not work. drain: how long a handover may wait for what publishers have begun. lost: so long the stream may be shorter
+    than what was taken from it, before that is believed."""
 
     quiet: float = 3.0
     jitter: float = 0.2
@@ -35,6 +37,7 @@ class Timing:
     store: float = 1.0
     retry: float = 0.05
     drain: float = 5.0
+    lost: float = 30.0
 
 
 class Following:
@@ -62,6 +65,8 @@ class Following:
         self._at_end = tail_known  # whether what it holds beyond the stream is a tail, and not the stream's own
         self._claim = b""  # appended, and not answered
         self._invited = False
+        self._recognised = False  # whether what was taken last is known to be in the stream still
+        self._shortness = Shortness(timing.lost)
         self.full = False
 
     async def run(self) -> None:
@@ -72,8 +77,10 @@ class Following:
         while True:
             asked = clock()
             try:
-                batch = await self._stream.read(self._place.sequence + 1)
-            except NoAnswer:  # its silence says nothing of the leader's
+                batch = await self._read()
+            except NoAnswer as silence:  # it says nothing of the leader's
+                if isinstance(silence, Shorter):
+                    self._shortness.meet(silence, clock())
                 if not cut_off and clock() - heard > self._timing.quiet:
                     cut_off = True
                     await self._replica.follow("")  # who leads by now is not known
@@ -99,6 +106,22 @@ class Following:
 
     def _patience(self) -> float:
         return self._timing.quiet * (1 + self._timing.jitter * self._chance.random())
+
+    async def _read(self) -> list[Stored]:
+        """What comes next. Raises as Stream.read, and Diverged where the stream is not the one that was taken from before."""
+        place = self._place
+        if not self._recognised:
+            last = await self._stream.get(place.sequence) if place.sequence else None
+            if last is not None:
+                place.check_last(decode(last.payload))
+            self._recognised = True
+        try:
+            batch = await self._stream.read(place.sequence + 1)
+        except NoAnswer:  # nothing is known of what became of the stream meanwhile
+            self._recognised = False
+            raise
+        self._shortness.pass_by()
+        return batch
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
@@ -146,9 +169,12 @@ class Following:
 
     async def _reach_end(self) -> None:
         place = self._place
-        if not self._at_end and (place.node != self._name or place.foreign):
+        if self._at_end:
+            return
+        if place.node != self._name or place.foreign:
             await self._cut_tail()
         self._at_end, place.foreign = True, False
+        await self._tell_leader()  # whose claim may lie before what was read
 
     # --- claiming ---------------------------------------------------------------------------------------------------
 

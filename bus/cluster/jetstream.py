@@ -16,7 +16,7 @@ from .api import ApiError, StreamInfo, ask, call, check, convert
 from .connection import Connection
 from .consumer import Consumer
 from .server_checks import check_servers
-from .stream import NoAnswer, Refused, Stored, StreamFull, StreamState, Trimmed
+from .stream import NoAnswer, Refused, Shorter, Stored, StreamFull, StreamState, Trimmed
 
 __all__ = ["JetStream", "StreamDiffers"]
 
@@ -126,10 +126,11 @@ class JetStream:
             if not consumer.broken:
                 break
         # Nothing came. Whether there is nothing only the stream knows: a consumer may be cut off from it.
-        state = await self.state()
-        if first < state.first:
+        try:
+            state = await self._state_around(first)
+        except (Trimmed, Shorter):
             await self._drop_consumer()
-            raise Trimmed(first, state.first)
+            raise
         if first <= state.last:
             consumer = await self._consumer_at(first)
             if consumer is not None and (stored := await consumer.read(WAIT_S)):
@@ -143,12 +144,19 @@ class JetStream:
         deadline = asyncio.get_running_loop().time() + WAIT_S
         while (stored := await self.get(first)) is None:
             if asyncio.get_running_loop().time() >= deadline:
-                state = await self.state()
-                if first < state.first:
-                    raise Trimmed(first, state.first)
+                await self._state_around(first)
                 return []
             await asyncio.sleep(POLL_S)
         return [stored]
+
+    async def _state_around(self, first: int) -> StreamState:
+        """The stream's state. Raises Trimmed, Shorter where it does not go on with this message."""
+        state = await self.state()
+        if first < state.first:
+            raise Trimmed(first, state.first)
+        if first > state.last + 1:
+            raise Shorter(first - 1, state.last)
+        return state
 
     async def get(self, sequence: int) -> Stored | None:
         try:

@@ -29,9 +29,9 @@ from .messages import (
     decode,
     encode,
 )
-from .place import Place
+from .place import Place, Shortness
 from .replica import Diverged, Replica
-from .stream import MESSAGE_BYTES_MAX, NoAnswer, Refused, Stored, Stream, StreamFull
+from .stream import MESSAGE_BYTES_MAX, NoAnswer, Refused, Shorter, Stored, Stream, StreamFull
 
 __all__ = ["Deposed", "Leading"]
 
@@ -79,6 +79,7 @@ class Leading:
         self._rows_bytes = ROWS_BYTES_MAX  # that are gathered for a message
         self._room_bytes = 0  # that rows may take before the stream is asked again
         self._appended = 0.0  # when, on the loop's clock
+        self._shortness = Shortness(timing.lost)
         self._handover: tuple[str, float] | None = None  # to whom, and until when it may wait
         self.full = False
 
@@ -172,6 +173,7 @@ class Leading:
         if held:
             self._replica.hold(False)
         self._appended = clock()
+        self._shortness.pass_by()
         self._room_bytes -= len(payload) + STORED_BYTES
         self._place.pass_over(sequence, message)
         return len(payload)
@@ -188,13 +190,21 @@ class Leading:
         except Refused:
             try:
                 stored = await self._stream.get(expected + 1)
-                if stored is None and (await self._stream.state()).first > expected + 1:
-                    raise Deposed("")  # so far on that it is not kept any more
+                if stored is None:
+                    await self._check_goes_on(expected)
             except NoAnswer:
                 return None
             if stored is not None:
                 return self._settle(stored, payload)
         return None
+
+    async def _check_goes_on(self, expected: int) -> None:
+        """Why the stream has nothing behind this leader's last message and yet refused the next. Raises Deposed, Diverged."""
+        state = await self._stream.state()
+        if state.first > expected + 1:
+            raise Deposed("")  # so far on that it is not kept any more
+        if state.last < expected:
+            self._shortness.meet(Shorter(expected, state.last), asyncio.get_running_loop().time())
 
     def _settle(self, stored: Stored, payload: bytes) -> int:
         if stored.payload == payload:

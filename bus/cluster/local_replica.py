@@ -343,11 +343,13 @@ class LocalReplica:
         if self._progress is None:  # a cut is under way
             return
         here = self.ends()
-        ends = {topic: end for topic, end in position.ends.items() if end}
+        ends = {
+            topic: end for topic, end in position.ends.items() if end and topic in here
+        }  # others are configured no more
         for topic, end in ends.items():
-            if end > here.get(topic, 0):
+            if end > here[topic]:
                 raise ValueError(
-                    f"bus {self.bus!r}: topic {topic!r} ends at {here.get(topic, 0)}, before the position's {end}"
+                    f"bus {self.bus!r}: topic {topic!r} ends at {here[topic]}, before the position's {end}"
                 )
         if await self._until(ends, "durable" if self._syncs else "logged"):
             await asyncio.to_thread(self._stored.store, position)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import msgspec
 from nats.aio.msg import Msg
 
 from ...storage.decodable import decodable
 from ..errors import BusError
+from .api import convert
 from .connection import Connection
 from .stream import NoAnswer
 
@@ -31,8 +31,6 @@ __all__ = [
 
 STATUS_S = 1.0
 SWITCHOVER_S = 15.0  # the leader's own limit is lower
-
-Kind = TypeVar("Kind")
 
 
 class TopicStatus(msgspec.Struct, frozen=True):
@@ -129,9 +127,9 @@ class Peers:
 
     async def _hand_over_now(self, message: Msg) -> None:
         try:
-            await self._switchover(msgspec.json.decode(message.data, type=_Switchover).to)
+            await self._switchover(convert(message.data, _Switchover).to)
             done = _Done()
-        except (BusError, ValueError, msgspec.DecodeError) as error:
+        except (BusError, ValueError) as error:
             done = _Done(str(error))
         await self._answer(message, done)
 
@@ -159,30 +157,23 @@ async def ask_all(
     found: dict[str, NodeStatus] = {}
     for answer in answers:
         with contextlib.suppress(NoAnswer):
-            status = _decode(answer, NodeStatus)
+            status = convert(answer, NodeStatus)
             found[status.node] = status
     return [found[node] for node in sorted(found)]
 
 
 async def ask_status(connection: Connection, cluster: str, node: str, timeout_s: float = STATUS_S) -> NodeStatus:
     """One node. Raises NoAnswer."""
-    return _decode(await connection.request(f"{_subject(cluster, node)}.status", b"", timeout_s), NodeStatus)
+    return convert(await connection.request(f"{_subject(cluster, node)}.status", b"", timeout_s), NodeStatus)
 
 
 async def ask_switchover(connection: Connection, cluster: str, leader: str, to: str = "") -> None:
     """Have the leader hand over; to: to whom, "": whoever is first. Raises NoAnswer, and BusError in the leader's own words."""
     request = msgspec.json.encode(_Switchover(to))
-    done = _decode(await connection.request(f"{_subject(cluster, leader)}.switchover", request, SWITCHOVER_S), _Done)
+    done = convert(await connection.request(f"{_subject(cluster, leader)}.switchover", request, SWITCHOVER_S), _Done)
     if done.error:
         raise BusError(done.error)
 
 
 def _subject(cluster: str, node: str = "") -> str:
     return f"ringmain.{cluster}.node.{node}" if node else f"ringmain.{cluster}"
-
-
-def _decode(answer: bytes, kind: type[Kind]) -> Kind:
-    try:
-        return msgspec.json.decode(answer, type=kind)
-    except msgspec.DecodeError as error:
-        raise NoAnswer(f"an answer that is none: {error}") from error

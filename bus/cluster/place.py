@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from .messages import Kind, Message
 from .replica import Diverged, Position
+from .stream import Shorter
 
-__all__ = ["Place"]
+__all__ = ["Place", "Shortness"]
 
 
 @dataclass(slots=True)
@@ -28,6 +29,15 @@ class Place:
     def position(self) -> Position:
         """The same, to be stored."""
         return Position(self.sequence, self.epoch, self.node, dict(self.ends), self.foreign)
+
+    def check_last(self, message: Message) -> None:
+        """Whether this is the message that was taken last. Raises Diverged: the stream has become another one meanwhile."""
+        node = "" if message.kind is Kind.HANDOVER else message.node
+        if (message.epoch, node) != (self.epoch, self.node):
+            raise Diverged(
+                f"message {self.sequence} of the stream is of {message.node}, epoch {message.epoch}; when this node took it, "
+                f"it was of {self.node or 'a handover'}, epoch {self.epoch}: the servers lost what they had acknowledged"
+            )
 
     def pass_over(self, sequence: int, message: Message) -> None:
         """Move behind a message, whose rows are taken care of. Raises Diverged for one that cannot stand there."""
@@ -56,3 +66,23 @@ class Place:
                 raise Diverged(
                     f"{where}: topic {run.topic!r} goes on with {run.first}, and {self.ends.get(run.topic, 0)} was its last"
                 )
+
+
+class Shortness:
+    """Whether the stream stays shorter than what was taken from it. For a while a server may answer that is behind; one that stays
+    so lost messages."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._since: float | None = None
+
+    def pass_by(self) -> None:
+        """The stream was heard from, and is as long as it should be."""
+        self._since = None
+
+    def meet(self, shorter: Shorter, now: float) -> None:
+        """Raises Diverged where it has been so for longer than one can be patient."""
+        if self._since is None:
+            self._since = now
+        elif now - self._since > self._patience_s:
+            raise Diverged(f"{shorter}: its servers lost what they had acknowledged")

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 
 from ...storage.decodable import decodable
+from .api import convert
 from .connection import Connection
 from .servers import SETTINGS_SUBJECT, ServersUnfit, version_fault
 from .stream import NoAnswer
@@ -111,12 +112,10 @@ async def _settings(connection: Connection, names: Sequence[str]) -> dict[str, _
         except NoAnswer:
             continue
         for answer in answers:
-            try:
-                one = msgspec.json.decode(answer, type=_Answer)
-            except msgspec.DecodeError:
-                continue
-            if not names or one.server.name in names:
-                found[one.server.name] = one.data
+            with contextlib.suppress(NoAnswer):
+                one = convert(answer, _Answer)
+                if not names or one.server.name in names:
+                    found[one.server.name] = one.data
         if len(found) >= enough:
             break
     return found

@@ -121,7 +121,7 @@ def configuration_text(settings: ServerSettings) -> str:
             "no_advertise": True,
         } | ({"tls": _tls(settings.tls)} if settings.tls is not None else {})
     # A server's file may be JSON, but for its outermost braces; so it is easy to read, and nothing need be quoted by hand.
-    lines = (f"{name}: {json.dumps(value, indent=2)}" for name, value in tables.items())
+    lines = (f"{name}: {json.dumps(value, indent=2, ensure_ascii=False)}" for name, value in tables.items())
     return "\n".join(["# written by ringmain; bus/cluster/servers.py says why", *lines, ""])
 
 
@@ -144,7 +144,7 @@ def _user(user: User) -> dict[str, Any]:
 def write_configuration(path: Path, settings: ServerSettings) -> None:
     """Write the server's file, for its owner alone: it has the password in it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w") as file:
+    with open(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, 0o600)
         file.write(configuration_text(settings))
 

@@ -22,6 +22,7 @@ from ...storage._log import crc32c
 from ...storage.decodable import decodable
 from ...storage.snapshot_transfer import Snapshot, encode_snapshot_list, snapshot_files
 from ..errors import BusError
+from .api import convert
 from .connection import Connection
 from .packing import BadPacking, pack, unpack
 from .replica import Position
@@ -136,10 +137,10 @@ class SnapshotSender:
 
     async def _on_open(self, message: Msg) -> None:
         try:
-            asked = msgspec.json.decode(message.data, type=SnapshotAsked)
+            asked = convert(message.data, SnapshotAsked)
             async with self._one:
                 answer = await self._offer(asked)
-        except (msgspec.DecodeError, StorageError, OSError, NoAnswer) as error:
+        except (StorageError, OSError, NoAnswer) as error:
             answer = SnapshotRefused(str(error))
         await self._answer(message, msgspec.json.encode(answer))
 
@@ -160,20 +161,20 @@ class SnapshotSender:
 
     async def _on_part(self, message: Msg) -> None:
         try:
-            asked = msgspec.json.decode(message.data, type=PartAsked)
+            asked = convert(message.data, PartAsked)
             async with self._one:
                 held = self._held.get(asked.snapshot)
                 if held is None:
                     raise NoAnswer("holds no such snapshot (any more)")
                 held.used_at = self._now()
                 answer = await asyncio.to_thread(_read_part, held, asked)
-        except (msgspec.DecodeError, StorageError, OSError, NoAnswer) as error:
+        except (StorageError, OSError, NoAnswer) as error:
             answer = msgspec.json.encode(SnapshotRefused(str(error)))
         await self._answer(message, answer)
 
     async def _on_end(self, message: Msg) -> None:
-        with contextlib.suppress(msgspec.DecodeError):
-            asked = msgspec.json.decode(message.data, type=PartAsked)
+        with contextlib.suppress(NoAnswer):
+            asked = convert(message.data, PartAsked)
             async with self._one:
                 await self._let_go(asked.snapshot)
 
@@ -223,10 +224,7 @@ def _read_part(held: _Held, asked: PartAsked) -> bytes:
 def decode_part(answer: bytes, asked: PartAsked) -> memoryview:
     """The bytes that were asked for, proven. Raises BusError where the sender refuses, NoAnswer for anything else."""
     if answer[: len(PART_MAGIC)] != PART_MAGIC or len(answer) < DATA_AT:
-        try:
-            raise BusError(msgspec.json.decode(answer, type=SnapshotRefused).error)
-        except msgspec.DecodeError:
-            raise NoAnswer(f"{len(answer)} bytes that are no part of a snapshot") from None
+        raise BusError(convert(answer, SnapshotRefused).error)
     (checksum,) = CRC.unpack_from(answer, len(PART_MAGIC))
     behind = memoryview(answer)[len(PART_MAGIC) + CRC.size :]
     file, offset, packing = PART_HEAD.unpack_from(behind)

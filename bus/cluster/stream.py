@@ -9,13 +9,34 @@ from typing import NamedTuple, Protocol
 
 from ..errors import BusError
 
-__all__ = ["MESSAGE_BYTES_MAX", "NoAnswer", "Refused", "Stored", "Stream", "StreamFull", "StreamState", "Trimmed"]
+__all__ = [
+    "MESSAGE_BYTES_MAX",
+    "NoAnswer",
+    "Refused",
+    "Shorter",
+    "Stored",
+    "Stream",
+    "StreamFull",
+    "StreamState",
+    "Trimmed",
+]
 
 MESSAGE_BYTES_MAX = 1 << 20  # of one
 
 
 class NoAnswer(BusError):
     """Nothing was heard from the stream in time: it has no leader now, or cannot be reached."""
+
+
+class Shorter(NoAnswer):
+    """What answered ends before a message that was taken from the stream: it is behind, or the stream lost messages.
+
+    taken: the message. last: the last one that is there.
+    """
+
+    def __init__(self, taken: int, last: int) -> None:
+        self.taken, self.last = taken, last
+        super().__init__(f"the stream ends with message {last}, and message {taken} was taken from it before")
 
 
 class Refused(BusError):
@@ -66,7 +87,7 @@ class Stream(Protocol):
     async def read(self, first: int) -> list[Stored]:
         """The messages from `first` on, without a gap, as many as there are (not all at once), waiting a moment for one.
 
-        Empty: the stream was heard from, and had none. Raises Trimmed.
+        Empty: the stream was heard from, and had none. Raises Trimmed; Shorter where `first - 1` is not there either.
         """
         ...
 

@@ -402,7 +402,8 @@ def a_status(node: str, stored: int, receiving: int = 0) -> NodeStatus:
 def test_an_answer_that_is_no_status_hides_nobody():
     class Answers:
         async def gather(self, *_asked: object) -> list[bytes]:
-            return [msgspec.json.encode(a_status("b", 1)), b"{", b'{"node": 7}', msgspec.json.encode(a_status("a", 2))]
+            none = [b"{", b'{"node": 7}', b'{"node": "\xff"}', b'{"node": ' + b"[" * 100_000]
+            return [msgspec.json.encode(a_status("b", 1)), *none, msgspec.json.encode(a_status("a", 2))]
 
     answers: Any = Answers()
     assert asyncio.run(ask_all(answers, "c")) == [a_status("a", 2), a_status("b", 1)]

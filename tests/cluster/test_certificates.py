@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from ringmain.bus.cluster.access import Tls
 from ringmain.bus.cluster.certificates import (
     CertificateFault,
     check_certificates,
+    expiry_words,
     make_authority,
     make_certificate,
 )
@@ -59,6 +62,33 @@ def test_keys_are_their_owner_s_alone_and_nothing_is_replaced(made: Tls) -> None
         make_certificate(made.ca.parent, ["a.example.com"])
     with pytest.raises(ValueError, match="a DNS name or an address is expected"):
         make_certificate(made.ca.parent, ["../elsewhere"])
+
+
+def test_half_a_pair_is_told_and_nothing_is_made_of_it(made: Tls, other: Tls, tmp_path: Path) -> None:
+    shutil.copy(made.ca, tmp_path)
+    with pytest.raises(
+        CertificateFault, match=r"ca\.pem and ca\.key are needed, or neither, and only ca\.pem is there"
+    ):
+        make_authority(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ca.pem"]
+    shutil.copy(other.ca.with_name("ca.key"), tmp_path)
+    with pytest.raises(CertificateFault, match=r"ca\.key: this is not the key of .*ca\.pem"):
+        make_certificate(tmp_path, ["a.example.com"])
+    shutil.copy(made.ca.with_name("ca.key"), tmp_path)
+    (tmp_path / "a.example.com.pem").touch()
+    with pytest.raises(FileExistsError, match=r"a\.example\.com\.pem"):
+        make_certificate(tmp_path, ["a.example.com"])
+    assert not (tmp_path / "a.example.com.key").exists()
+
+
+def test_what_soon_expires_is_told(made: Tls) -> None:
+    def told_after(days: int) -> str:
+        return expiry_words(made, NOW + datetime.timedelta(days=days))
+
+    assert told_after(0) == told_after(790) == ""
+    assert re.search(r"a\.example\.com\.pem: expires on \d{4}-.* UTC; make a new one before", told_after(800))
+    assert "a.example.com.pem: expired on" in told_after(826)
+    assert "not the key of" in expiry_words(replace(made, key=made.ca.with_name("ca.key")))
 
 
 @pytest.mark.parametrize(

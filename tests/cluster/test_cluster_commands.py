@@ -106,7 +106,8 @@ def host(tmp_path: Path) -> Path:
 
 def test_a_server_s_configuration_is_made_of_a_node_s_and_is_its_owner_s_alone(host: Path) -> None:
     output = host / "nats.conf"
-    succeed("cluster", "server-config", host / "ringmain.toml", "--store", host / "store", "--output", output)
+    (host / "password").write_text("gehe\u00efm\n", "utf-8")
+    succeed("cluster", "server-config", host / "ringmain.toml", "--store", host / "l\u00e4ger", "--output", output)
     assert output.stat().st_mode & 0o777 == 0o600
     try:
         program = find_server()
@@ -114,9 +115,28 @@ def test_a_server_s_configuration_is_made_of_a_node_s_and_is_its_owner_s_alone(h
         pytest.skip(str(error))
     done = subprocess.run([program, "-c", output, "-t"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    text = output.read_text()
+    text = output.read_text("utf-8")
+    assert '"password": "gehe\u00efm"' in text
     assert '"sync_interval": "always"' in text
     assert text.count('"verify": true') == 2  # for clients, and for its peers
+
+
+def test_a_directory_that_was_made_otherwise_is_not_used_as_if_it_were_as_asked(tmp_path: Path) -> None:
+    (tmp_path / "servers").mkdir()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "password").touch(mode=0o600)
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "a" / "ringmain.toml").write_text(
+        '[bus.xa]\ndata_dir = "data"\n[bus.xa.topics.trades]\n[cluster]\nname = "demo"\nnode = "a"\n'
+        'servers = ["127.0.0.1:14222"]\nuser = "nodes"\npassword_file = "../password"\n'
+    )
+    for options, words in (
+        (["--tls"], "it was made without --tls; take another directory"),
+        (["--prefix", "y"], "it was made for a bus 'xa', not 'ya'; take another directory"),
+        ([], "it was made for a bus 'xa', not 'a'; take another directory"),
+    ):
+        done = ringmain("cluster", "up", tmp_path, *options)
+        assert (done.returncode, words in done.stderr.decode()) == (2, True), done.stderr
 
 
 def test_what_is_wrong_with_a_cluster_s_table_is_told_with_its_line(host: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from ringmain.bus.cluster.connection import Connection
 from ringmain.bus.cluster.jetstream import JetStream, StreamDiffers
 from ringmain.bus.cluster.server_checks import ServerWatch
 from ringmain.bus.cluster.servers import ServersUnfit
-from ringmain.bus.cluster.stream import NoAnswer, Refused, Stored, StreamFull, Trimmed
+from ringmain.bus.cluster.stream import NoAnswer, Refused, Shorter, Stored, StreamFull, Trimmed
 
 pytestmark = pytest.mark.process
 Value = TypeVar("Value")
@@ -238,6 +239,19 @@ def test_who_wants_a_trimmed_message_learns_which_is_the_oldest(one: Servers) ->
             assert await stream.read(21) == []
             await append_run(stream, 21, 1)
             check_run(await read_run(stream, 21, 1), 21, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_ends_before_what_was_read_from_it_says_so(one: Servers) -> None:
+    async def scenario() -> None:
+        async with opened(one, "c3") as stream:
+            await append_run(stream, 1, 3)
+            assert await stream.read(4) == []
+            with pytest.raises(Shorter) as shorter:
+                await stream.read(11)
+            assert (shorter.value.taken, shorter.value.last) == (10, 3)
+            check_run(await read_run(stream, 1, 3), 1, 3)
 
     asyncio.run(scenario())
 
@@ -465,5 +479,7 @@ def test_where_no_server_runs_each_one_is_named(one: Servers) -> None:
     host = one.hosts[0]
     access = replace(one.access("c8"), servers=(f"{host}:1", f"{host}:2"))
     assert asyncio.run(why_refused(access)).endswith(f": {host}:1: connection refused; {host}:2: connection refused")
+    words = asyncio.run(why_refused(replace(access, servers=("no-such-host.invalid:4222",))))
+    assert re.search(r"no-such-host\.invalid:4222: .*(name|resol)", words), words
     with pytest.raises(NoAnswer, match=rf"did not answer within 0\.1 s \(no server can be reached: {host}:1: "):
         asyncio.run(JetStream.open(access, one.stream("c8"), timeout_s=0.1))

@@ -492,6 +492,22 @@ def test_a_position_is_stored_once_its_rows_are_on_the_disk_and_found_again(bus_
     run(test)
 
 
+def test_a_topic_that_is_configured_no_more_keeps_nobody_from_storing_positions(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID) as replica:
+            await replica.apply(a_run(PAIRS, 1, 20))
+            await replica.apply(a_run(POINTS, 1, 10))
+            await replica.store(Position(3, 2, "south", {"pairs": 20, "points": 10}))
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:
+            await replica.apply(a_run(PAIRS, 21, 5))
+            await replica.store(Position(4, 2, "south", {"pairs": 25, "points": 10}))
+        async with LocalReplica(bus_name, [PAIRS, POINTS], tmp_path, LOG_ID) as replica:
+            assert replica.position == Position(4, 2, "south", {"pairs": 25, "points": 10})
+            assert replica.ends() == {"pairs": 25, "points": 10}
+
+    run(test)
+
+
 @pytest.mark.parametrize("left", [0, 90], ids=["removed", "restored"])
 def test_a_log_shorter_than_the_stored_position_is_told_and_nothing_of_it_counts_as_replicated(
     bus_name, tmp_path, left

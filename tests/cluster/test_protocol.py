@@ -16,7 +16,7 @@ from ringmain.bus.cluster.leading import Deposed, Leading
 from ringmain.bus.cluster.messages import RUN_BYTES, Kind, Message, Run, encode
 from ringmain.bus.cluster.node import Node
 from ringmain.bus.cluster.place import Place
-from ringmain.bus.cluster.replica import Position
+from ringmain.bus.cluster.replica import Diverged, Position
 from ringmain.bus.cluster.stream import MESSAGE_BYTES_MAX
 from support.cluster_models import ROW_BYTES, TOPICS, Journal, ModelReplica, ModelStream, Network, Oracle, Wire, row
 from support.cluster_simulation import simulate
@@ -226,6 +226,108 @@ def test_rows_wait_while_the_servers_are_not_fit_and_the_leader_goes_on_leading(
         await asyncio.gather(living, shelf.syncing, return_exceptions=True)
 
     run_virtually(lead())
+
+
+def test_a_node_that_comes_back_tells_its_publishers_who_leads_though_that_was_claimed_long_ago():
+    async def live() -> str:
+        stream, chance = filled(110, ("b", 1)), random.Random(1)
+        replica = ModelReplica(Journal(position=Position(100, 1, "b")), Oracle(stream), 0.01, chance)
+        living = asyncio.create_task(Node("a", Wire(stream, Network(), chance), replica, chance=chance).run())
+        await asyncio.sleep(1)
+        living.cancel()
+        replica.end()
+        await asyncio.gather(living, replica.syncing, return_exceptions=True)
+        return replica.leader
+
+    assert run_virtually(live()) == "b"
+
+
+# --- a stream that lost what it had acknowledged ----------------------------------------------------------------------
+
+
+def filled(last: int, *leaderships: tuple[str, int]) -> ModelStream:
+    """A stream of so many messages: each leadership's claim, by node and the place where it stands, and beats."""
+    stream, epoch, node = ModelStream(), 0, ""
+    for sequence in range(1, last + 1):
+        claims = [name for name, at in leaderships if at == sequence]
+        if claims:
+            epoch, node = epoch + 1, claims[0]
+        message = Message(Kind.CLAIM if claims else Kind.BEAT, node, epoch, sequence, 7)
+        stream.append(encode(message), sequence - 1, message.id)
+    return stream
+
+
+def grow(stream: ModelStream, whole: ModelStream) -> None:
+    """Append what another has more."""
+    for sequence in range(stream.last + 1, whole.last + 1):
+        stream.append(whole.history[sequence - 1], sequence - 1, f"{sequence}")
+
+
+async def run_node(stream: ModelStream, position: Position, seconds: float, meanwhile=lambda: None) -> None:
+    """A node that had taken the stream up to there lives so long; in the midst of it something happens."""
+    chance = random.Random(1)
+    replica = ModelReplica(Journal(position=position), Oracle(stream), 0.01, chance)
+    living = asyncio.create_task(Node("a", Wire(stream, Network(), chance), replica, chance=chance).run())
+    try:
+        await asyncio.wait({living}, timeout=seconds / 2)
+        meanwhile()
+        await asyncio.wait({living}, timeout=seconds / 2)
+        if living.done():
+            living.result()
+    finally:
+        living.cancel()
+        replica.end()
+        await asyncio.gather(living, replica.syncing, return_exceptions=True)
+
+
+def test_a_node_that_is_ahead_of_the_stream_says_so_and_does_not_claim():
+    async def live() -> None:
+        stream = filled(90, ("b", 1))
+        with pytest.raises(
+            Diverged, match=r"ends with message 90, and message 110 was taken .* lost what they had ack"
+        ):
+            await run_node(stream, Position(110, 1, "b"), 120)
+        assert stream.last == 90
+
+    run_virtually(live())
+
+
+def test_a_leader_whose_last_messages_are_lost_ends():
+    async def live() -> None:
+        stream = filled(110, ("a", 1))
+        with pytest.raises(Diverged, match=r"ends with message 90, and message .* was taken .* lost what they had ack"):
+            await run_node(stream, Position(110, 1, "a"), 120, lambda: stream.lose(90))
+        assert stream.last == 90
+
+    run_virtually(live())
+
+
+@pytest.mark.parametrize("sees_it", [False, True])
+def test_a_stream_that_has_grown_again_is_not_taken_for_what_it_was(sees_it):
+    """Otherwise a claim might stand right behind it by chance, of a node whose rows are not the stream's."""
+
+    async def live() -> None:
+        stream, grown = filled(90, ("b", 1)), filled(110, ("b", 1), ("c", 91))
+        if not sees_it:
+            grow(stream, grown)
+        with pytest.raises(
+            Diverged, match="message 110 of the stream is of c, epoch 2; when this node took it, it was of b"
+        ):
+            await run_node(stream, Position(110, 1, "b"), 20, lambda: grow(stream, grown))
+        assert stream.history == grown.history
+
+    run_virtually(live())
+
+
+def test_servers_that_are_behind_for_a_while_are_waited_for():
+    async def live() -> None:
+        stream, whole = filled(90, ("b", 1)), filled(110, ("b", 1))
+        await run_node(stream, Position(110, 1, "b"), 40, lambda: grow(stream, whole))
+        claims = [message for message in stream.messages() if message.kind is Kind.CLAIM]
+        assert [(claim.node, claim.epoch) for claim in claims] == [("b", 1), ("a", 2)]
+        assert stream.messages().index(claims[1]) == 110
+
+    run_virtually(live())
 
 
 # --- broken protocols -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ringmain.bus.cluster.messages import Kind, Message, Run, decode
 from ringmain.bus.cluster.replica import Diverged, Position
-from ringmain.bus.cluster.stream import NoAnswer, Refused, Stored, StreamFull, StreamState, Trimmed
+from ringmain.bus.cluster.stream import NoAnswer, Refused, Shorter, Stored, StreamFull, StreamState, Trimmed
 
 __all__ = ["ROW_BYTES", "TOPICS", "Journal", "ModelReplica", "ModelStream", "Network", "Oracle", "Wire", "row"]
 
@@ -73,6 +73,11 @@ class ModelStream:
             del self.ids[next(iter(self.ids))]
         return self.last
 
+    def lose(self, last: int) -> None:
+        """The servers lose what they had acknowledged behind this message."""
+        del self.history[last:], self._bytes[last + 1 :]
+        self.ids.clear()
+
     def read(self, first: int, end: int) -> list[Stored]:
         if first < self.first:
             raise Trimmed(first, self.first)
@@ -122,7 +127,10 @@ class Wire:
     async def read(self, first: int) -> list[Stored]:
         def there() -> list[Stored]:
             behind = self.chance.randrange(4) if self.chance.random() < self.network.stale else 0
-            return self.stream.read(first, self.stream.last - behind)
+            last = max(0, self.stream.last - behind)
+            if first > last + 1:
+                raise Shorter(first - 1, last)
+            return self.stream.read(first, last)
 
         async def wait() -> None:
             until = asyncio.get_running_loop().time() + READ_S
@@ -163,7 +171,7 @@ class Wire:
                 await wait()
             try:
                 result = there()
-            except (Refused, StreamFull, Trimmed) as error:
+            except (Refused, Shorter, StreamFull, Trimmed) as error:
                 result = error
             await asyncio.sleep(self.chance.expovariate(1 / self.network.delay))
             lost = self.cut_in or self.chance.random() < self.network.loss or loop.time() > deadline
@@ -262,6 +270,7 @@ class ModelReplica:
         self.journal, self._oracle, self._sync_s, self._chance = journal, oracle, sync_s, chance
         self.position = journal.position
         self.leads = self.held = self.retired = self._killed = False
+        self.leader = ""  # who leads, as publishers are told
         self._gathered: dict[str, int] = {}
         self._pending: dict[str, int] = {}
         self._in_stream: dict[str, int] = dict(self.position.ends)
@@ -351,7 +360,7 @@ class ModelReplica:
         return not self._ungathered()
 
     async def follow(self, leader: str) -> None:
-        self.leads = False
+        self.leads, self.leader = False, leader
 
     def replace(self, journal: Journal) -> None:
         """Put another node's data in the place of its own."""
