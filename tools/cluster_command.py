@@ -125,6 +125,22 @@ def certificates(
     typer.echo(f"signed by {directory / 'ca.pem'}; keep {directory / 'ca.key'} off the hosts")
 
 
+@cluster_app.command(epilog=EXIT_CODES_HELP, no_args_is_help=True)
+def seed(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Of the node that has the data.")],
+) -> None:
+    """Begin the cluster's stream with the rows that this node has: a bus of one host gets others.
+
+    It makes the stream; nothing else may have been appended to it. Stop what writes the bus before, and start this node
+    afterwards; the others begin with empty data directories, and receive all of it.
+
+    Example: ringmain cluster seed ringmain.toml
+    """
+    from .cluster_seed import run_seed
+
+    run_seed(config)
+
+
 @cluster_app.command("server-config", epilog=EXIT_CODES_HELP, no_args_is_help=True)
 def server_config(
     config: Annotated[

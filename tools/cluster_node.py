@@ -26,8 +26,9 @@ from ..bus.cluster.status import status_of
 from ..bus.cluster.stream import NoAnswer
 from ..bus.cluster.trimming import Trimming
 from ..subscribers.health import HealthMonitor
+from .cluster_loading import load_cluster
 from .cluster_table import ClusterPlan
-from .configuration import BusPlan, Configuration, load_configuration
+from .configuration import BusPlan, Configuration
 from .exit_codes import explain
 from .gateway_child import GatewayChild
 from .notify import Notifier
@@ -49,14 +50,7 @@ class _Stopped(Exception):
 
 def run_node(config: Path, log_format: LogFormat) -> bool:
     """Run the node of a configuration until it is told to stop. Whether something failed that ended it."""
-    configuration = load_configuration(config)
-    plan = configuration.cluster
-    if plan is None:
-        raise ValueError(f"{config}: it has no table [cluster]; `ringmain serve` runs a bus of one host")
-    if plan.access.tls is not None:
-        from ..bus.cluster.certificates import check_certificates  # slow to load
-
-        check_certificates(plan.access.tls)
+    configuration, plan = load_cluster(config)
     start_logging(log_format)
     failed = asyncio.run(_Run(config, configuration, plan, log_format).run())
     event("stopped")

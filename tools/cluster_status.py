@@ -16,8 +16,8 @@ from ..bus.cluster.api import StreamInfo, ask
 from ..bus.cluster.connection import Connection
 from ..bus.cluster.peers import ClaimStatus, NodeStatus, StreamStatus, ask_all, ask_switchover
 from ..bus.cluster.stream import NoAnswer
+from .cluster_loading import load_cluster
 from .cluster_table import ClusterPlan
-from .configuration import load_configuration
 from .printing import count, memory, moment, new_table, note, pairs, plain, print_json, stdout
 
 __all__ = ["run_status", "run_switchover"]
@@ -67,7 +67,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 def run_status(config: Path, as_json: bool) -> bool:
     """Print how the cluster is; whether all is well."""
-    plan = _plan(config)
+    _, plan = load_cluster(config)
     report = asyncio.run(_connected(plan, lambda connection: _look(connection, plan)))
     if as_json:
         print_json(report)
@@ -78,20 +78,9 @@ def run_status(config: Path, as_json: bool) -> bool:
 
 def run_switchover(config: Path, to: str) -> None:
     """Have the leader hand over. Raises BusError where none leads, or where it could not."""
-    plan = _plan(config)
+    _, plan = load_cluster(config)
     leader, took_s = asyncio.run(_connected(plan, lambda connection: _switch(connection, plan, to)))
     note(f"{leader} leads, after {took_s:.2f} s")
-
-
-def _plan(config: Path) -> ClusterPlan:
-    plan = load_configuration(config).cluster
-    if plan is None:
-        raise ValueError(f"{config}: it has no table [cluster]")
-    if plan.access.tls is not None:
-        from ..bus.cluster.certificates import check_certificates  # slow to load
-
-        check_certificates(plan.access.tls)
-    return plan
 
 
 async def _connected(plan: ClusterPlan, work: Callable[[Connection], Awaitable[Result]]) -> Result:

@@ -76,19 +76,21 @@ class JetStream:
         settings: StreamSettings,
         timeout_s: float = 30.0,
         told: Callable[[str], None] = lambda _words: None,
+        *,
+        log_id: int = 0,
     ) -> JetStream:
         """Connect, make the stream if it is not there, and check it and its servers.
 
-        told: hears in words what happens to the connection, for the log.
+        log_id: of a stream that is made now; 0: any. told: hears in words what happens to the connection, for the log.
         Raises NoAnswer when that took too long, StreamDiffers, ServersUnfit, ApiError; OSError for files of certificates.
         """
         connection = Connection(access, told)
         try:
             async with asyncio.timeout(timeout_s):
-                info = await _found_or_made(connection, settings)
-                log_id = _log_id(info, settings)
+                info = await _found_or_made(connection, settings, log_id or secrets.randbits(63) | 1)
+                found = _log_id(info, settings)
                 await check_servers(connection, info.servers, settings.synced)
-            return JetStream(connection, settings, log_id)
+            return JetStream(connection, settings, found)
         except TimeoutError:
             words = connection.complaint or connection.why_not()
             await connection.close()
@@ -235,14 +237,14 @@ class JetStream:
             await consumer.end()
 
 
-async def _found_or_made(connection: Connection, settings: StreamSettings) -> StreamInfo:
+async def _found_or_made(connection: Connection, settings: StreamSettings, log_id: int) -> StreamInfo:
     """The stream as it is; made if it is not there. Several nodes may do this at once: the first one's is everybody's."""
     while True:
         try:
             return await ask(connection, f"STREAM.INFO.{settings.name}", StreamInfo)
         except ApiError as error:
             if error.code == NOT_FOUND:
-                await _make(connection, settings)
+                await _make(connection, settings, log_id)
             elif error.code in NEVER:
                 raise
         except NoAnswer:
@@ -251,7 +253,7 @@ async def _found_or_made(connection: Connection, settings: StreamSettings) -> St
         await asyncio.sleep(PAUSE_S)
 
 
-async def _make(connection: Connection, settings: StreamSettings) -> None:
+async def _make(connection: Connection, settings: StreamSettings, log_id: int) -> None:
     config = {
         "name": settings.name,
         "subjects": [settings.subject],
@@ -266,7 +268,7 @@ async def _make(connection: Connection, settings: StreamSettings) -> None:
         "max_consumers": -1,
         "duplicate_window": DUPLICATE_WINDOW_NS,
         "deny_delete": True,
-        "metadata": {"ringmain.format": FORMAT, "ringmain.log_id": str(secrets.randbits(63) or 1)},
+        "metadata": {"ringmain.format": FORMAT, "ringmain.log_id": str(log_id)},
     }
     try:
         await call(connection, f"STREAM.CREATE.{settings.name}", config, timeout_s=3.0)

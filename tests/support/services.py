@@ -59,10 +59,15 @@ class Service:
         return code
 
 
+def serving(config: Path, *options: str, **env: str) -> contextlib.AbstractContextManager[Service]:
+    """`ringmain serve`, as `service`."""
+    return service("serve", str(config), *options, **env)
+
+
 @contextlib.contextmanager
-def serving(config: Path, *options: str, **env: str) -> Generator[Service]:
-    """`ringmain serve` while the block runs; killed at its end, if it runs still."""
-    service = Service("serve", str(config), *options, **env)
+def service(*arguments: str, **env: str) -> Generator[Service]:
+    """A command while the block runs; killed at its end, if it runs still."""
+    service = Service(*arguments, **env)
     try:
         yield service
     finally:
