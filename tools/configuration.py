@@ -40,6 +40,7 @@ import msgspec
 from ..bus.segments import check_bus_name
 from ..bus.writer import check_slots
 from ..storage import SHIPPED, Schema, SchemaError, Shape, StoreSettings
+from ..subscribers.health import HEALTH
 from .cluster_table import ClusterPlan, read_cluster
 from .gateway import GatewaySettings
 from .gateway.table import read_gateway
@@ -112,7 +113,7 @@ class _Bus(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    bus: dict[str, Any]
+    bus: dict[str, Any] = {}
     gateway: dict[str, Any] | None = None
     cluster: dict[str, Any] | None = None
 
@@ -131,7 +132,8 @@ def parse_configuration(content: bytes, path: Path) -> Configuration:
     folder = path.absolute().parent
     checkers = (_BusChecker(document, folder, name) for name in tables.bus)
     plans = tuple(checker.plan(tables.bus[checker.name]) for checker in checkers)
-    gateway = None if tables.gateway is None else read_gateway(document, tables.gateway, folder, list(tables.bus))
+    topics = {plan.name: [*(schema.name for schema in plan.schemas), HEALTH.name] for plan in plans}
+    gateway = None if tables.gateway is None else read_gateway(document, tables.gateway, folder, topics)
     cluster = None if tables.cluster is None else read_cluster(document, tables.cluster, folder, list(tables.bus))
     if cluster is not None and "data_dir" not in plans[0].settings:
         raise document.error(f"bus.{plans[0].name}", "data_dir: a node of a cluster keeps a log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +19,17 @@ from .service_log import LogFormat, event, start_logging
 __all__ = ["gateway", "token"]
 
 DEFAULTS = GatewaySettings(topics=("*",))
+BESIDE_CONFIG = {"config", "log_format", "until_eof"}  # what the table [gateway] does not say
 
 
 def gateway(
+    context: typer.Context,
     buses: Annotated[list[str] | None, typer.Argument(metavar="[BUS]…", help="Which buses' topics it offers.")] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take all of it from the table [gateway] of a ringmain.toml.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take all of it from the table [gateway] of a ringmain.toml, none from options."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = DEFAULTS.host,
     port: Annotated[int, typer.Option(metavar="N", help="0: any free one; the log says which.")] = DEFAULTS.port,
@@ -51,9 +57,13 @@ def gateway(
 
     Example: ringmain gateway exchange --tokens tokens.toml --host 0.0.0.0 --cert cert.pem --key key.pem
     """
-    if (config is None) == (not buses):
+    if config is None and not buses:
         raise ValueError("buses to offer are expected, such as `ringmain gateway exchange`, or --config FILE")
     if config is not None:
+        if buses:
+            raise ValueError("buses, or --config FILE, are expected, not both")
+        if beside := _given_beside_config(context):
+            raise ValueError(f"--config says all of it: leave out {', '.join(beside)}")
         settings = load_configuration(config).gateway
         if settings is None:
             raise ValueError(f"{config}: it has no table [gateway]")
@@ -77,6 +87,17 @@ def gateway(
     event("stopped")
 
 
+def _given_beside_config(context: typer.Context) -> list[str]:
+    """The options on the command line that say what the table [gateway] says."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if (name := option.name or "") not in BESIDE_CONFIG
+        and (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+
+
 def _say_ready(settings: GatewaySettings, port: int) -> None:
     event(
         "ready",
@@ -89,10 +110,16 @@ def _say_ready(settings: GatewaySettings, port: int) -> None:
 
 
 def token(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; the log says it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Whose it is, of letters, digits, - and _; the log says it.")
+    ],
     topics: Annotated[
         list[str] | None,
-        typer.Option("--topic", metavar="PATTERN", help="What it may read, such as exchange/*. May be repeated."),
+        typer.Option(
+            "--topic",
+            metavar="PATTERN",
+            help="What it may read, such as exchange/*; without it: every topic. May be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Make a token for the gateway: the token itself on standard error, for its user; on standard output what the gateway keeps.
@@ -101,5 +128,4 @@ def token(
     """
     text, made = new_token(name, topics or ["*"])
     note(f"the token, which is kept nowhere: {text}")
-    listed = ", ".join(f'"{pattern}"' for pattern in made.topics)
-    typer.echo(f'[tokens.{name}]\nsha256 = "{made.sha256}"\ntopics = [{listed}]')
+    typer.echo(f'[tokens.{name}]\nsha256 = "{made.sha256}"\ntopics = {json.dumps(made.topics)}')

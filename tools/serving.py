@@ -22,7 +22,7 @@ from .configuration import BusPlan, Configuration, load_configuration
 from .exit_codes import FAILED
 from .gateway_child import GatewayChild
 from .notify import Notifier
-from .printing import new_table, plain, stdout
+from .printing import new_table, plain, print_text, stdout
 from .service_log import LogFormat, event, start_logging
 
 __all__ = ["recovery_told", "serve", "tell_change", "tell_store_failures"]
@@ -208,7 +208,7 @@ def tell_store_failures(writer: Writer, told: set[object]) -> None:
 
 
 def _print_plan(configuration: Configuration) -> None:
-    table = new_table("~BUS/TOPIC", ">ROW BYTES", "KEY", "BY KEY", "~DATA DIRECTORY")
+    table = new_table("~BUS/TOPIC", ">ROW BYTES", "~KEY", "BY KEY")
     for plan in configuration.buses:
         store: StoreSettings | None = plan.settings.get("store")
         kept = store.topics if store is not None and store.topics is not None else ()
@@ -218,11 +218,14 @@ def _print_plan(configuration: Configuration) -> None:
                 str(schema.row_bytes),
                 plain(", ".join(schema.key)),
                 "yes" if schema.name in kept else "",
-                plain(str(plan.settings.get("data_dir", ""))),
             )
-    stdout().print(table)
+    console = stdout()
+    console.print(table)
+    for plan in configuration.buses:
+        data_dir = plan.settings.get("data_dir")
+        print_text(console, plain(f"{plan.name}: {'rings only' if data_dir is None else f'data in {data_dir}'}"))
     if (gateway := configuration.gateway) is not None:
         scheme = "ws" if gateway.cert is None else "wss"
         who = f"{len(gateway.tokens)} tokens" if gateway.tokens else "no tokens"
         topics = ", ".join(gateway.topics)
-        stdout().print(plain(f"gateway: {scheme}://{gateway.host}:{gateway.port}/ws, {who}, {topics}"))
+        print_text(console, plain(f"gateway: {scheme}://{gateway.host}:{gateway.port}/ws, {who}, {topics}"))

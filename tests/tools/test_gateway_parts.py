@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from ringmain.tools.gateway.connection import Connection
 from ringmain.tools.gateway.hub import Hub
 from ringmain.tools.gateway.outbox import Outbox
 from ringmain.tools.gateway.past import Past, _Reader
-from ringmain.tools.gateway.serving import _FirmHttp
+from ringmain.tools.gateway.serving import _FirmHttp, _listen, _serve
 from ringmain.tools.gateway.session import Ending, Session
 from ringmain.tools.gateway.settings import GatewaySettings
 from ringmain.tools.gateway.source import Source
@@ -116,6 +117,21 @@ def test_a_source_ends_also_where_looking_for_a_restart_fails(bus_name, monkeypa
     monkeypatch.setattr(gateway_source, "attach", raising(OSError("too many open files")))
     with Writer(bus_name, [POINTS]):
         in_a_loop(run)
+
+
+def test_it_is_ready_only_once_it_serves(monkeypatch):
+    ready: list[int] = []
+    settings = GatewaySettings(topics=("*",), port=0)
+    monkeypatch.setattr(uvicorn.Server, "startup", raising(OSError("as made")))
+    with _listen(settings) as listener, pytest.raises(OSError, match="as made"):
+        asyncio.run(_serve(settings, listener, ready.append, until_eof=False))
+    assert ready == []
+
+
+def test_a_host_that_nobody_knows_is_named(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", raising(socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
+    with pytest.raises(OSError, match=r"^host nohost\.invalid: Name or service not known$"):
+        _listen(GatewaySettings(topics=("*",), host="nohost.invalid", open=True))
 
 
 class FakeConnection:

@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 from ringmain.bus import Writer
 from ringmain.storage import Schema
-from ringmain.tools.exit_codes import FAILED, OK, USAGE
+from ringmain.tools.exit_codes import FAILED, MISSING, OK, USAGE
+from ringmain.tools.gateway.table import TokenError, load_tokens
+from ringmain.tools.gateway.tokens import find_token
 from support.command import ringmain
 from support.gateways import TIMEOUT_S, Client, Gateway, gateway, handshake, values
 from support.logs import wait_until
@@ -400,15 +402,94 @@ def test_with_a_certificate_it_speaks_tls_only(bus_name, tmp_path):
             Client(running.url)
 
 
+@pytest.mark.parametrize(
+    ("there", "code", "words"),
+    [
+        ((), MISSING, "cert.pem: No such file or directory"),
+        (("cert.pem",), MISSING, "key.pem: No such file or directory"),
+        (("cert.pem", "key.pem"), FAILED, "cert.pem, key.pem: a certificate and its key are expected, in PEM"),
+    ],
+    ids=["no_cert", "no_key", "no_pem"],
+)
+def test_a_certificate_that_cannot_be_used_is_named_and_it_is_never_ready(tmp_path, monkeypatch, there, code, words):
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        Path(name).write_text("neither\n")
+    done = ringmain("gateway", "some", "--cert", "cert.pem", "--key", "key.pem", "--port", "0")
+    assert (done.returncode, done.stderr.decode()) == (code, f"ringmain: {words}\n")
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_made_is_of_the_form_that_the_gateway_reads(tmp_path):
-    made = ringmain("token", "dashboard", "--topic", "exchange/*", "--topic", "other/quotes")
+@pytest.mark.parametrize(
+    ("options", "topics"),
+    [
+        (("--topic", "exchange/*", "--topic", "other/quotes"), ("exchange/*", "other/quotes")),
+        (("--topic", '"quoted"'), ('"quoted"',)),
+        ((), ("*",)),
+    ],
+    ids=["two", "quoted", "every"],
+)
+def test_a_token_made_is_of_the_form_that_the_gateway_reads(tmp_path, options, topics):
+    made = ringmain("token", "Dash-board_1", *options)
     assert made.returncode == OK
     text = made.stderr.decode().split()[-1]
     assert text not in made.stdout.decode()
-    assert 'topics = ["exchange/*", "other/quotes"]' in made.stdout.decode()
+    (tmp_path / "tokens.toml").write_bytes(made.stdout)
+    (token,) = load_tokens(tmp_path / "tokens.toml")
+    assert (token.name, token.topics) == ("Dash-board_1", topics)
+    assert find_token([token], text) is token
+
+
+def test_the_help_of_a_token_says_that_it_is_for_every_topic_unless_told():
+    assert "without it: every topic" in " ".join(ringmain("token", "--help").stdout.decode().replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", ["my dash", 'bad"name', "a.b", "é", ""])
+def test_a_token_s_name_is_what_toml_takes_without_quotes_wherever_it_stands(tmp_path, name):
+    made = ringmain("token", name)
+    words = f"token name {name!r}: letters (a to z), digits, - and _ are expected"
+    assert (made.returncode, made.stdout, made.stderr.decode()) == (USAGE, b"", f"ringmain: {words}\n")
+    path = tmp_path / "tokens.toml"
+    path.write_text(f'[tokens.{json.dumps(name)}]\nsha256 = "{"0" * 64}"\n')
+    with pytest.raises(TokenError) as refused:
+        load_tokens(path)
+    assert refused.value.expected == words
+
+
+def test_an_empty_file_of_tokens_says_what_is_expected(tmp_path):
+    (tmp_path / "tokens.toml").touch()
+    done = ringmain("gateway", "some", "--tokens", tmp_path / "tokens.toml")
+    assert done.returncode == FAILED
+    assert "tokens.toml: tokens: at least one token; `ringmain token NAME` makes one" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "buses to offer are expected, such as `ringmain gateway exchange`, or --config FILE"),
+        (("some", "--config", "ringmain.toml"), "buses, or --config FILE, are expected, not both"),
+        (
+            (
+                "--tokens",
+                "t.toml",
+                "--config",
+                "ringmain.toml",
+                "--port",
+                "8765",
+                "--open",
+            ),  # also where it is the default
+            "--config says all of it: leave out --port, --tokens, --open",
+        ),
+    ],
+    ids=["neither", "both", "options"],
+)
+def test_either_buses_and_options_or_a_configuration_say_what_it_does(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    Path("ringmain.toml").write_text("[bus.some]\ntopics.trades = {}\n[gateway]\nport = 70000\n")  # it is not looked at
+    done = ringmain("gateway", *arguments, "--log-format", "json")
+    assert (done.returncode, done.stderr.decode()) == (USAGE, f"ringmain: {words}\n")
 
 
 @pytest.mark.parametrize(
@@ -417,7 +498,9 @@ def test_a_token_made_is_of_the_form_that_the_gateway_reads(tmp_path):
         ('port = "x"', "line 4: gateway.port: Expected `int | null`, got `str`"),
         ("port = 70000", "line 4: gateway.port: 0 to 65535 is expected"),
         ('host = "0.0.0.0"', "line 4: gateway.host: without tokens it listens on this machine only"),
-        ('cert = "nowhere.pem"', "line 4: gateway.cert: a file; there is none at"),
+        ('cert = "nowhere.pem"', "line 4: gateway.cert: a file that can be read; /"),
+        ('cert = "nowhere.pem"', "/nowhere.pem: No such file or directory"),
+        ('tokens = "nowhere.toml"', "line 4: gateway.tokens: a file that can be read; /"),
         ('queue_bytes = "1 kB"', "line 4: gateway.queue_bytes: at least 1 MiB is expected"),
         ('tokens.a.sha256 = "12"', "line 4: gateway.tokens.a: sha256: 64 lower-case hex digits are expected"),
         ("tokens = {}", "line 4: gateway.tokens: at least one token"),

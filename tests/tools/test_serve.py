@@ -15,7 +15,7 @@ import pytest
 from ringmain.bus import attach, open_lane
 from ringmain.subscribers import RealTime
 from ringmain.tools.exit_codes import FAILED, MISSING, OK
-from support.command import COMMAND, TIMEOUT_S, facts, ringmain, succeed
+from support.command import COMMAND, TIMEOUT_S, environment, facts, ringmain, succeed
 from support.gateways import Client
 from support.logs import wait_until
 from support.services import serving
@@ -167,10 +167,12 @@ def test_a_bad_configuration_ends_it_before_anything_is_opened(config, bus_name)
 
 def test_the_example_of_a_configuration_is_sound_and_so_is_the_unit(tmp_path):
     examples = Path(__file__).parents[2] / "examples"
-    *_, trades, orders, limits, gateway = succeed("serve", examples / "ringmain.toml", "--check").splitlines()
+    check = ringmain("serve", examples / "ringmain.toml", "--check", env=environment(COLUMNS="80"))
+    *_, trades, orders, limits, data, gateway = check.stdout.decode().splitlines()
     assert [line.split()[0] for line in (trades, orders, limits)] == [
         f"exchange/{name}" for name in ("trades", "orders", "limits")
     ]
+    assert data == "exchange: data in /var/lib/ringmain/exchange"
     assert gateway.startswith("gateway: ws://127.0.0.1:8765/ws")
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: the unit is not checked")

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..service_log import LOGGER, event
 from .application import Application
 from .connection import Connection
-from .settings import GatewaySettings
+from .settings import GatewaySettings, readable
 
 __all__ = ["run_gateway"]
 
@@ -35,7 +35,7 @@ NO_NEWS = ("ASGI callable returned without completing handshake", "Invalid UTF-8
 
 
 def run_gateway(settings: GatewaySettings, on_ready: Callable[[int], None], *, until_eof: bool = False) -> None:
-    """Serve until SIGTERM or Ctrl-C. on_ready: called with the port once clients can connect. Raises OSError.
+    """Serve until SIGTERM or Ctrl-C. on_ready: called with the port once clients can connect. Raises OSError naming what failed.
 
     until_eof: or until standard input ends, which it does when whoever started this process has ended.
     """
@@ -58,35 +58,45 @@ async def _serve(
     if until_eof:
         loop.add_reader(sys.stdin.fileno(), _on_input, loop, stop)
     application = Application(settings)
-    server = _Server(
-        uvicorn.Config(
-            application,
-            http=_FirmHttp,
-            ws=Connection,
-            ws_max_size=settings.message_bytes_max,
-            ws_ping_timeout=max(PING_S, settings.stall_s),
-            ws_per_message_deflate=False,
-            lifespan="off",
-            log_config=None,
-            log_level=logging.WARNING,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            ssl_certfile=settings.cert,
-            ssl_keyfile=settings.key,
-            timeout_keep_alive=math.ceil(settings.authenticate_s),
-            limit_concurrency=settings.connections_max + SPARE_CONNECTIONS,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    server = _Server(_configure(settings, application), lambda: on_ready(listener.getsockname()[1]))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
-    on_ready(listener.getsockname()[1])
     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
     event("stopping")
     await application.stop()
     server.should_exit = True
     await serving
+
+
+def _configure(settings: GatewaySettings, application: Application) -> uvicorn.Config:
+    """The server's settings, its certificate loaded. Raises OSError naming the files, which OpenSSL does not."""
+    for path in (settings.cert, settings.key):
+        if path is not None:
+            readable(path)
+    config = uvicorn.Config(
+        application,
+        http=_FirmHttp,
+        ws=Connection,
+        ws_max_size=settings.message_bytes_max,
+        ws_ping_timeout=max(PING_S, settings.stall_s),
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ssl_certfile=settings.cert,
+        ssl_keyfile=settings.key,
+        timeout_keep_alive=math.ceil(settings.authenticate_s),
+        limit_concurrency=settings.connections_max + SPARE_CONNECTIONS,
+        timeout_graceful_shutdown=2,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise OSError(f"{settings.cert}, {settings.key}: a certificate and its key are expected, in PEM") from error
+    return config
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -100,7 +110,15 @@ def _on_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: clients are parted from before it ends."""
+    """Leaves signals to us: clients are parted from before it ends. on_serving: called once clients can connect."""
+
+    def __init__(self, config: uvicorn.Config, on_serving: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_serving = on_serving
+
+    async def main_loop(self) -> None:
+        self._on_serving()
+        await super().main_loop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -138,7 +156,10 @@ class _FirmHttp(H11Protocol):
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise OSError(f"host {settings.host}: {error.strerror}") from error
     listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     # Connections inherit both. The kernel keeps little that was not sent yet, so that a slow client's rows wait here, where newer
     # ones may take their place; and it cuts off who takes nothing for so long, whatever state the connection is in.

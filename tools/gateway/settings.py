@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .tokens import Token
 
-__all__ = ["GatewaySettings", "is_loopback"]
+__all__ = ["GatewaySettings", "is_loopback", "readable"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -71,3 +71,9 @@ class GatewaySettings:
 
 def is_loopback(host: str) -> bool:
     return host in LOOPBACK
+
+
+def readable(path: Path) -> Path:
+    """The path itself. Raises OSError naming it unless it is a file that this process may read."""
+    path.open("rb").close()
+    return path

@@ -3,7 +3,7 @@
 [gateway]
 host = "0.0.0.0"                        # this machine only unless told; without tokens also `open = true`
 port = 8765
-topics = ["exchange/*"]                 # patterns; all topics of the buses in this file unless told
+topics = ["exchange/*"]                 # patterns, also of other processes' buses; all topics of this file's buses unless told
 cert = "cert.pem"                       # relative to this file
 key = "key.pem"
 tokens = "tokens.toml"                  # or tables [gateway.tokens.NAME] as below
@@ -28,8 +28,8 @@ import msgspec
 
 from ..quantities import read_bytes, read_seconds
 from ..toml_document import TomlDocument, TomlError
-from .settings import GatewaySettings
-from .tokens import Token
+from .settings import GatewaySettings, readable
+from .tokens import Token, check_token_name, matches
 
 __all__ = ["TokenError", "load_tokens", "read_gateway"]
 
@@ -47,7 +47,7 @@ class _Token(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class _Tokens(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    tokens: dict[str, Any]
+    tokens: dict[str, Any] = {}
 
 
 class _Gateway(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -72,6 +72,7 @@ class _Gateway(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     drain_time: Quantity | None = None
 
 
+WILDCARDS = frozenset("*?[")
 PLAIN = (
     "host",
     "port",
@@ -92,8 +93,10 @@ AMOUNTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def read_gateway(document: TomlDocument, given: Any, folder: Path, buses: Sequence[str]) -> GatewaySettings:
-    """What the table [gateway] of a document says. folder: of the file. buses: whose topics are offered unless told.
+def read_gateway(
+    document: TomlDocument, given: Any, folder: Path, topics: Mapping[str, Sequence[str]]
+) -> GatewaySettings:
+    """What the table [gateway] of a document says. folder: of the file. topics: of each bus of the file; offered unless told.
 
     Raises the document's error naming the place and what was expected.
     """
@@ -102,13 +105,13 @@ def read_gateway(document: TomlDocument, given: Any, folder: Path, buses: Sequen
     for name, (setting, read) in AMOUNTS.items():
         if (value := getattr(table, name)) is not None:
             chosen[setting] = _attempt(document, f"gateway.{name}", read, value)
-    chosen["topics"] = tuple(table.topics if table.topics is not None else [f"{bus}/*" for bus in buses])
+    if table.topics is not None:
+        _check_patterns(document, table.topics, topics)
+    chosen["topics"] = tuple(table.topics if table.topics is not None else [f"{bus}/*" for bus in topics])
     chosen["origins"] = tuple(table.origins or ())
     for name in ("cert", "key"):
         if (value := getattr(table, name)) is not None:
-            chosen[name] = folder / value
-            if not chosen[name].is_file():
-                raise document.error(f"gateway.{name}", f"a file; there is none at {chosen[name]}")
+            chosen[name] = _attempt(document, f"gateway.{name}", readable, folder / value)
     if isinstance(table.tokens, str):
         chosen["tokens"] = _attempt(document, "gateway.tokens", load_tokens, folder / table.tokens)
     elif table.tokens is not None:
@@ -133,13 +136,28 @@ def _tokens(document: TomlDocument, given: Mapping[str, Any], where: str) -> tup
     tokens: list[Token] = []
     for name, table in given.items():
         place = f"{where}.{name}"
+        _attempt(document, place, check_token_name, name)
         one: _Token = document.convert(table, _Token, place)
         tokens.append(_attempt(document, place, Token, name, one.sha256, tuple(one.topics)))
     return tuple(tokens)
 
 
+def _check_patterns(document: TomlDocument, patterns: Sequence[str], topics: Mapping[str, Sequence[str]]) -> None:
+    """Each must match a topic of the file, unless it may be of another process's bus, of which nothing is known here."""
+    addresses = [f"{bus}/{topic}" for bus, names in topics.items() for topic in names]
+    for pattern in patterns:
+        bus, slash, _ = pattern.partition("/")
+        foreign = bus not in topics and (slash or WILDCARDS.intersection(pattern))
+        if not foreign and not any(matches(address, [pattern]) for address in addresses):
+            raise document.error(
+                "gateway.topics", f"topics of this file ({', '.join(addresses)}), or patterns of them, not {pattern!r}"
+            )
+
+
 def _attempt(document: TomlDocument, where: str, call: Callable[..., Value], *arguments: Any) -> Value:
     try:
         return call(*arguments)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise document.error(where, f"a file that can be read; {error.filename}: {error.strerror}") from error
+    except ValueError as error:
         raise document.error(where, str(error)) from error

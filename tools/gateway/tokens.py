@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-__all__ = ["ANYBODY", "Token", "find_token", "may_read", "new_token", "token_of"]
+__all__ = ["ANYBODY", "Token", "check_token_name", "find_token", "matches", "may_read", "new_token", "token_of"]
 
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # what TOML takes as a key without quotes
 HEX_DIGITS = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,10 +37,17 @@ class Token:
 ANYBODY = Token("", "0" * 64)  # who connects to a gateway without tokens
 
 
+def check_token_name(name: str) -> str:
+    """The name itself. ValueError unless it is one."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"token name {name!r}: letters (a to z), digits, - and _ are expected")
+    return name
+
+
 def new_token(name: str, topics: Iterable[str]) -> tuple[str, Token]:
     """A token to be handed over, and what is to be kept of it."""
     text = secrets.token_urlsafe(32)
-    return text, Token(name, _hash(text), tuple(topics))
+    return text, Token(check_token_name(name), _hash(text), tuple(topics))
 
 
 def find_token(tokens: Iterable[Token], text: str) -> Token | None:
@@ -52,7 +60,12 @@ def find_token(tokens: Iterable[Token], text: str) -> Token | None:
 
 
 def may_read(token: Token, address: str) -> bool:
-    return any(fnmatchcase(address, pattern) for pattern in token.topics)
+    return matches(address, token.topics)
+
+
+def matches(address: str, patterns: Iterable[str]) -> bool:
+    """Whether BUS/TOPIC is one of these, each of which may hold *, ? and [letters]."""
+    return any(fnmatchcase(address, pattern) for pattern in patterns)
 
 
 def token_of(authorization: str, subprotocols: Iterable[str]) -> str | None:
