@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from ..bus import Batch, BusError, Overrun, PositionRefused
 from ..bus._read import owned_batch
@@ -26,6 +27,8 @@ __all__ = ["Acknowledged", "AcknowledgedStats"]
 BATCH_ROWS = 1000
 GIVEN_MAX = 64  # how often a call of `poll` lets itself be given rows of which nothing can be handed out
 LOOK_S = 0.1  # how often it looks for what others have given back, left, or not acknowledged in time
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Acknowledged(Subscriber):
     follow, wait, reopen, open_timeout: as for RealTime.
 
     At least once: a row is never missed, and may come twice, to two members even, if the first was late.
+    Where the topic ends before what the group was given (it lost what no disk held, or a backup was put back), the group is taken
+    back to that end, and the first `poll` that finds it so raises BusError.
     Raises PositionRefused, NotFound, AttachError, ValueError, StorageError.
     """
 
@@ -87,6 +92,10 @@ class Acknowledged(Subscriber):
         self._lease: Range | None = None
         self._look_at_ns = 0  # when to look again for what others leave
         self._crowded = False  # too much is open to be given something new
+        self._begin = start if isinstance(start, int) else 0  # which may be a sequence that is still to come
+        self._untold = ""  # what the first `poll` is to raise
+        self._floor = self._next = 0  # of the group, as this member saw it last
+        self._taken_back_for = 0  # the ring, by its inode, for which the group is known to have been taken back
         self._position = self._read_count = self._redelivered = self._late = self._dead = 0
         with ExitStack() as opened:
             ring = wait_for_topic(address, open_timeout)
@@ -111,14 +120,13 @@ class Acknowledged(Subscriber):
             pid = os.getpid()
             self._member = 0
 
-            def join(group: Group) -> tuple[int, int, int]:
+            def join(group: Group) -> str:
                 if self._member:
                     group.leave(self._member)  # it joins again: see GroupFile.change
                 self._member = group.join(pid, process_start(pid))
-                return self._member, group.floor, group.next
+                return self._take_back(group)
 
-            self._member, self._floor, self._next = self._file.change(join)
-            self._reader.acknowledge(self._floor)
+            self._untold = self._change(join)
             opened.pop_all()
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -128,6 +136,9 @@ class Acknowledged(Subscriber):
 
         Raises BusError where the group's state cannot be stored any more, the topic has moved to another log, or its end was lost.
         """
+        if self._untold and not self._ended:
+            untold, self._untold = self._untold, ""
+            raise BusError(untold)
         for _ in range(GIVEN_MAX):
             if self._ended:
                 break
@@ -153,7 +164,7 @@ class Acknowledged(Subscriber):
         batch = None
         if first <= lease.last and (first == lease.first or time.monotonic_ns() < lease.deadline_ns):
             try:
-                batch = self._reader.read(first, lease.last)
+                batch = self._read_given(first, lease.last)
             except HistoryGone as gone:
                 self._settle(first, min(gone.oldest - 1, lease.last))
                 return None
@@ -169,6 +180,16 @@ class Acknowledged(Subscriber):
         self._redelivered += len(batch) if lease.deliveries > 1 else 0
         return batch
 
+    def _read_given(self, first: int, last: int) -> Batch | None:
+        """Rows that this member was given, as LeaseReader.read. Raises BusError as `poll`; what it has is given back then."""
+        try:
+            with self._moving():
+                return self._reader.read(first, last)
+        except BusError:
+            self._lease = None
+            self._return(first, last)
+            raise
+
     def _take(self) -> Range | None:
         """Be given rows, if there are any, and stand where to wait for more if not."""
         now_ns, newest = time.monotonic_ns(), self._reader.newest
@@ -178,36 +199,35 @@ class Acknowledged(Subscriber):
 
         taken: list[Range] = []
 
-        def edit(group: Group) -> tuple[Range | None, int, int, bool, bool]:
+        def edit(group: Group) -> tuple[str, Range | None, bool, bool]:
             if looks:
                 group.bury(process_lives)
             for before in taken:  # it takes again: see GroupFile.change
                 group.give_back(self._member, before.first, before.last, unused=True)
-            lease = group.take(self._member, newest, self._batch_rows, now_ns, now_ns + self._timeout_ns)
+            lost, lease = self._take_back(group), None
+            if not lost:
+                newest = self._reader.newest  # asked anew: for whoever took the group back, a newer ring is there
+                lease = group.take(self._member, newest, self._batch_rows, now_ns, now_ns + self._timeout_ns)
             if lease is not None:
                 taken.append(lease)
-            return lease, group.floor, group.next, bool(group.ranges), group.is_full
+            return lost, lease, bool(group.ranges), group.is_full
 
-        lease, self._floor, self._next, some_open, self._crowded = self._file.change(edit)
-        self._reader.acknowledge(self._floor)
+        lost, lease, some_open, self._crowded = self._change(edit)
         if looks:
             self._look_at_ns = now_ns + int(LOOK_S * 1e9)
+        if lost:
+            self._pass_succession()
+            raise BusError(lost)
         if lease is None:
             self._stand(some_open)
         return lease
 
     def _stand(self, some_open: bool) -> None:
-        try:
-            self._reader.stand(self._next - 1)
-        except BusError:  # it stands at the end of a new ring, which is before what the group was given
-            newest = self._reader.newest
-            self._file.change(lambda group: group.cut(newest))
-            raise
-        if self._reader.log_id != self._log_id:
-            self.close()
-            raise PositionRefused(
-                f"{self.address}: the bus has another log now, of which group {self.name!r} knows nothing"
-            )
+        position, succession = self._next - 1, self._reader.succession
+        if succession is not None and succession.inode == self._taken_back_for:
+            position = min(position, succession.began)  # the reader would tell what is told already
+        with self._moving():
+            self._reader.stand(position)
         self._ended = self._reader.ended and not some_open and self._next > self._reader.newest
 
     def _wait(self, seconds: float) -> None:
@@ -221,7 +241,7 @@ class Acknowledged(Subscriber):
         at = lease.first
         while at <= lease.last:
             try:
-                batch = self._reader.read(at, lease.last)
+                batch = self._read_given(at, lease.last)
                 rows = batch.copy() if batch is not None else None
             except HistoryGone as gone:
                 self._settle(at, min(gone.oldest - 1, lease.last))
@@ -241,8 +261,76 @@ class Acknowledged(Subscriber):
 
     def _return(self, first: int, last: int) -> None:
         """Give back rows that were not handed out here: `ack_to` takes all that a member has for handed out."""
-        if first <= last:
-            self._file.change(lambda group: group.give_back(self._member, first, last, unused=True))
+        if first <= last and self._member:
+            self._change(lambda group: group.give_back(self._member, first, last, unused=True))
+
+    def _change(self, edit: Callable[[Group], T]) -> T:
+        """Change the group's state, and know how it stands then."""
+
+        def see(group: Group) -> tuple[T, int, int]:
+            if group.next < self._next:  # another member has taken it back
+                self._pass_succession()
+            return edit(group), group.floor, group.next
+
+        result, self._floor, self._next = self._file.change(see)
+        self._reader.acknowledge(self._floor)
+        return result
+
+    # --- what the topic has lost ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _moving(self) -> Generator[None]:
+        """Around what may move the reader to another ring: what is not there any more the group forgets. Raises BusError then."""
+        try:
+            yield
+        except BusError:  # the reader tells it
+            self._look_back()
+            raise
+        if self._reader.log_id != self._log_id:
+            self.close()
+            raise PositionRefused(
+                f"{self.address}: the bus has another log now, of which group {self.name!r} knows nothing"
+            )
+        lost = self._look_back()
+        if lost:
+            raise BusError(lost)
+
+    def _look_back(self) -> str:
+        """After a move, if there was one: as `_take_back`."""
+        if self._reader.moved is None:
+            return ""
+        lost = self._change(self._take_back)
+        self._reader.moved = None
+        return lost
+
+    def _take_back(self, group: Group) -> str:
+        """Take a group back to where its topic ended, if that was before what it was given. Returns what to tell then, else "".
+
+        Members that find a newer ring one after the other do so once, but where it cannot be told: then some rows come twice.
+        """
+        given = group.next - 1
+        if group.next == self._begin:  # it was given nothing, and may wait for what is still to come
+            return ""
+        end, succession = None, self._reader.succession
+        if succession is not None and succession.inode != self._taken_back_for:
+            # Behind what the former ring had it has come in the newer one, with a member that saw to it.
+            end = succession.began if succession.began < given <= succession.published else None
+        if end is None:
+            end = self._reader.end_before(given)
+        if end is None:
+            return ""
+        group.cut(end)
+        self._position = min(self._position, end)
+        return (
+            f"{self.address}: group {self.name!r} was given rows up to {given}, but the topic was opened again and ended at {end}: "
+            "a copy, or it lost what no disk held. The group goes on behind what is there"
+        )
+
+    def _pass_succession(self) -> None:
+        """The group has been taken back already, if the ring that is read has a successor."""
+        succession = self._reader.succession
+        if succession is not None:
+            self._taken_back_for = succession.inode
 
     # --- acknowledging ----------------------------------------------------------------------------------------------
 
@@ -272,18 +360,14 @@ class Acknowledged(Subscriber):
         first, last = _ends(what)
         given = 0
         if self._member:
-            given, self._floor = self._file.change(
-                lambda group: (group.give_back(self._member, first, last), group.floor)
-            )
+            given = self._change(lambda group: group.give_back(self._member, first, last))
         self._late += last - first + 1 - given
         self._look_at_ns = 0
 
     def _settle(self, first: int, last: int) -> int:
         if first > last or not self._member:  # who is closed has no rows: those it had are given back
             return 0
-        settled, self._floor = self._file.change(lambda group: (group.settle(self._member, first, last), group.floor))
-        self._reader.acknowledge(self._floor)
-        return settled
+        return self._change(lambda group: group.settle(self._member, first, last))
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 1. What is stored never goes beyond what the log has on the disk: after a power cut the topic holds all that a position counts.
 2. A position and its state are stored together, or neither.
 3. A subscriber that reads on is not held up: positions without a state are stored without the interpreter, see bus/slots.hpp.
-4. It sleeps while there is nothing to store. What the disk refuses is not tried again: whoever asks for more is told.
+4. A newer checkpoint counts even where its sequence is lower: a topic may be opened again with less, and go on with other records.
+5. It sleeps while there is nothing to store. What the disk refuses is not tried again: whoever asks for more is told.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ NO_STATE, STATE = b"\0", b"\1"
 
 
 class Checkpoint(NamedTuple):
-    """Everything up to `sequence` is done with, and this came of it."""
+    """Everything up to `sequence` is done with, and this came of it. number: of the offer, by which a newer one is told."""
 
     sequence: int
     state: bytes | None = None
+    number: int = 0
 
     @classmethod
     def of(cls, position: Position) -> Checkpoint:
@@ -73,6 +75,7 @@ class PositionKeeper(KeptPosition):
         self._checkpoint = checkpoint  # the last that this class has stored
         self._offered = checkpoint or Checkpoint(0)  # where `whole`
         self._held: Checkpoint | None = None  # offered before, and waiting to become safe
+        self._withdrawn = -1  # offers up to this number are not stored any more
         self._file: SlotFile | None = None
         self._failure: OSError | None = None
         self._moved = threading.Condition()
@@ -95,9 +98,16 @@ class PositionKeeper(KeptPosition):
 
     def offer(self, checkpoint: Checkpoint) -> None:
         """Have this stored, sooner or later, unless a newer one is. Raises BusError as `check`."""
-        self._offered = checkpoint
+        self._offered = checkpoint._replace(number=self._offered.number + 1)
         if self.move_to(checkpoint.sequence, anew=True):
             self.check()
+
+    def take_back(self, position: int) -> None:
+        """The records behind `position` are no more: what came of them is not stored, unless it is already."""
+        if self._offered.sequence > position:
+            self._withdrawn = self._offered.number
+        if self.done > position:
+            self.move_to(position)
 
     def check(self) -> None:
         """Raises BusError where nothing is stored any more."""
@@ -170,11 +180,12 @@ class PositionKeeper(KeptPosition):
         return self._offered if self._whole else Checkpoint(self.done)
 
     def _covers(self, wanted: Checkpoint) -> bool:
+        """Whether there is nothing to do for what was wanted: it, or a newer one, is stored; or it counts no more."""
+        if self._whole and wanted.number <= self._withdrawn:
+            return True
         if self._checkpoint is None:
             return False
-        if self._whole:
-            return self._checkpoint is wanted or self.stored > wanted.sequence
-        return self.stored == wanted.sequence
+        return self._checkpoint.number >= wanted.number if self._whole else self.stored == wanted.sequence
 
     def _due(self) -> Checkpoint | None:
         """What may be stored now and is not yet."""
@@ -186,6 +197,8 @@ class PositionKeeper(KeptPosition):
             part = Checkpoint(safe)
             return None if self._covers(part) else part
         held = self._held
+        if held is not None and held.number <= self._withdrawn:
+            held = None
         if held is None or held.sequence <= safe:
             self._held = offered
         return held if held is not None and held.sequence <= safe else None

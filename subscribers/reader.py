@@ -238,7 +238,7 @@ class TopicReader(Subscriber):
         cursor = self._cursor
         if cursor is None or self._from_log:
             time.sleep(min(seconds, REOPEN_POLL_S))
-        elif cursor.status & FINISHED and cursor.watermark <= cursor.cursor:
+        elif cursor.status & FINISHED and self.newest <= cursor.cursor:
             time.sleep(min(seconds, REOPEN_POLL_S))  # the next ring is not there yet
         else:
             cursor.wait(seconds)
@@ -357,7 +357,7 @@ class TopicReader(Subscriber):
     # --- another ring -----------------------------------------------------------------------------------------------
 
     def _look_at_status(self, cursor: RingCursor) -> None:
-        if cursor.watermark > cursor.cursor:
+        if self.newest > cursor.cursor:
             return
         status = cursor.status
         if status & FINISHED == STATUS_CLOSED and not self._reopen:
@@ -381,13 +381,13 @@ class TopicReader(Subscriber):
                 difference = old.schema.describe_difference(ring.schema)
                 raise BusError(f"{self.address}: the new writer publishes another schema: {difference}; subscribe anew")
             newest = ring.watermarks().published
-            began = ring.header["began"]
-            if not began and not ring.header["replicates"]:
-                began = newest  # a writer of 0.1.0 does not say it
+            began = began_at(ring, newest)
             restarted = newest < position or not _goes_on(old, ring, cursor.status)
             same_log = ring.header["log_id"] == old.header["log_id"] != 0
             # A group's member may have been sent further than it has read, by one in the new ring.
             read_here = min(position, cursor.published)
+            if self._log is not None:
+                self._log.forget()  # the rows behind the end of the old ring may be others now
             if same_log and (began < read_here or restarted):
                 self._enter(ring, began if began < read_here else newest)
                 cursor.release()
@@ -396,8 +396,6 @@ class TopicReader(Subscriber):
                     "the records between were published and never logged, or never replicated. Reading goes on behind what is there"
                 )
             self.reopen_count += 1
-            if self._log is not None:
-                self._log.forget()  # the rows behind the end of the old ring may be others now
             if restarted:  # nothing of the former stream is left: rings only, or another log
                 self._begin -= position
                 position = 0
@@ -422,6 +420,8 @@ class TopicReader(Subscriber):
             self._ended = True
         elif self._log is None:
             self._log = LogReader(directory, self._ring.topic)
+        else:
+            self._log.forget()
 
     # --- end --------------------------------------------------------------------------------------------------------
 
@@ -442,6 +442,12 @@ def _goes_on(old: Attached, new: Attached, status: int) -> bool:
         return True
     # Who takes over fences the ring, and keeps the reader table; one of them is new where any writer between has closed.
     return bool(status & STATUS_FENCED) and new.control.inode == old.control.inode
+
+
+def began_at(ring: Attached, published: int) -> int:
+    """The last sequence of a topic when its ring was made. published: in that ring."""
+    began = int(ring.header["began"])
+    return began if began or ring.header["replicates"] else published  # a writer of 0.1.0 does not say it
 
 
 def wait_for_topic(address: str, timeout: float) -> Attached:

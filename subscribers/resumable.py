@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from ..bus import Attached, Batch, PositionRefused
+from ..bus import Attached, Batch, BusError, PositionRefused
 from ..bus.positions import (
     ALONE,
     KIND_RESUMABLE,
@@ -158,15 +158,24 @@ class Resumable(Subscriber, Generic[T]):
         reader = self._reader
         if self._type is None and self._keeper.move_to(reader.position):
             self._keeper.check()
+        before = reader.position
         try:
-            batch = reader.poll()
-        except HistoryGone:
-            if self._gap != "skip":
-                raise
-            batch = reader.poll()
+            batch = self._read()
+        except BusError:
+            if reader.position < before:
+                self._keeper.take_back(reader.position)
+            raise
         if batch is None and reader.reopen_count != self._reopen_count:  # a reader that moves has nothing to hand out
             self._check_log()
         return batch
+
+    def _read(self) -> Batch | None:
+        try:
+            return self._reader.poll()
+        except HistoryGone:
+            if self._gap != "skip":
+                raise
+            return self._reader.poll()
 
     def _check_log(self) -> None:
         """After a move to another ring."""

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.bus import Batch, BusError, PositionRefused, Writer, open_lane, wait_acknowledged
+from ringmain.bus import Batch, BusError, PositionRefused, Writer, attach, open_lane, wait_acknowledged
 from ringmain.bus.positions import KEPT, KIND_GROUP, LIVE, Position, read_position, shared_by_group
 from ringmain.bus.slot_file import SlotFile
 from ringmain.storage import LogReader, Schema
+from ringmain.storage.log_tail import cut_tail
 from ringmain.subscribers import Acknowledged, RealTime, Resumable
 from ringmain.subscribers.group_file import KEEP_S, GroupFile
 from support.children import Child, Children
 from support.logs import FILE_BYTES, PAIRS, POINTS, wait_until
+from support.replicas import open_replicated, row_bytes
 from support.streams import TIMEOUT_S, check_content, publish
 
 SLOTS = 256
@@ -493,6 +495,180 @@ def test_wrong_settings_are_refused(bus_name, tmp_path):
         member(bus_name)
 
 
+# --- a topic that ends before its group -------------------------------------------------------------------------------------
+
+LOST = r"group 'group' was given rows up to 20, but the topic was opened again and ended at 10"
+
+
+def put_back(bus: str, data_dir: Path, **settings) -> tuple[Acknowledged, Acknowledged]:
+    """Two members that have acknowledged 20 rows. The writer is closed, and its log is a copy with the first 10, of a backup."""
+    with open_writer(bus, data_dir) as writer:
+        publish(writer["points"], 10)
+    shutil.copytree(data_dir / "log", data_dir / "copy")
+    with open_writer(bus, data_dir) as writer:
+        one, two = member(bus, **settings), member(bus, **settings)
+        publish(writer["points"], 10)
+        one.ack(one.take(TIMEOUT_S))
+        two.ack(two.take(TIMEOUT_S))
+        assert two.stats.acknowledged == 20
+    shutil.rmtree(data_dir / "log")
+    (data_dir / "copy").rename(data_dir / "log")
+    return one, two
+
+
+def is_of_the_log(data_dir: Path, batch: Batch) -> bool:
+    """Whether these rows, stamps included, are those that the topic has now."""
+    wait_until(lambda: LogReader(data_dir / "log", "points").newest >= batch.last, TIMEOUT_S)
+    rows = LogReader(data_dir / "log", "points").read(batch.first, batch.last)
+    return rows is not None and batch.copy().tobytes() == rows.tobytes()
+
+
+def test_a_group_that_is_ahead_of_its_topic_is_taken_back_to_where_that_was_opened(bus_name, tmp_path):
+    for reader in put_back(bus_name, tmp_path):
+        reader.close()
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 5)  # before anybody joins
+        with member(bus_name) as one, member(bus_name) as two:
+            assert (one.stats.acknowledged, stored(tmp_path)) == (10, 10)
+            with pytest.raises(TimeoutError, match="group has acknowledged up to 10"):
+                writer["points"].wait(11, acknowledged_by=["group"], timeout=0.05)
+            publish(writer["points"], 15)
+            take(two, 11, 20)  # who has found it is told, and nobody else
+            with pytest.raises(BusError, match=LOST):
+                one.poll()
+            take(one, 21, 30)
+
+
+def test_members_that_live_on_take_their_group_back_and_hand_out_nothing_that_is_no_more(bus_name, tmp_path):
+    one, two = put_back(bus_name, tmp_path, reopen=True)
+    with one, two, open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 5)
+        with pytest.raises(BusError, match=LOST):
+            one.take(TIMEOUT_S)
+        assert (one.position, one.stats.acknowledged) == (10, 10)
+        batch = two.take(TIMEOUT_S)
+        assert (batch.first, batch.last) == (11, 15)
+        assert is_of_the_log(tmp_path, batch)
+        two.ack(batch)
+        publish(writer["points"], 5)
+        take(one, 16, 20)
+        one.ack_to(20)
+        assert one.stats.acknowledged == 20
+
+
+def test_a_member_that_finds_the_new_ring_late_does_not_take_its_group_back_again(bus_name, tmp_path):
+    one, two = put_back(bus_name, tmp_path, reopen=True)
+    with one, two, open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 5)
+        with pytest.raises(BusError, match=LOST):
+            one.take(TIMEOUT_S)
+        one.ack(one.take(TIMEOUT_S))
+        publish(writer["points"], 5)
+        take(two, 16, 20)
+        assert two.stats.acknowledged == 15
+
+
+def test_a_member_that_ends_with_its_writer_takes_its_group_back_as_well(bus_name, tmp_path):
+    one, two = put_back(bus_name, tmp_path)
+    with one, two, open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 15)  # more than the group was given
+        with pytest.raises(BusError, match=LOST):
+            one.take(TIMEOUT_S)
+        for reader in (one, two):
+            assert reader.take(TIMEOUT_S) is None
+            assert reader.ended
+        with member(bus_name) as three:
+            take(three, 11, 20)
+            take(three, 21, 25)
+
+
+def test_a_group_whose_state_is_ahead_is_taken_back_by_a_running_member(bus_name, tmp_path):
+    """As where somebody puts back the positions."""
+    with open_writer(bus_name, tmp_path) as writer, member(bus_name) as one:
+        publish(writer["points"], 10)
+        one.ack(one.take(TIMEOUT_S))
+        one._file.change(lambda group: setattr(group, "next", 500))
+        with pytest.raises(BusError, match=r"was given rows up to 499, .* ended at 10"):
+            one.take(TIMEOUT_S)
+        publish(writer["points"], 10)
+        take(one, 11, 20)
+
+
+def test_a_group_may_begin_with_a_sequence_that_is_still_to_come(bus_name, tmp_path):
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 10)
+        with member(bus_name, start=25) as one, member(bus_name, start=25) as two:
+            assert one.poll() is two.poll() is None
+            publish(writer["points"], 20)
+            take(one, 25, 30)
+
+
+def open_cut(bus: str, data_dir: Path, kept: int = 0) -> Writer:
+    """A replicated bus whose ring has room for 128 rows: new, with 150 of them that are not replicated; or opened again without
+    those behind `kept`, and with others up to 160."""
+    if kept:
+        assert cut_tail(data_dir, {"pairs": kept}).row_count == 150 - kept
+    writer = open_replicated(bus, data_dir, {"pairs": kept}, slots=128)
+    for first, last in ((kept + 1, 160),) if kept else ((1, 75), (76, 150)):
+        count = last - first + 1
+        assert writer.replicating.apply("pairs", row_bytes(PAIRS, first, count)) == count
+        wait_until(lambda last=last: attach(f"{bus}/pairs").watermarks().logged == last, TIMEOUT_S)
+    return writer
+
+
+def hasty(bus: str, **settings) -> Acknowledged:
+    """A member that reads what is not replicated yet."""
+    return Acknowledged(f"{bus}/pairs", "group", start=100, follow="published", **settings)
+
+
+def take_from(reader: Acknowledged, first: int) -> Batch:
+    """The next batch, which begins there and was never handed out before."""
+    batch = reader.take(TIMEOUT_S)
+    assert batch is not None
+    assert (batch.first, batch.deliveries) == (first, 1)
+    return batch
+
+
+def test_a_group_misses_nothing_of_a_topic_that_is_opened_with_less_and_has_more_by_then(bus_name, tmp_path):
+    with open_cut(bus_name, tmp_path) as writer:
+        one = hasty(bus_name)
+        for first in (100, 128):  # a batch ends where the ring does
+            one.ack(take_from(one, first))
+        writer.close_to_cut({"pairs": 110})
+    with one, open_cut(bus_name, tmp_path, 110):
+        with pytest.raises(BusError, match="ended at 110"):
+            one.take(TIMEOUT_S)
+        assert one.stats.acknowledged == 110
+        take_from(one, 111)
+
+
+def test_a_member_that_learns_of_lost_rows_while_it_reads_what_it_was_given_takes_its_group_back(bus_name, tmp_path):
+    with open_cut(bus_name, tmp_path) as writer:
+        one, two = hasty(bus_name, batch_rows=31), hasty(bus_name)
+        assert take_from(one, 100).last == 127  # and it was given the rows up to 130
+        two.ack(take_from(two, 131))
+        writer.close_to_cut({"pairs": 110})
+    with one, two, open_cut(bus_name, tmp_path, 110):
+        with pytest.raises(BusError, match=r"had read up to 127, .* ended at 110"):
+            one.poll()
+        seen = 110
+        while seen < 160:
+            seen = take_from(one, seen + 1).last
+
+
+def test_a_member_that_has_read_nothing_of_what_was_lost_takes_back_what_the_others_have(bus_name, tmp_path):
+    with open_cut(bus_name, tmp_path) as writer:
+        one, two = hasty(bus_name, batch_rows=31), hasty(bus_name)
+        assert take_from(one, 100).last == 127  # and it was given the rows up to 130
+        two.ack(take_from(two, 131))
+        writer.close_to_cut({"pairs": 128})
+        assert one.take(TIMEOUT_S).last == 128
+    with one, two, open_cut(bus_name, tmp_path, 128):
+        with pytest.raises(BusError, match=r"was given rows up to 150, .* ended at 128"):
+            one.poll()
+        assert take_from(one, 129).last == 159
+
+
 # --- what is on the disk ----------------------------------------------------------------------------------------------------
 
 
@@ -567,6 +743,9 @@ def test_what_the_disk_refuses_is_told(bus_name, tmp_path, monkeypatch):
         one = member(bus_name)
         publish(writer["points"], 30)
         one.ack(one.take(TIMEOUT_S))
+        folder = tmp_path / "positions" / "points" / "group"
+        live, kept = shared_by_group(folder, LIVE), shared_by_group(folder, KEPT)
+        wait_until(lambda: kept.read() == live.read(), TIMEOUT_S)  # nobody writes there meanwhile
         shutil.rmtree(tmp_path / "positions")
 
         def fails() -> bool:

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from ringmain.bus import AttachError, Batch, BusError, NotFound, Overrun, RingFull, Writer, attach
 from ringmain.storage import Schema
+from ringmain.storage.log_tail import cut_tail
 from ringmain.subscribers import RealTime
 from support.children import Child, Children
-from support.logs import FILE_BYTES, PAIRS, POINTS, wait_until
+from support.logs import FILE_BYTES, PAIRS, POINTS, Rows, make_rows, wait_until
+from support.replicas import open_replicated, read_up_to
 from support.streams import TIMEOUT_S, check_batch, check_content, poll_all, publish, read, readers
 
 SLOTS = 64
@@ -696,6 +698,52 @@ def test_a_reader_that_was_away_during_a_whole_life_of_a_writer_reads_it_from_th
             read(reader, publish(writer["points"], 5))
             assert reader.position == 10 + 10 * SLOTS + 5
             assert reader.stats.lost_count == 0
+
+
+def apply_all(writer: Writer, rows: Rows) -> None:
+    """Apply a leader's rows, more than the ring has room for."""
+    applied = 0
+
+    def apply_more() -> bool:
+        nonlocal applied
+        applied += writer.replicating.apply("pairs", rows[applied:].tobytes())
+        return applied == len(rows)
+
+    wait_until(apply_more, TIMEOUT_S)
+    wait_until(lambda: attach(f"{writer.bus}/pairs").watermarks().logged == rows["sequence"][-1], TIMEOUT_S)
+
+
+def test_a_reader_of_a_topic_that_is_opened_with_less_hands_out_nothing_that_was_cut(bus_name, tmp_path):
+    with open_replicated(bus_name, tmp_path, slots=SLOTS) as writer:
+        apply_all(writer, make_rows(PAIRS, 1, 100))
+        reader = RealTime(f"{bus_name}/pairs", start=1, follow="published")
+        assert len(read_up_to(reader, 100, TIMEOUT_S)) == 100  # the first of them from the log
+        writer.close_to_cut({"pairs": 60})
+    assert cut_tail(tmp_path, {"pairs": 60}).row_count == 40
+    with reader, open_replicated(bus_name, tmp_path, {"pairs": 60}, slots=SLOTS) as writer:
+        with pytest.raises(BusError, match=r"had read up to 100.*ended at 60"):
+            reader.take(TIMEOUT_S)
+        others = make_rows(PAIRS, 61, 240)
+        others["left"] += 1
+        apply_all(writer, others)
+        assert read_up_to(reader, 300, TIMEOUT_S).tobytes() == others.tobytes()
+        assert reader.stats.refilled_count > 100
+
+
+def test_a_reader_that_was_away_while_a_topic_was_opened_with_less_hands_out_nothing_that_was_cut(bus_name, tmp_path):
+    with open_replicated(bus_name, tmp_path, slots=SLOTS) as writer:
+        apply_all(writer, make_rows(PAIRS, 1, 150))
+        reader = RealTime(f"{bus_name}/pairs", start=1, follow="published", batch_rows=10)
+        assert len(read_up_to(reader, 70, TIMEOUT_S)) == 70
+        writer.close_to_cut({"pairs": 60})
+    assert cut_tail(tmp_path, {"pairs": 60}).row_count == 90
+    others = make_rows(PAIRS, 61, 20)
+    others["left"] += 1
+    with open_replicated(bus_name, tmp_path, {"pairs": 60}, slots=SLOTS) as writer:
+        apply_all(writer, others)
+    with reader:
+        assert read_up_to(reader, 80, TIMEOUT_S).tobytes() == others[10:].tobytes()
+        assert reader.take(TIMEOUT_S) is None
 
 
 def test_without_a_log_a_new_bus_of_the_same_name_begins_at_one_again(bus_name):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,12 @@ from ringmain.bus.positions import read_position
 from ringmain.bus.slot_file import SlotFile, SlotsDamaged
 from ringmain.storage import HistoryGone, LogReader, StoreSettings
 from ringmain.storage.log_files import list_files
+from ringmain.storage.log_tail import cut_tail
 from ringmain.subscribers import Resumable
+from ringmain.subscribers.position_keeper import Checkpoint, PositionKeeper
 from support.children import Child, Children
 from support.logs import FILE_BYTES, POINTS, flip, wait_until
+from support.replicas import open_replicated, read_up_to, row_bytes
 from support.streams import TIMEOUT_S, check_batch, publish
 
 SLOTS = 64
@@ -284,6 +288,113 @@ def test_a_state_of_another_type_is_refused(bus_name, tmp_path):
             resume(bus_name, state=Sum)
         with resume(bus_name, state=dict[str, int]) as reader:  # the name is free again
             assert reader.state == {"a": 1}
+
+
+# --- a topic that is opened again with less ---------------------------------------------------------------------------------
+
+
+def take_back(bus: str, data_dir: Path, reader: Resumable, writer: Writer) -> Writer:
+    """Open the topic again with 60 records of 100 that this reader has read; the new writer."""
+    writer.close_to_cut({"points": 60})
+    assert cut_tail(data_dir, {"points": 60}).row_count == 40
+    writer = open_replicated(bus, data_dir, {"points": 60}, [POINTS])
+    with pytest.raises(BusError, match=r"had read up to 100.*ended at 60"):
+        reader.take(TIMEOUT_S)
+    assert reader.position == 60
+    return writer
+
+
+def apply(writer: Writer, first: int, count: int) -> None:
+    assert writer.replicating.apply("points", row_bytes(POINTS, first, count)) == count
+
+
+def test_a_state_is_stored_although_one_of_a_greater_position_was_whose_records_are_no_more(bus_name, tmp_path):
+    writer = open_replicated(bus_name, tmp_path, schemas=[POINTS])
+    apply(writer, 1, 100)
+    with resume(bus_name, start=1, follow="durable", state=bytes) as reader:
+        read_up_to(reader, 100, TIMEOUT_S)
+        reader.commit(b"of the old ones")
+        reader.sync(TIMEOUT_S)
+        writer = take_back(bus_name, tmp_path, reader, writer)
+        with writer:
+            assert (reader.stats.stored, reader.stats.behind) == (100, 0)
+            apply(writer, 61, 30)
+            read_up_to(reader, 90, TIMEOUT_S)
+            reader.commit(b"of the new ones")
+            reader.sync(TIMEOUT_S)
+            assert (stored(tmp_path), kept_state(tmp_path), reader.stats.stored) == (90, b"of the new ones", 90)
+            reader.commit(b"and more of them")
+            reader.close()
+    assert (stored(tmp_path), kept_state(tmp_path)) == (90, b"and more of them")
+
+
+def test_a_position_whose_records_are_no_more_is_taken_back_on_the_disk_too(bus_name, tmp_path):
+    writer = open_replicated(bus_name, tmp_path, schemas=[POINTS])
+    apply(writer, 1, 100)
+    with resume(bus_name, start=1, follow="durable") as reader:
+        read_up_to(reader, 100, TIMEOUT_S)
+        reader.commit()
+        reader.sync(TIMEOUT_S)
+        with take_back(bus_name, tmp_path, reader, writer):
+            reader.sync(TIMEOUT_S)
+            assert (stored(tmp_path), reader.stats.stored, reader.stats.behind) == (60, 60, 0)
+
+
+class Reader:
+    """What a keeper asks of a reader."""
+
+    position, safe_position, data_segment = 50, 60, None
+
+    def acknowledge(self, sequence: int) -> None:
+        self.acknowledged = sequence
+
+
+def test_a_state_that_was_not_stored_when_its_records_were_taken_back_is_never_stored(tmp_path):
+    """Not even when the log is as far again, with others."""
+    reader = Reader()
+    keeper = PositionKeeper(tmp_path / "position", 7, None, reader, whole=True, every=0.001, every_rows=None)
+    keeper.start()
+    keeper.sync(TIMEOUT_S)
+    keeper.offer(Checkpoint(100, b"of the old ones"))
+    with pytest.raises(TimeoutError, match="sequence 100 was not stored"):
+        keeper.sync(0.05)
+    keeper.take_back(60)
+    keeper.sync(TIMEOUT_S)  # there is nothing to wait for
+    keeper.offer(Checkpoint(130, b"of the new ones"))
+    reader.safe_position = 120
+    with pytest.raises(TimeoutError, match="sequence 130 was not stored"):
+        keeper.sync(0.1)
+    assert (keeper.stored, read_position(tmp_path).sequence) == (50, 50)
+    reader.safe_position = 130
+    keeper.sync(TIMEOUT_S)
+    assert read_position(tmp_path).body == b"\1of the new ones"
+    keeper.close()
+
+
+def test_a_state_that_is_offered_while_one_of_a_greater_position_is_being_stored_is_stored_after_it(
+    tmp_path, monkeypatch
+):
+    write, writing, go_on = SlotFile.write, threading.Event(), threading.Event()
+
+    def write_slowly(file: SlotFile, payload: bytes, *, sync: bool) -> None:
+        writing.set()
+        assert go_on.wait(TIMEOUT_S)
+        write(file, payload, sync=sync)
+
+    reader = Reader()
+    reader.safe_position = 100
+    keeper = PositionKeeper(tmp_path / "position", 7, None, reader, whole=True, every=0.001, every_rows=None)
+    keeper.start()
+    keeper.sync(TIMEOUT_S)
+    monkeypatch.setattr(SlotFile, "write", write_slowly)
+    keeper.offer(Checkpoint(100, b"of the old ones"))
+    assert writing.wait(TIMEOUT_S)
+    keeper.take_back(60)
+    keeper.offer(Checkpoint(90, b"of the new ones"))
+    go_on.set()
+    keeper.sync(TIMEOUT_S)
+    assert (keeper.stored, read_position(tmp_path).body) == (90, b"\1of the new ones")
+    keeper.close()
 
 
 # --- one process a name -----------------------------------------------------------------------------------------------------
