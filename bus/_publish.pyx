@@ -1,5 +1,6 @@
 """Publishing into a ring: the compiled half of publisher.py. The protocol is ring.hpp's."""
 cimport numpy as cnp
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport PyObject
@@ -41,7 +42,8 @@ cdef class RingPublisher:
     cdef RingWriter ring
     cdef RowPacker packer
     cdef readonly bint busy
-    cdef bint closed, gave_up
+    cdef bint closed
+    cdef readonly bint gave_up  # what was published behind the lane's end: `published` does not count on
     cdef HeldBuffer data, control_data
     cdef readonly object segment
     cdef object control
@@ -97,11 +99,16 @@ cdef class RingPublisher:
         self.ring.follow(self.data.data(), ended, not self.gave_up)
         self.segment, self.gave_up = segment, False
         self._set_journal(journal, asleep)
+        if self.closed:  # while it moved
+            self.ring.limit = 0
         journal.kick()
         del former
 
     def close(self):
-        """Refuse every later call. The segments stay mapped while anything refers to them."""
+        """Refuse every later call, and the rest of one that is under way in another thread: nothing is published any more.
+
+        The segments stay mapped while anything refers to them.
+        """
         self.closed = True
         self.ring.limit = 0  # the fast path ends in _make_room, which says that the topic is closed
 
@@ -116,8 +123,19 @@ cdef class RingPublisher:
         return self.ring.published
 
     @property
+    def ended(self):
+        """Where the ring, or the lane, has ended, by the same count; None while it goes on, or that is not settled yet."""
+        if not load_acquire_u32(self.ring.header.status) & C_STATUS_SETTLED:
+            return None
+        return load_acquire_u64(self.ring.header.watermarks[<int>W_ENDED].sequence)
+
+    @property
     def slot_count(self):
         return self.ring.slot_count
+
+    def last_payload(self):
+        """A copy of the last published record's payload: an item of payload_dtype. For the thread that publishes."""
+        return PyBytes_FromStringAndSize(self.ring.slot(self.ring.published) + 16, self.ring.row_bytes - 16)
 
     def last_timestamp(self, int64_t timestamp_ns):
         """Stamp no record earlier than this."""
@@ -131,7 +149,7 @@ cdef class RingPublisher:
         cdef uint32_t status = load_acquire_u32(self.ring.header.status)
         if self.mover is not None and not self.closed and status & C_STATUS_FENCED:
             self._move(False)
-            return 0
+            status = 0
         return self._refuse_status(status)
 
     cdef int _refuse_status(self, uint32_t status) except -1:
@@ -193,7 +211,9 @@ cdef class RingPublisher:
                 slice_ns = min(100_000_000, max(0, deadline - monotonic_ns()))
                 with nogil:
                     room = self.ring.wait_for_room(count, slice_ns)
-                if room:
+                if self.closed:  # meanwhile, by another thread; the wait has set the limit anew
+                    self.ring.limit = 0
+                elif room:
                     return 0
                 PyErr_CheckSignals()
                 self._refuse()
@@ -412,6 +432,8 @@ cdef PyObject *_publish(PyObject *self, PyObject *const *args, Py_ssize_t positi
         packer.pack(slot + 16, args)
     finally:
         topic.busy = False
+    if topic.closed:  # meanwhile
+        topic._refuse()
     put_u64(slot, sequence)
     put_i64(slot + 8, topic.ring.stamp_ns())
     topic.ring.publish(sequence)

@@ -73,7 +73,7 @@ struct Lane {
 enum DrainEvent : int {
     DRAIN_LOOK = 0,     // the lane table has changed, a lane has ended, or the drain is to stop: the caller sees to it, and runs on
     DRAIN_STOPPED = 1,  // all lanes are drained to their ends
-    DRAIN_STUCK = 2,    // the ring had no room for what is in the lanes, until the time to stop was over
+    DRAIN_STUCK = 2,    // the time to stop is over, and the ring has no room for what is in the lanes: see `stuck`
     DRAIN_FENCED = 3,
     DRAIN_FAILED = 4,   // the log has stopped
 };
@@ -137,7 +137,7 @@ class Drain {
         }
     }
 
-    // From any thread. patience_ns: how long the lanes may take to be drained.
+    // From any thread. patience_ns: how long readers may leave no room for what is in the lanes.
     void request_stop(int64_t patience_ns) {
         stop_at_ns_ = monotonic_ns() + patience_ns;
         store_release(stop_, 1u);
@@ -181,7 +181,7 @@ class Drain {
                 return DRAIN_STOPPED;
             }
             const int64_t now = monotonic_ns();
-            if (stopping && now >= stop_at_ns_) return DRAIN_STUCK;
+            if (stopping && !moved && now >= stop_at_ns_ && stuck(held, now)) return DRAIN_STUCK;
             look_for_dead(now);
             if (moved)
                 active_ns_ = now;
@@ -194,6 +194,7 @@ class Drain {
     static constexpr int64_t SPIN_NS = 200'000;  // after the last row; not in a replicated bus
     static constexpr Rest QUICK{50'000, 500'000};
     static constexpr int64_t DEAD_CHECK_NS = 250'000'000;  // every lane's publisher is looked at this often
+    static constexpr int64_t LOG_STOP_NS = 10'000'000'000;  // behind the time to stop, the log may make no room for so long
 
     void end(Lane &lane, uint32_t bits) {
         lane.end = fence_ring(*lane.header, STATUS_FENCED | bits, load_acquire(held_) != 0 ? lane.drained : Lane::ENDLESS);
@@ -285,6 +286,19 @@ class Drain {
             from += rows, to += rows, count -= rows;
         }
         ring_.last_timestamp_ns = last;
+    }
+
+    // Whether to give up, behind the time to stop, since a pass has moved nothing. The log is behind now and then, however fast it
+    // is: it is waited for. Not in a replicated bus, where it may wait itself, for what other hosts never get.
+    bool stuck(bool held, int64_t now) {
+        if (held) return true;
+        const bool readers_hold = std::any_of(ring_.reliable.begin(), ring_.reliable.end(), [this](uint32_t index) {
+            return ring_.consumed(index) + ring_.slot_count <= ring_.published;
+        });
+        if (!readers_hold) return calm_ || now - std::max(active_ns_, stop_at_ns_) >= LOG_STOP_NS;
+        if (free_dead_readers(*ring_.control) == 0) return true;
+        ring_.rescan();
+        return false;
     }
 
     // One lane after the other, spread over time: a look at a process costs some 20 µs.

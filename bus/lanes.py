@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,15 +44,18 @@ class LeftLane:
 
 def find_left(bus: str, topic: str, schema: Schema, old: Segment | None) -> list[LeftLane]:
     """Fence the lanes of a topic that are there, and say what of them is to be drained. Those without such rows are removed.
-    Another user's are left alone: they were never drained, and are no lanes of ours.
+    Another user's are left alone: they were never let in, and are no lanes of ours.
 
     old: the ring that they were drained into, fenced; None where it is gone.
     """
     left: list[LeftLane] = []
-    for number in list_lanes(bus, topic):
+    user = os.geteuid()
+    for number in list_lanes(bus, topic, user=user):
         name = lane_name(bus, topic, number)
         try:
             segment = Segment.open(name, writable=True)
+            if segment.uid != user:
+                continue
             header = _check(segment, schema, bus)
         except NotFound:
             continue
@@ -59,7 +63,7 @@ def find_left(bus: str, topic: str, schema: Schema, old: Segment | None) -> list
             AttachError,
             ValueError,
         ):  # of another topic or schema, or never finished: nobody can have published in it
-            Segment.unlink(name)
+            _unlink(name)
             continue
         end = _segment.fence(segment.memory, _lanes.control_page(segment.memory))
         known = _lanes.find_position(old.memory, number) if old is not None else None
@@ -67,8 +71,13 @@ def find_left(bus: str, topic: str, schema: Schema, old: Segment | None) -> list
         if drained < end <= drained + header["slot_count"]:
             left.append(LeftLane(number, segment, int(header["slot_count"]), int(header["slots_offset"]), drained, end))
         else:
-            Segment.unlink(name)
+            _unlink(name)
     return left
+
+
+def _unlink(name: str) -> None:
+    with contextlib.suppress(AttachError):  # another user's, and none of ours
+        Segment.unlink(name)
 
 
 def _check(segment: Segment, schema: Schema, bus: str) -> dict[str, Any]:
@@ -155,12 +164,11 @@ class TopicLanes:
         """After `run`, and after the journal: tell the lanes what has become of their rows, and remove them. False where there are
         lanes that are not drained.
         """
+        found = list_lanes(self._bus, self._schema.name, user=self._data.uid)
         if self.event != _lanes.DRAIN_STOPPED:
-            return not list_lanes(self._bus, self._schema.name)
+            return not found
         self._drain.raise_known()
-        for number in list_lanes(
-            self._bus, self._schema.name
-        ):  # those of publishers that died before they had asked as well
+        for number in found:  # those of publishers that died before they had asked as well
             self._unlink(number)
         return True
 
@@ -244,5 +252,4 @@ class TopicLanes:
         _lanes.announce(self._control.memory)  # somebody may wait for a place, or for the lanes that were left
 
     def _unlink(self, number: int) -> None:
-        with contextlib.suppress(AttachError):  # another user's, and none of ours
-            Segment.unlink(lane_name(self._bus, self._schema.name, number))
+        _unlink(lane_name(self._bus, self._schema.name, number))

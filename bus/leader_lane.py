@@ -4,6 +4,8 @@
    when it leads again: nothing is missed.
 2. A record may be there twice, if its leader went between appending it to the stream and telling this lane. Where that matters,
    take `resend=False`, look where the topic ends, and go on behind it.
+3. What is remembered are rows, as they went into the lane: the caller's objects may change. A row that went in, or may have, is
+   published once more by the first rule only; what of a call did not go in goes to the next leader.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 
 from ..storage import Schema
+from ._publish import RingPublisher
 from .attach import attach
-from .errors import AttachError, Fenced, NotFound, NotLeader, RingFull
+from .errors import AttachError, BusError, Fenced, NotFound, NotLeader, RingFull
 from .lane_publisher import LANE_SLOTS, LanePublisher, open_lane
 from .processes import process_state
 from .segments import split_address
@@ -35,7 +38,7 @@ REMEMBERED_MIN = 64  # calls between looks at what is replicated
 
 
 class _Record(NamedTuple):
-    """What `publish` was given."""
+    """What `publish` was given. Until it is in a lane: the call is under way."""
 
     fields: tuple[Any, ...]
     named: dict[str, Any]
@@ -45,11 +48,18 @@ class _Sent(NamedTuple):
     """What was published by a call, or a part of it. last: its last sequence, by the lane's count."""
 
     last: int
-    what: _Record | _Rows
+    rows: _Rows
 
-    @property
-    def row_count(self) -> int:
-        return 1 if isinstance(self.what, _Record) else len(self.what)
+
+def _ring(lane: LanePublisher) -> RingPublisher:
+    return lane._ring  # pyright: ignore[reportPrivateUsage]
+
+
+def _given_up(address: str, count: int, why: BusError | None) -> NotLeader:
+    more = f"; {count} records that were published there are given up: the next leader may have them, or not"
+    if isinstance(why, NotLeader):
+        return NotLeader(why.bus, why.leader, why.more + more, why.again)
+    return NotLeader(split_address(address)[0], "", more)
 
 
 class LeaderLane:
@@ -57,7 +67,8 @@ class LeaderLane:
 
     addresses: "BUS/TOPIC" for each node that runs on this machine: mostly one. While none of them leads, calls wait, for up to
     leader_timeout seconds: a publisher may stand by on every host, and that on the leader's does the work.
-    schema, slots: as for `open_lane`. resend: publish again, on the next leader, what was not replicated by the last one.
+    schema, slots: as for `open_lane`. resend: publish again, on the next leader, what was not replicated by the last one. False: it
+    is given up, and counted in `unconfirmed_count`.
 
     Raises TimeoutError where nobody led in time, and what a LanePublisher raises for records that do not fit.
     """
@@ -77,7 +88,10 @@ class LeaderLane:
         for address in self.addresses:
             split_address(address)
         self._schema, self._slots, self._leader_timeout, self._resend = schema, slots, leader_timeout, resend
-        self._sent: deque[_Sent] = deque()
+        self._sent: deque[_Sent] = deque()  # in the lane, and not known to be replicated
+        self._waiting: deque[_Record | _Rows] = (
+            deque()
+        )  # what is to be sent again; behind that, what a call has brought
         self._lane: LanePublisher | None = None
         self._writer = (0, 0)  # the leader's process: pid and start
         self.move_count = 0  # times that it found another leader
@@ -95,18 +109,30 @@ class LeaderLane:
             self._publish(rows.copy())  # the caller may use his again
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return once everything published is replicated. Raises TimeoutError after `timeout` seconds (None: never)."""
+        """Return once everything published is replicated. Raises TimeoutError after `timeout` seconds (None: never).
+
+        With resend=False: NotLeader where the leader goes meanwhile, and records are given up that were published there. Those that
+        a `publish` gave up before are in `unconfirmed_count` only.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._sent:
+        while self._sent or self._waiting:
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{self._pending} records were not replicated within {timeout} s")
             lane = self._leading_lane()
+            if self._waiting:
+                self._put(lane)
+                continue
+            given_up = self.unconfirmed_count
+            why: BusError | None = None
             try:
                 lane.wait(self._sent[-1].last, "replicated", LOOK_S)
             except TimeoutError:
                 self._leave_if_dead()
-            except (NotLeader, Fenced, NotFound):
+            except (NotLeader, Fenced, NotFound) as error:
+                why = error
                 self._leave()
+            if self.unconfirmed_count > given_up:
+                raise _given_up(lane.address, self.unconfirmed_count - given_up, why) from why
             self._forget_replicated()
 
     @property
@@ -116,44 +142,76 @@ class LeaderLane:
 
     @property
     def _pending(self) -> int:
-        return sum(sent.row_count for sent in self._sent)
+        waiting = sum(1 if isinstance(what, _Record) else len(what) for what in self._waiting)
+        return waiting + sum(len(sent.rows) for sent in self._sent)
 
     def _publish(self, what: _Record | _Rows) -> None:
-        rest: _Record | _Rows | None = what
-        while rest is not None:
-            lane = self._leading_lane()
-            try:
-                rest = self._put(lane, rest)
-            except (NotLeader, Fenced, NotFound):
-                self._leave()
-            else:
-                if rest is not None:
-                    self._leave_if_dead()
+        self._waiting.append(what)
+        try:
+            while self._waiting:
+                self._put(self._leading_lane())
+        except BaseException:
+            if self._waiting:
+                self._waiting.pop()  # the rest of this call, which its caller is told about
+            raise
         if len(self._sent) >= REMEMBERED_MIN and not len(self._sent) % REMEMBERED_MIN:
             self._forget_replicated()
 
-    def _put(self, lane: LanePublisher, what: _Record | _Rows) -> _Record | _Rows | None:
-        """Publish and remember it; returns what there was no room for."""
+    def _put(self, lane: LanePublisher) -> None:
+        """Publish what waits first, as far as there is room; leave the lane if its node does not lead."""
+        what, ring = self._waiting[0], _ring(lane)
+        before = ring.published
         try:
-            last = lane.publish(*what.fields, **what.named) if isinstance(what, _Record) else lane.publish_batch(what)
-        except RingFull as full:
-            if isinstance(what, _Record) or not full.published_count:
-                return what
-            self._sent.append(_Sent(lane.watermarks.published, what[: full.published_count]))
-            return what[full.published_count :]
-        self._sent.append(_Sent(last, what))
-        return None
+            try:
+                if isinstance(what, _Record):
+                    lane.publish(*what.fields, **what.named)
+                else:
+                    lane.publish_batch(what)
+            finally:
+                self._remember(lane, before, what)
+        except RingFull:
+            self._leave_if_dead()
+        except (NotLeader, Fenced, NotFound):
+            self._leave()
+        except BaseException:
+            if ring.gave_up:
+                self._leave()
+            raise
+
+    def _remember(self, lane: LanePublisher, before: int, what: _Record | _Rows) -> None:
+        """Take note of what has gone into the lane since `before`, and of what still waits.
+
+        Where the lane has ended, what it gave up behind that is in no topic; while it is not settled where, all may be in one.
+        """
+        ring = _ring(lane)
+        ended = ring.ended if ring.gave_up else None
+        last = ring.published if ended is None else min(ring.published, ended)
+        if last <= before:
+            return
+        self._waiting.popleft()
+        if isinstance(what, _Record):
+            rows = np.frombuffer(ring.last_payload(), lane.schema.payload_dtype)
+        else:
+            rows, rest = what[: last - before], what[last - before :]
+            if len(rest):
+                self._waiting.appendleft(rest)
+        self._sent.append(_Sent(last, rows))
 
     def _forget_replicated(self) -> None:
-        if self._lane is not None:
-            replicated = self._lane.watermarks.replicated
-            while self._sent and self._sent[0].last <= replicated:
-                self._sent.popleft()
+        if self._lane is None:
+            return
+        replicated = self._lane.watermarks.replicated
+        while self._sent and self._sent[0].last <= replicated:
+            self._sent.popleft()
+        if self._sent:
+            last, rows = self._sent[0]
+            if last - replicated < len(rows):
+                self._sent[0] = _Sent(last, rows[replicated - last :])
 
     # --- finding the leader -----------------------------------------------------------------------------------------
 
     def _leading_lane(self) -> LanePublisher:
-        """The lane on the leader; found, and given what is to be sent again, if there is none."""
+        """The lane on the leader; found, if there is none."""
         deadline = time.monotonic() + self._leader_timeout
         while self._lane is None:
             for address in self.addresses:
@@ -164,7 +222,7 @@ class LeaderLane:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
                         f"nobody led {', '.join(self.addresses)} within {self._leader_timeout:g} s; "
-                        f"{self._pending} records wait to be published again"
+                        f"{self._pending} records wait to be published"
                     )
                 time.sleep(POLL_S)
         return self._lane
@@ -173,33 +231,25 @@ class LeaderLane:
         header = attach(address).header
         if (state := process_state(header["pid"], header["process_start"])) != "alive":
             raise NotFound(f"{address}: its node is {state}")
-        lane = open_lane(address, schema=self._schema, slots=self._slots, full="block", full_timeout=LOOK_S)
-        again, self._sent = self._sent, deque[_Sent]()
-        try:
-            for sent in again:
-                rest: _Record | _Rows | None = sent.what
-                while rest is not None:  # however long there is no room: the leader has only begun
-                    rest = self._put(lane, rest)
-        except BaseException:
-            self._sent = again
-            lane.close()
-            raise
+        self._lane = open_lane(address, schema=self._schema, slots=self._slots, full="block", full_timeout=LOOK_S)
         self._writer = header["pid"], header["process_start"]
-        self._lane, self.move_count = lane, self.move_count + 1
+        self.move_count += 1
 
     def _leave_if_dead(self) -> None:
         if process_state(*self._writer) != "alive":  # stopped: another will lead, or it goes on and is found again
             self._leave()
 
     def _leave(self) -> None:
-        """The lane's node does not lead any more. What it did not replicate is to be sent again."""
+        """The lane's node does not lead any more. What it did not replicate is to be sent again, or given up."""
         self._forget_replicated()
         if self._lane is not None:
             self._lane.close()
             self._lane = None
-        if not self._resend:
-            self.unconfirmed_count += self._pending
-            self._sent.clear()
+        if self._resend:
+            self._waiting.extendleft(sent.rows for sent in reversed(self._sent))
+        else:
+            self.unconfirmed_count += sum(len(sent.rows) for sent in self._sent)
+        self._sent.clear()
 
     def close(self) -> None:
         """Leave the lane. What was published and is not replicated yet may still come to be."""

@@ -9,10 +9,10 @@ A process that publishes through a lane makes `/ringmain.exchange.trades.lane.` 
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ __all__ = [
     "control_name",
     "data_name",
     "draft_name",
-    "is_locked",
     "lane_name",
     "list_lanes",
     "list_names",
@@ -42,6 +41,7 @@ DIRECTORY = Path("/dev/shm")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 TOPIC = re.compile(r"[a-z_][a-z0-9_]{0,31}")
 LANE = re.compile(r"[0-9a-f]{16}")
+NO_SEGMENT = errno.ELOOP, errno.ENXIO  # what opening a link, or a socket, says
 MODES = {
     False: (0o600, 0o600),
     True: (0o640, 0o660),
@@ -85,18 +85,28 @@ def lane_name(bus: str, topic: str, lane: int) -> str:
     return f"/{PREFIX}{bus}.{topic}.lane.{lane:016x}"
 
 
-def list_lanes(bus: str, topic: str) -> list[int]:
-    """The numbers of the lanes that have segments, sorted: of the living, and those that a dead writer left."""
+def list_lanes(bus: str, topic: str, *, user: int | None = None) -> list[int]:
+    """The numbers of the lanes that have segments, sorted: of the living, and those that a dead writer left.
+
+    user: only that user's; anybody can give a file such a name.
+    """
     prefix = lane_name(bus, topic, 0)[1:-16]
     names = (name for name in os.listdir(DIRECTORY) if name.startswith(prefix))
-    return sorted(int(name[len(prefix) :], 16) for name in names if LANE.fullmatch(name[len(prefix) :]))
+    return sorted(
+        int(name[len(prefix) :], 16)
+        for name in names
+        if LANE.fullmatch(name[len(prefix) :]) and (user is None or _owner(name) == user)
+    )
 
 
-def list_names() -> dict[str, list[str]]:
-    """The buses that have segments on this machine, each with its topics, both sorted. Names only: nothing is opened."""
+def list_names(*, user: int | None = None) -> dict[str, list[str]]:
+    """The buses that have segments on this machine, each with its topics, both sorted. Names only: nothing is opened.
+
+    user: only by that user's segments.
+    """
     found: dict[str, set[str]] = {}
     for name in os.listdir(DIRECTORY):
-        if name.startswith(PREFIX):
+        if name.startswith(PREFIX) and (user is None or _owner(name) == user):
             bus, _, topic = name[len(PREFIX) :].partition(".")
             topic = topic.partition(".lane.")[0].removesuffix(".ctl").removesuffix(".new")
             if NAME.fullmatch(bus) and (not topic or TOPIC.fullmatch(topic)):
@@ -104,19 +114,12 @@ def list_names() -> dict[str, list[str]]:
     return {bus: sorted(topics) for bus, topics in sorted(found.items())}
 
 
-def is_locked(name: str) -> bool:
-    """Whether a living process holds a bus segment's lock, which only its writer does."""
+def _owner(name: str) -> int | None:
+    """Whose the file is; None where it has gone. Of a link, whose the link is."""
     try:
-        descriptor = os.open(DIRECTORY / name[1:], os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        return os.lstat(DIRECTORY / name).st_uid
+    except FileNotFoundError:
+        return None
 
 
 @dataclass(slots=True, eq=False)
@@ -166,6 +169,12 @@ class Segment:
                 f"segment {name}: permission denied; it belongs to another user. Its writer can share it with its group by "
                 "group_readable=True"
             ) from None
+        except (OSError, ValueError) as error:  # ValueError: a folder
+            if isinstance(error, OSError) and error.errno not in NO_SEGMENT:
+                raise
+            raise AttachError(
+                f"segment {name}: shared memory is expected, found a link, a folder or a socket"
+            ) from None
         try:
             return cls._map(name, found.fd, writable=writable)
         finally:
@@ -174,6 +183,8 @@ class Segment:
     @classmethod
     def _map(cls, name: str, descriptor: int, *, writable: bool) -> Segment:
         status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise AttachError(f"segment {name}: shared memory is expected, found a folder or a pipe")
         if status.st_size == 0:
             raise AttachError(f"segment {name}: empty; its writer is starting, or died while it was")
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -204,7 +215,7 @@ class Segment:
             posix_ipc.unlink_shared_memory(name)
         except posix_ipc.ExistentialError:
             pass
-        except (posix_ipc.PermissionsError, PermissionError):
+        except (posix_ipc.PermissionsError, PermissionError, IsADirectoryError):
             raise AttachError(
                 f"segment {name}: belongs to another user and is in the way; choose another bus name"
             ) from None

@@ -46,7 +46,6 @@ from .segments import (
     control_name,
     data_name,
     draft_name,
-    is_locked,
     lane_name,
     list_lanes,
     list_names,
@@ -58,7 +57,9 @@ SLOTS = 65_536
 HEARTBEAT_S = 0.25
 TAKE_OVER_TRIES = 5
 TAKE_OVER_WAIT_S = 0.05
-DRAIN_S = 10.0  # how long closing waits for readers that leave no room for what is in the lanes
+START_TRIES = 5  # at a bus segment that cannot be used: where another writer is just starting, it soon can
+START_WAIT_S = 0.01
+DRAIN_S = 10.0  # how long closing waits at most for readers that leave no room for what is in the lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class Writer:
     lanes: the topics that other processes may publish to as well, see `open_lane`; True: all. `writer[topic]` is a LanePublisher
     then: the sequences that it returns are its lane's, not the topic's.
     group_readable: let the user's group attach; otherwise only the user.
-    retention_bytes, retention_age (seconds): how much of the log to keep at least; None keeps everything.
+    retention_bytes, retention_age (seconds): how much of the log to keep. Older files go, and so do files beyond retention_bytes,
+    whichever comes first. Both None: everything.
     replication: other hosts hold the bus too: see Replication, and `replicating`. All topics have lanes then, while it leads.
     store: keep topics by key as well, in memtables and sstables in data_dir, so that `get` finds their rows; None: only log them.
     take_over: fence a writer that is alive but should not be.
@@ -223,7 +225,7 @@ class Writer:
     def _lock_bus(self, take_over: bool) -> int:
         """Become the writer; returns the epoch to use. Fences a living writer when told to take over."""
         parts, name = self._parts, bus_name(self.bus)
-        epoch = 0
+        epoch, tries_left = 0, START_TRIES
         while True:
             try:
                 segment = Segment.create(name, _segment.BUS_BYTES, self._modes[0])
@@ -233,11 +235,17 @@ class Writer:
                 except NotFound:
                     continue
                 except AttachError:
-                    if not _is_unfinished(name):
+                    if _remove_unfinished(name):
+                        continue
+                    tries_left -= 1
+                    if not tries_left:
                         raise
-                    Segment.unlink(name)
+                    time.sleep(START_WAIT_S)  # it was empty, perhaps, and another writer is just starting
                     continue
-            descriptor = os.open(Path("/dev/shm") / name[1:], os.O_RDWR | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(DIRECTORY / name[1:], os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:  # its writer has closed, or another one that starts took it for unfinished
+                continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -305,10 +313,10 @@ class Writer:
             from_rings[name] = self._open_topic(schema, log_id)
         for name in list_names().get(self.bus, []):
             if name not in names:  # an earlier writer's topic that is no more
-                for made in (data_name, draft_name, control_name):
-                    Segment.unlink(made(self.bus, name))
-                for lane in list_lanes(self.bus, name):
-                    Segment.unlink(lane_name(self.bus, name, lane))
+                made = [make(self.bus, name) for make in (data_name, draft_name, control_name)]
+                for segment in [*made, *(lane_name(self.bus, name, lane) for lane in list_lanes(self.bus, name))]:
+                    with contextlib.suppress(AttachError):  # another user's, and none of ours
+                        Segment.unlink(segment)
         self.carried = Carried(
             parts.log.recovered if parts.log is not None else None,
             {name: count for name, count in from_rings.items() if count},
@@ -487,8 +495,8 @@ class Writer:
             lanes.run()
             if not lanes.finish():
                 raise BusError(
-                    f"topic {topic!r}: its readers leave no room for {self._from_lanes[topic]} records in lanes that an earlier "
-                    "writer has left; they stay there for the next try"
+                    f"topic {topic!r}: its readers, or its log, leave no room for {self._from_lanes[topic]} records in lanes that "
+                    "an earlier writer has left; they stay there for the next try"
                 )
             schema = self.schemas.get(topic)
             del parts.drains.lanes[topic]
@@ -595,11 +603,26 @@ def _laned_topics(lanes: Iterable[str] | bool, schemas: Mapping[str, Schema]) ->
     return laned
 
 
-def _is_unfinished(name: str) -> bool:
-    """Whether a bus segment has no size yet, and no owner: whoever made it died right then. (One that lives makes another.)"""
-    with contextlib.suppress(OSError):
-        return os.stat(DIRECTORY / name[1:]).st_size == 0 and not is_locked(name)
-    return False
+def _remove_unfinished(name: str) -> bool:
+    """Remove a bus segment that has no size yet, and no owner: whoever made it died right then. (One that lives makes another.)
+
+    False where it is not so. Its lock is held meanwhile: nobody becomes its owner between looking and removing.
+    """
+    try:
+        descriptor = os.open(DIRECTORY / name[1:], os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # it is gone, or another user's
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(descriptor)
+        unfinished = found.st_size == 0 and os.stat(DIRECTORY / name[1:]).st_ino == found.st_ino
+        if unfinished:
+            Segment.unlink(name)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(descriptor)
+    return unfinished
 
 
 def _any_ring(name: str) -> Segment | None:
@@ -743,8 +766,9 @@ def _close(parts: _Parts, ends: Mapping[str, int] | None = None) -> None:
         if segment.is_current():
             Segment.unlink(segment.name)
             Segment.unlink(control_name(parts.bus, topic))
-    if parts.bus_segment is not None and parts.bus_segment.is_current() and not list_names().get(parts.bus):
-        Segment.unlink(parts.bus_segment.name)
+    bus_segment = parts.bus_segment
+    if bus_segment is not None and bus_segment.is_current() and not list_names(user=bus_segment.uid).get(parts.bus):
+        Segment.unlink(bus_segment.name)
     if parts.lock_fd >= 0:
         os.close(parts.lock_fd)
         parts.lock_fd = -1
@@ -754,5 +778,5 @@ def _close(parts: _Parts, ends: Mapping[str, int] | None = None) -> None:
     if stuck:
         raise BusError(
             f"bus {parts.bus!r}: the readers of {', '.join(stuck)} left no room for all that is in its lanes within "
-            f"{parts.drain_s} s; the rest is kept for the next writer"
+            f"{parts.drain_s} s, or the log did not for much longer; the rest is kept for the next writer"
         )

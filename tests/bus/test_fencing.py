@@ -247,7 +247,8 @@ def test_a_fenced_writer_leaves_the_log_directory_alone(bus_name, tmp_path, chil
         before = sorted(path.name for path in (tmp_path / "log").iterdir())
         old.resume()
         # Its files have come of age meanwhile, as far as it knows.
-        old.run("log = writer._parts.log; log._retention_bytes = 1; log._retention_age_s = 1e-9")
+        old.run("from ringmain.storage.log_retention import Retention")
+        old.run("log = writer._parts.log; log._retention = Retention(1, 1e-9)")
         old.run("for _ in range(3): log.keep(0)")
         assert sorted(path.name for path in (tmp_path / "log").iterdir()) == before
         old.run("writer.close()")

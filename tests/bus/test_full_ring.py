@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -173,6 +174,32 @@ def test_a_blocked_writer_can_be_interrupted_and_goes_on_afterwards(bus_name, ch
         assert child.ask("topic.watermarks.published") == SLOTS
         assert read_now(reader) == sequences(1, SLOTS)
         assert child.ask("topic.publish_batch(make_rows(PAIRS, 65, 1))") == 65
+
+
+@pytest.mark.parametrize("call", ["publish", "publish_batch", "claim"])
+def test_a_call_that_waits_for_room_is_refused_once_the_writer_closes_even_if_there_is_room_then(bus_name, call):
+    with Writer(bus_name, [PAIRS], slots=SLOTS) as writer, open_reliable(bus_name) as reader:
+        topic = writer["pairs"]
+        publish(writer, SLOTS)
+        said: list[str] = []
+
+        def try_it() -> None:
+            try:
+                {"publish": topic.publish, "publish_batch": topic.publish_batch, "claim": topic.claim}[call](given)
+            except ValueError as refused:
+                said.append(str(refused))
+
+        given = make_rows(PAIRS, 65, 1) if call == "publish_batch" else 1
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        wait_until(lambda: topic._ring.busy, TIMEOUT_S)
+        topic.close()
+        assert read_now(reader) == sequences(1, SLOTS)
+        thread.join(TIMEOUT_S)
+        for _ in range(2):
+            try_it()
+        assert said == ["topic 'pairs': the writer is closed"] * 3
+        assert topic.watermarks.published == SLOTS
 
 
 @pytest.mark.process

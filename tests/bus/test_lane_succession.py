@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +21,19 @@ from ringmain.bus import (
     _segment,
     attach,
     lane_opening,
+    lane_publisher,
     open_lane,
 )
+from ringmain.bus._publish import RingPublisher
 from ringmain.bus.segments import Segment, lane_name, list_lanes
 from ringmain.storage import Schema
 from ringmain.subscribers import Historical, RealTime
 from support.children import TIMEOUT_S, Child, Children
-from support.logs import PAIRS, wait_until
+from support.logs import PAIRS, read_rows, wait_until
 
+SHM = Path("/dev/shm")
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 OPEN = "writer = Writer(bus, [PAIRS], data_dir=data_dir, lanes=True, **settings)"
 
 
@@ -69,6 +75,31 @@ def one_to(last: int) -> list[int]:
     return list(range(1, last + 1))
 
 
+def forge_lane(name: str, bus: str, row_count: int) -> Segment:
+    """A segment with rows in it that a publisher might have made."""
+    schema_json = PAIRS.to_json()
+    _, size_bytes = _segment.data_segment_bytes(len(schema_json), PAIRS.row_bytes, 64)
+    segment = Segment.create(name, size_bytes, 0o600)
+    _segment.format_data(
+        segment.memory,
+        schema_json=schema_json,
+        schema_hash=PAIRS.hash,
+        row_bytes=PAIRS.row_bytes,
+        slot_count=64,
+        bus=bus,
+        topic="pairs",
+        data_dir="",
+        log_id=0,
+        epoch=1,
+        syncs=False,
+        indexes=False,
+    )
+    _lanes.format_lane(segment.memory, 0)
+    RingPublisher(segment.memory, None, PAIRS, full="raise", full_timeout=0).publish_batch(numbers(1, row_count))
+    _segment.publish_ready(segment.memory)
+    return segment
+
+
 def left_in_memory(bus: str) -> list[str]:
     return sorted(path.name for path in Path("/dev/shm").glob(f"ringmain.{bus}*"))
 
@@ -92,6 +123,36 @@ def test_a_publisher_goes_on_while_its_writer_is_dead_and_moves_to_the_next(bus_
                 assert lane.watermarks[1:4] == (3000, 3000, 3000)
             assert all_of(bus_name, 3000) == one_to(3000)
             assert len(list_lanes(bus_name, "pairs")) == 1
+
+
+@pytest.mark.process
+def test_a_call_that_waits_for_the_next_writer_is_refused_if_its_lane_is_closed_meanwhile(
+    bus_name, children, monkeypatch
+):
+    asks = threading.Event()
+    monkeypatch.setattr(lane_publisher, "ask", lambda *given: (asks.set(), lane_opening.ask(*given))[1])
+    old = start_writer(children, bus_name, None)
+    lane = open_lane(f"{bus_name}/pairs", reopen=True, full_timeout=TIMEOUT_S)
+    lane.wait(lane.publish(1), "drained", TIMEOUT_S)
+    old.run("writer.close()")
+    asks.clear()
+    said: list[str] = []
+
+    def try_it() -> None:
+        try:
+            lane.publish(2)
+        except ValueError as refused:
+            said.append(str(refused))
+
+    thread = threading.Thread(target=try_it)
+    thread.start()
+    assert asks.wait(TIMEOUT_S)
+    lane.close()
+    with Writer(bus_name, [PAIRS], lanes=True):
+        thread.join(TIMEOUT_S)
+        try_it()
+        assert said == ["topic 'pairs': the lane is closed"] * 2
+        assert attach(f"{bus_name}/pairs").watermarks().published == 0
 
 
 @pytest.mark.process
@@ -168,6 +229,31 @@ def test_lanes_of_another_schema_are_removed(bus_name, children):
         assert list_lanes(bus_name, "pairs") == []
         assert attach(f"{bus_name}/pairs").watermarks().published == 0
     lane.close()
+
+
+@as_root
+@pytest.mark.process
+@pytest.mark.parametrize("mode", [0o666, 0o600], ids=["0666", "0600"])
+def test_what_another_user_calls_a_lane_of_the_topic_is_none_and_in_nobodys_way(bus_name, children, mode):
+    writer = children.start()
+    writer.run(f"with Writer(bus, [PAIRS]) as writer: writer['pairs']\nbus = {bus_name!r}", bus=f"{bus_name}-first")
+    forged = forge_lane(lane_name(bus_name, "pairs", 1), bus_name, 3)
+    (SHM / forged.name[1:]).chmod(mode)
+    (SHM / lane_name(bus_name, "pairs", 2)[1:]).symlink_to("/etc/passwd")
+    (SHM / f"ringmain.{bus_name}.other").touch(mode)
+    (SHM / f"ringmain.{bus_name}.link").symlink_to("/etc/passwd")
+    os.mkfifo(SHM / f"ringmain.{bus_name}.pipe", mode)
+    before = left_in_memory(bus_name)
+    for name in before:
+        os.chown(SHM / name, NOBODY, NOBODY, follow_symlinks=False)
+    writer.run("os.setgroups([]); os.setgid(1); os.setuid(1)")
+    writer.run("writer = Writer(bus, [PAIRS], lanes=True, full_timeout=5)")
+    assert writer.ask("dict(writer.carried.from_lanes)") == {}
+    writer.run("writer['pairs'].wait(writer['pairs'].publish(1), 'drained', 30)")
+    assert writer.ask("attach(f'{bus}/pairs').watermarks().published") == 1
+    writer.run("writer.close()")
+    assert left_in_memory(bus_name) == before
+    assert _segment.read_state(forged.memory)["status"] == 0
 
 
 # --- taken over -------------------------------------------------------------------------------------------------------
@@ -350,6 +436,43 @@ def test_a_reader_that_leaves_no_room_does_not_keep_a_writer_from_closing_and_no
                 found += batch.copy()["left"].tolist()
             assert found == one_to(200)
             lane.close()
+
+
+def test_a_writer_that_closes_gives_up_its_lanes_for_readers_and_not_since_there_is_much_in_them(bus_name, data_dir):
+    writer = Writer(bus_name, [PAIRS], data_dir=data_dir, slots=64, lanes=True, full="raise", full_timeout=0.0)
+    with open_lane(f"{bus_name}/pairs") as lane:
+        lane.publish_batch(numbers(1, 16_000))
+        writer.close()
+    assert left_in_memory(bus_name) == []
+    if data_dir is not None:
+        assert read_rows(data_dir / "log", PAIRS)["left"].tolist() == one_to(16_000)
+
+
+@pytest.mark.process
+def test_much_that_is_left_in_lanes_needs_no_patience_where_no_reader_is_in_the_way(bus_name, data_dir, children):
+    writer = start_writer(children, bus_name, data_dir)
+    lane = open_lane(f"{bus_name}/pairs", full_timeout=0)
+    writer.kill()
+    lane.publish_batch(numbers(1, 10_000))
+    with Writer(bus_name, [PAIRS], data_dir=data_dir, slots=64, full_timeout=0.0) as following:
+        assert following["pairs"].watermarks.published == 10_000
+    if data_dir is not None:
+        assert read_rows(data_dir / "log", PAIRS)["left"].tolist() == one_to(10_000)
+
+
+@pytest.mark.process
+def test_a_writer_that_closes_does_not_give_up_its_lanes_for_a_reader_that_has_just_died(bus_name, children):
+    writer = Writer(bus_name, [PAIRS], slots=64, lanes=True, full="raise", full_timeout=0.0)
+    topic = attach(f"{bus_name}/pairs")
+    reader = children.start()
+    reader.run("reader = RealTime(f'{bus}/pairs', reliable=True)\nassert reader.poll() is None", bus=bus_name)
+    with open_lane(f"{bus_name}/pairs") as lane:
+        lane.publish_batch(numbers(1, 1000))
+        lane.wait(64, "drained", TIMEOUT_S)
+        reader.kill()
+        writer.close()
+    assert topic.watermarks().published == 1000
+    assert left_in_memory(bus_name) == []
 
 
 # --- failed -----------------------------------------------------------------------------------------------------------

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.bus import LeaderLane, Writer, attach
+from ringmain.bus import AttachError, LeaderLane, NotFound, NotLeader, Writer, _segment, attach
+from ringmain.bus.segments import Segment, lane_name, list_lanes
 from ringmain.storage import Schema
 from ringmain.storage.log_tail import cut_tail
 from ringmain.subscribers import RealTime
-from support.children import TIMEOUT_S
+from support.children import TIMEOUT_S, Child, Children
 from support.logs import PAIRS, wait_until
 from support.replicas import open_replicated
 
@@ -25,6 +29,39 @@ def nodes(bus_name, tmp_path):
         open_replicated(f"{bus_name}b", tmp_path / "b", schemas=[VALUES]) as b,
     ):
         yield a, b
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    with Children() as children:
+        yield children
+
+
+def lead_elsewhere(children: Children, bus: str, data_dir: Path) -> Child:
+    """Another process whose node leads."""
+    child = children.start()
+    child.run(
+        "from support.replicas import open_replicated\n"
+        "node = open_replicated(bus, data_dir, schemas=[Schema('values', {'value': 'u8'})]); node.replicating.lead()",
+        bus=bus,
+        data_dir=data_dir,
+    )
+    return child
+
+
+def rows_of(numbers: range) -> np.ndarray:
+    rows = np.zeros(len(numbers), VALUES.payload_dtype)
+    rows["value"] = numbers
+    return rows
+
+
+def lane_state(node: Writer, watermark: str) -> int:
+    """A watermark of the one lane that a node has; 0 while it has none."""
+    for number in list_lanes(node.bus, "values"):
+        with contextlib.suppress(NotFound, AttachError):
+            segment = Segment.open(lane_name(node.bus, "values", number), writable=False)
+            return _segment.read_state(segment.memory)[watermark]
+    return 0
 
 
 def address(node: Writer) -> str:
@@ -108,6 +145,114 @@ def test_told_not_to_it_publishes_nothing_twice_and_counts_what_it_gives_up(node
         lane.wait(TIMEOUT_S)
         assert values(b) == [9]
         assert lane.unconfirmed_count == 3
+
+
+@pytest.mark.process
+def test_told_not_to_publish_again_who_waits_is_told_what_is_given_up(nodes, tmp_path, children):
+    a, b = nodes
+    a.replicating.lead()
+    with LeaderLane([address(a), address(b)], leader_timeout=TIMEOUT_S, resend=False) as lane:
+        lane.publish_batch(rows_of(range(2)))
+        replicate(a, 2)
+        lane.publish_batch(rows_of(range(2, 5)))
+        wait_until(lambda: published(a) == 5, TIMEOUT_S)
+        leaving = threading.Timer(0.1, a.replicating.follow, ["b"])
+        leaving.start()
+        with pytest.raises(NotLeader, match="; 3 records that were published there are given up") as told:
+            lane.wait(TIMEOUT_S)
+        leaving.join()
+        assert (told.value.leader, lane.unconfirmed_count) == ("b", 3)
+        lane.wait(TIMEOUT_S)  # there is nothing more
+        b.close()
+        child = lead_elsewhere(children, b.bus, tmp_path / "c")
+        lane.publish(5)
+        wait_until(lambda: attach(address(b)).watermarks().published == 1, TIMEOUT_S)
+        child.kill()
+        with pytest.raises(NotLeader, match="; 1 records that were published there are given up"):
+            lane.wait(TIMEOUT_S)
+        assert lane.unconfirmed_count == 4
+
+
+def test_what_the_caller_changes_afterwards_is_published_again_as_it_was(bus_name, tmp_path):
+    quotes = Schema("values", {"bid": "(2,)f8", "text": "S4"})
+    with (
+        open_replicated(f"{bus_name}a", tmp_path / "a", schemas=[quotes]) as a,
+        open_replicated(f"{bus_name}b", tmp_path / "b", schemas=[quotes]) as b,
+    ):
+        a.replicating.lead()
+        with LeaderLane([address(a), address(b)], leader_timeout=TIMEOUT_S) as lane:
+            array, numbers = np.array([1.0, 2.0]), [3.0, 4.0]
+            lane.publish(array, b"one")
+            lane.publish(bid=numbers, text=b"two")
+            lane.publish(array[::-1], b"six")  # a view
+            array[:] = numbers[:] = 9.0, 9.0
+            wait_until(lambda: published(a) == 3, TIMEOUT_S)
+            a.replicating.follow("b")
+            b.replicating.lead()
+            lane.publish(array, b"end")
+            wait_until(lambda: published(b) == 4, TIMEOUT_S)
+            with RealTime(address(b), start="earliest", follow="published") as reader:
+                batch = reader.take(TIMEOUT_S)
+                assert batch is not None
+                assert batch.rows["bid"].tolist() == [[1.0, 2.0], [3.0, 4.0], [2.0, 1.0], [9.0, 9.0]]
+                assert batch.rows["text"].tolist() == [b"one", b"two", b"six", b"end"]
+
+
+@pytest.mark.parametrize("resend", [True, False])
+def test_of_a_batch_that_the_lead_leaves_halfway_no_row_is_published_twice_that_is_replicated(nodes, resend):
+    a, b = nodes
+    a.replicating.lead()
+    with LeaderLane([address(a), address(b)], leader_timeout=TIMEOUT_S, slots=64, resend=resend) as lane:
+        publishing = threading.Thread(target=lane.publish_batch, args=(rows_of(range(60_000)),))
+        publishing.start()
+        wait_until(lambda: published(a) > 1000, TIMEOUT_S)
+        a.replicating.hold(True)
+        wait_until(lambda: a.replicating.holds, TIMEOUT_S)
+        taken = published(a)
+        assert taken < 60_000
+        replicate(a, taken - 1)
+        wait_until(
+            lambda: lane_state(a, "replicated") >= taken - 64, TIMEOUT_S
+        )  # known by turns, of no more than the lane holds
+        known = lane_state(a, "replicated")
+        assert known < taken
+        a.replicating.follow("b")
+        b.replicating.lead()
+        publishing.join(TIMEOUT_S)
+        assert not publishing.is_alive()
+        again = known if resend else taken
+        replicate(b, 60_000 - again)
+        lane.wait(TIMEOUT_S)
+        assert values(a) == list(range(taken))
+        assert values(b) == list(range(again, 60_000))
+        assert lane.unconfirmed_count == (0 if resend else taken - known)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("call", ["publish", "wait"])
+def test_a_leader_that_dies_while_rows_are_published_again_is_left_for_the_next(nodes, tmp_path, children, call):
+    a, b = nodes
+    a.replicating.lead()
+    with LeaderLane([address(a), address(b)], leader_timeout=TIMEOUT_S, slots=64) as lane:
+        for value in range(200):
+            lane.publish(value)
+        wait_until(lambda: published(a) == 200, TIMEOUT_S)
+        b.close()
+        child = lead_elsewhere(children, b.bus, tmp_path / "c")
+        child.run("node.replicating.hold(True)")
+        a.replicating.follow("b")
+        given = [200] if call == "publish" else [TIMEOUT_S]
+        calling = threading.Thread(target=getattr(lane, call), args=given, daemon=True)
+        calling.start()
+        wait_until(lambda: lane_state(b, "published") == 64, TIMEOUT_S)
+        child.kill()
+        a.replicating.lead()
+        last = 401 if call == "publish" else 400  # nothing was replicated, and nothing was cut
+        replicate(a, last)
+        calling.join(TIMEOUT_S)
+        assert not calling.is_alive()
+        lane.wait(TIMEOUT_S)
+        assert values(a) == [*range(200), *range(200), 200][:last]
 
 
 def test_an_idle_publisher_sends_again_what_was_lost_while_its_node_did_not_lead(bus_name, tmp_path):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.bus import NotFound, Writer, WriterAlive, WriterFailed, attach
+from ringmain.bus import NotFound, Publisher, Writer, WriterAlive, WriterFailed, _segment, attach
+from ringmain.bus.segments import Segment
+from ringmain.bus.segments import bus_name as segment_name
 from ringmain.storage import FormatMismatch, LogFailed, Recovered, Schema
 from ringmain.storage.log_files import list_files
 from ringmain.storage.recovery import examine
@@ -669,6 +671,63 @@ def test_a_second_writer_in_the_same_process_is_refused_too(bus_name):
     Writer(bus_name, [PAIRS]).close()
 
 
+RACE = """
+won = refused = 0
+while won < 100:
+    try:
+        with Writer(bus, [PAIRS], slots=64):
+            os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # or there are two
+            won += 1
+            os.unlink(alone)
+    except WriterAlive:
+        refused += 1
+"""
+
+
+@pytest.mark.process
+def test_writers_that_start_and_close_at_once_are_refused_or_are_the_only_one(bus_name, tmp_path, children):
+    racing = [children.start() for _ in range(2)]
+    for child in racing:
+        child.begin(RACE, bus=bus_name, alone=str(tmp_path / "alone"))
+    for child in racing:
+        child.settle()
+    assert segments(bus_name) == []
+
+
+def test_a_writer_that_starts_as_another_one_closes_makes_a_bus_of_its_own(bus_name, monkeypatch):
+    Segment.create(segment_name(bus_name), _segment.BUS_BYTES, 0o600)
+    open_segment = Segment.open
+
+    def open_what_goes(name: str, *, writable: bool) -> Segment:
+        monkeypatch.undo()
+        segment = open_segment(name, writable=writable)
+        Segment.unlink(name)
+        return segment
+
+    monkeypatch.setattr(Segment, "open", open_what_goes)
+    with Writer(bus_name, [PAIRS]) as writer:
+        assert writer["pairs"].publish(1) == 1
+    assert segments(bus_name) == []
+
+
+def test_a_writer_that_starts_as_another_one_makes_its_segment_looks_again(bus_name, monkeypatch):
+    path = Path("/dev/shm") / f"ringmain.{bus_name}"
+    path.touch()
+    open_segment = Segment.open
+
+    def open_what_grows(name: str, *, writable: bool) -> Segment:
+        monkeypatch.undo()
+        try:
+            return open_segment(name, writable=writable)
+        finally:
+            os.truncate(path, _segment.BUS_BYTES)
+
+    monkeypatch.setattr(Segment, "open", open_what_grows)
+    with Writer(bus_name, [PAIRS]) as writer:
+        assert writer["pairs"].publish(1) == 1
+    assert segments(bus_name) == []
+
+
 def test_a_bus_whose_name_begins_like_another_is_another_bus(bus_name):
     with Writer(bus_name, [PAIRS]) as writer, Writer(f"{bus_name}-b", [PAIRS]) as other:
         writer["pairs"].publish(1)
@@ -802,6 +861,44 @@ def test_a_closed_publisher_says_so(bus_name, tmp_path, with_log):
     topic.wait(1, "published", timeout=TIMEOUT_S)
     if with_log:
         topic.wait(1, "durable", timeout=TIMEOUT_S)
+
+
+def test_a_record_whose_conversion_closes_the_topic_is_refused(bus_name):
+    with Writer(bus_name, [PAIRS]) as writer:
+        topic = writer["pairs"]
+
+        class Two:
+            def __index__(self) -> int:
+                topic.close()
+                return 2
+
+        topic.publish(1)
+        with pytest.raises(ValueError, match="topic 'pairs': the writer is closed"):
+            topic.publish(Two())
+        assert topic.watermarks.published == 1
+
+
+def test_what_another_thread_has_published_when_the_writer_closes_is_in_the_log(bus_name, tmp_path):
+    """The ring is small: mostly the thread waits for the log to make room."""
+    said: list[str] = []
+    last = 0
+
+    def publish_on(topic: Publisher) -> None:
+        nonlocal last
+        try:
+            while True:
+                last = topic.publish(last + 1)
+        except ValueError as refused:
+            said.append(str(refused))
+
+    for life in range(1, 11):
+        with Writer(bus_name, [PAIRS], data_dir=tmp_path, slots=64) as writer:
+            thread = threading.Thread(target=publish_on, args=(writer["pairs"],))
+            thread.start()
+            wait_until(lambda enough=last + 1000: last >= enough, TIMEOUT_S)
+        thread.join(TIMEOUT_S)
+        assert said == ["topic 'pairs': the writer is closed"] * life
+        assert read_rows(tmp_path / "log", PAIRS)["left"].tolist() == list(range(1, last + 1))
 
 
 def test_a_claim_still_open_when_the_writer_closes_cannot_be_committed(bus_name, tmp_path):
