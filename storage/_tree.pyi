@@ -17,6 +17,7 @@ _Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
 KEY_BYTES_MAX: int
 COMPRESSIONS: tuple[str, str, str]
+TABLE_MAGIC: bytes
 
 class KeyCodec:
     topic: str

@@ -6,7 +6,7 @@ cimport numpy as cnp
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.errno cimport errno
+from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from libcpp cimport bool as cbool
@@ -99,7 +99,7 @@ cdef extern from "log_replay.hpp" namespace "ringmain" nogil:
     void replay_frames(CMemtable &, const char *base, const FrameEntry *frames, uint64_t count, uint64_t first, uint64_t end)
 
 cdef extern from "sstable_format.hpp" namespace "ringmain" nogil:
-    const char *TABLE_MAGIC
+    const char *C_TABLE_MAGIC "ringmain::TABLE_MAGIC"
     const uint32_t TABLE_VERSION, TABLE_BYTE_ORDER
     const uint32_t C_SECTION_BLOOM "ringmain::SECTION_BLOOM", C_SECTION_SCHEMA "ringmain::SECTION_SCHEMA"
     const uint32_t C_SECTION_COUNT "ringmain::SECTION_COUNT"
@@ -140,9 +140,12 @@ cdef extern from "sstable_writer.hpp" namespace "ringmain":
         int error()
 
 cdef extern from "sstable_reader.hpp" namespace "ringmain":
+    cdef enum class DamageKind "ringmain::DamageKind":
+        NUMBERS, SIZES, MAGICS
     cdef struct TableDamage:
         const char *what
         uint64_t offset, expected, found
+        DamageKind kind
     cdef enum class Lookup "ringmain::Lookup":
         ABSENT, FOUND, NEEDS_BLOCK, DAMAGED
     cdef cppclass CTableReader "ringmain::TableReader" nogil:
@@ -254,6 +257,7 @@ cdef extern from "Python.h":
 
 KEY_BYTES_MAX = 8 * C_KEY_WORDS_MAX
 COMPRESSIONS = ("none", "zstd", "lz4")  # by their numbers in sstable_format.hpp
+TABLE_MAGIC = <bytes>C_TABLE_MAGIC[:8]  # what an sstable begins with
 
 
 cdef class KeyCodec:
@@ -478,10 +482,10 @@ cdef class Memtable:
             raise ValueError(f"rows: {row_count} are more than the {self.table.get().room()} that still fit")
         if row_count == 0:
             return
+        if self.held is not None:
+            self.held.append(data)  # before its rows are there: a reader may come to them at once
         with nogil:
             replay_frames(self.table.get()[0], <const char *>&file_bytes[0], entries, count, first, end)
-        if self.held is not None:
-            self.held.append(data)
 
     def rows(self):
         """A copy of all rows by sequence, and of which are tombstones (bool array)."""
@@ -495,31 +499,59 @@ cdef class Memtable:
         return rows, flags
 
 
+class _Refused(Exception):
+    """A package for compression does not take a block. Its own error is the cause."""
+
+
+cdef object _repacked(call, tuple given):
+    """A block compressed or decompressed by a package's call. Raises _Refused where that is what the package says of the block.
+
+    Anything else is raised as it is: memory ran out, or a signal came, and its handler raised something. That can be any exception
+    (the call is mostly the first Python code that runs in a merge, where pending signals are handled), but it does not come again.
+    """
+    try:
+        return call(*given)
+    except MemoryError:
+        raise
+    except Exception:
+        try:
+            call(*given)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _Refused from error
+        raise
+
+
 cdef int _compress(void *context, const char *block, size_t bytes, string &out) noexcept nogil:
     with gil:
+        writer = <TableWriter>context
         try:
-            stored = (<object>context)((<const char *>block)[:bytes])
+            stored = _repacked(writer.compress, ((<const char *>block)[:bytes],))
             out.append(<const char *>stored, len(stored))
             return 0
-        except BaseException:
-            return 5  # EIO
+        except BaseException as error:
+            writer.failure = error
+            return EIO
 
 
 cdef class TableWriter:
     """Writes an sstable into an open, empty file. Rows must come in the order of keys, newer ones first within a key.
 
-    compress: takes a block's bytes, returns its stored form; None with compression "none".
+    compress: takes a block's bytes, returns its stored form; None with compression "none". Where it refuses a block, that is an
+    OSError; what else is raised in it (MemoryError, KeyboardInterrupt) is raised here, then and by every later call.
     """
 
     cdef unique_ptr[CTableWriter] writer
     cdef KeyCodec codec
     cdef object compress, path
+    cdef object failure  # what was raised while a block was compressed
 
     def __cinit__(self, KeyCodec codec, int fd, path, *, schema, uint64_t table_number, uint64_t log_id, int64_t created_ns,
                   uint32_t block_bytes, str compression="none", compress=None):
         cdef TableHeader header
         memset(&header, 0, sizeof(header))
-        memcpy(header.magic, TABLE_MAGIC, 8)
+        memcpy(header.magic, C_TABLE_MAGIC, 8)
         header.version, header.byte_order = TABLE_VERSION, TABLE_BYTE_ORDER
         header.table_number, header.schema_hash, header.log_id = table_number, schema.hash, log_id
         header.created_ns, header.row_bytes, header.key_bytes = created_ns, codec.row_bytes, codec.key_bytes
@@ -531,13 +563,18 @@ cdef class TableWriter:
         cdef CompressBlock compressing = NULL
         if compress is not None:
             compressing = _compress
-        self.writer = make_unique[CTableWriter](fd, codec.layout.get()[0], header, compressing, <void *>compress)
+        self.writer = make_unique[CTableWriter](fd, codec.layout.get()[0], header, compressing, <void *>self)
         self.writer.get().set_schema(schema.to_json())
         self._check(self.writer.get().error())
 
     cdef int _check(self, int error) except -1:
         if error == TABLE_OUT_OF_ORDER:
             raise ValueError(f"{self.path}: rows must come with keys rising, and sequences falling within a key")
+        if isinstance(self.failure, _Refused):
+            cause = self.failure.__cause__
+            raise OSError(error, f"a block cannot be compressed: {cause}", str(self.path)) from cause
+        if self.failure is not None:
+            raise self.failure
         if error != 0:
             raise OSError(error, os.strerror(error), str(self.path))
         return 0
@@ -641,7 +678,7 @@ cdef class Table:
         self.decompress = decompress
 
     cdef object _error(self, TableDamage damage):
-        return Corruption(self.path, damage.offset, f"{damage.what.decode()} {damage.expected:#x}", f"{damage.found:#x}")
+        return _corruption(self.path, damage)
 
     cdef object _raise(self, TableDamage damage):
         raise self._error(damage)
@@ -666,10 +703,11 @@ cdef class Table:
             self._raise(damage)
         entry = &self.reader.block_entries()[number]
         size = self.reader.rows_in(number) * self.codec.row_bytes
+        stored = (<const char *>self.data)[entry.offset:entry.offset + entry.bytes]
         try:
-            rows = self.decompress((<const char *>self.data)[entry.offset:entry.offset + entry.bytes], size)
-        except Exception as error:
-            raise Corruption(self.path, entry.offset, f"a block of {size} bytes, compressed", error) from None
+            rows = _repacked(self.decompress, (stored, size))
+        except _Refused as refused:
+            raise Corruption(self.path, entry.offset, f"a block of {size} bytes, compressed", refused.__cause__) from None
         if len(rows) != size:
             raise Corruption(self.path, entry.offset, f"a block of {size} bytes, compressed", f"{len(rows)} bytes")
         if len(self.blocks) >= 64:
@@ -747,6 +785,7 @@ cdef class Table:
         cdef uint64_t low[256]
         cdef uint64_t high[256]
         cdef unique_ptr[TableSource] source
+        cdef BlockLoader loader = BlockLoader(self)
         scratch = np.zeros(1, self.codec.dtype)
         cdef char *row = <char *>cnp.PyArray_DATA(<cnp.ndarray>scratch)
         cdef const uint64_t *from_key = NULL
@@ -758,9 +797,8 @@ cdef class Table:
             self.codec.bound_of(last, True, row, high)
             to_key = high
         self.prove_sections()
-        source.reset(new TableSource(self.reader, from_key, to_key, False, _load_block, <void *>self))
-        if source.get().damaged:
-            self._raise(source.get().damage)
+        source.reset(new TableSource(self.reader, from_key, to_key, False, _load_block, <void *>loader))
+        loader.check(source.get())
         return source.get().first(), source.get().end()
 
     def flags(self, uint64_t first, uint64_t end):
@@ -789,6 +827,17 @@ cdef int _check_version(object path, const TableHeader *header) except -1:
     return 0
 
 
+cdef object _corruption(path, TableDamage damage):
+    """The error for a damage, with its two values as people read them."""
+    what = damage.what.decode()
+    if damage.kind == DamageKind.MAGICS:
+        return Corruption(path, damage.offset, f"{what} {<bytes>(<char *>&damage.expected)[:8]!r}",
+                          repr(<bytes>(<char *>&damage.found)[:8]))
+    if damage.kind == DamageKind.SIZES:
+        return Corruption(path, damage.offset, f"{what} {damage.expected} bytes", f"{damage.found}")
+    return Corruption(path, damage.offset, f"{what} {damage.expected:#x}", f"{damage.found:#x}")
+
+
 def table_schema_json(path):
     """The schema that an sstable holds, for who does not know it. Raises Corruption, FileNotFoundError."""
     cdef TableDamage damage
@@ -804,17 +853,37 @@ def table_schema_json(path):
     if sound:  # of another version or byte order no more than that is looked at
         _check_version(path, &reader.header())
     if not sound or not reader.prove_section(SECTION_SCHEMA, damage):
-        raise Corruption(path, damage.offset, f"{damage.what.decode()} {damage.expected:#x}", f"{damage.found:#x}")
+        raise _corruption(path, damage)
     return <bytes>reader.section(SECTION_SCHEMA)[:reader.section_bytes(SECTION_SCHEMA)]
+
+
+cdef class BlockLoader:
+    """Hands a table's blocks to one source of a merge, and keeps what was raised meanwhile."""
+
+    cdef Table table
+    cdef object failure
+
+    def __cinit__(self, Table table):
+        self.table = table
+
+    cdef int check(self, const TableSource *source) except -1:
+        """Raise what has stopped the source, if anything has; again and again, since it goes no further."""
+        if not source.damaged:
+            return 0
+        if self.failure is not None:
+            raise self.failure
+        self.table._raise(source.damage)
 
 
 cdef int _load_block(void *context, CTableReader *table, uint64_t block, char *out) noexcept nogil:
     with gil:
+        loader = <BlockLoader>context
         try:
-            rows = (<Table>context).block(block)
+            rows = loader.table.block(block)
             memcpy(out, <const char *>rows, len(rows))
             return 0
-        except BaseException:
+        except BaseException as error:
+            loader.failure = error
             return -1
 
 
@@ -829,6 +898,7 @@ cdef class Merge:
     cdef KeyCodec codec
     cdef list held
     cdef vector[TableSource *] table_sources
+    cdef list loaders  # of each of them
 
     def __cinit__(self, KeyCodec codec, memtables, tables, first=None, last=None, bint reverse=False):
         cdef uint64_t low[256]
@@ -840,10 +910,11 @@ cdef class Merge:
         cdef vector[shared_ptr[const SortedRun]] runs
         cdef unique_ptr[MergeSource] source
         cdef TableSource *made
+        cdef BlockLoader loader
         cdef uint64_t count
         cdef CMemtable *rows
         scratch = np.zeros(1, codec.dtype)
-        self.codec, self.held = codec, []
+        self.codec, self.held, self.loaders = codec, [], []
         if first is not None:
             codec.bound_of(first, False, <char *>cnp.PyArray_DATA(<cnp.ndarray>scratch), low)
             from_key = low
@@ -860,9 +931,10 @@ cdef class Merge:
                 source.reset(new RunSource(rows[0], runs[i], from_key, to_key, reverse))
                 self.merge.get().add(move(source))
         for table in tables:
-            self.held.append(table)
+            loader = BlockLoader(table)
+            self.loaders.append(loader)
             table.prove_sections()
-            made = new TableSource(table.reader, from_key, to_key, reverse, _load_block, <void *>table)
+            made = new TableSource(table.reader, from_key, to_key, reverse, _load_block, <void *>loader)
             source.reset(made)
             self.table_sources.push_back(made)
             self.merge.get().add(move(source))
@@ -870,9 +942,7 @@ cdef class Merge:
 
     cdef int _check_sources(self) except -1:
         for i in range(self.table_sources.size()):
-            if self.table_sources[i].damaged:
-                table = [one for one in self.held if isinstance(one, Table)][i]
-                (<Table>table)._raise(self.table_sources[i].damage)
+            (<BlockLoader>self.loaders[i]).check(self.table_sources[i])
         return 0
 
     def begin_scan(self, uint64_t visible, bint all_versions=False):

@@ -20,15 +20,14 @@ import numpy as np
 
 from . import _log, files
 from .errors import Corruption, StorageError
+from .log_cut import stands
 from .log_files import (
     LogFile,
     LogTopic,
     file_path,
-    last_timestamp,
     list_files,
     open_file,
     read_topics,
-    row_frames,
     starting_topics,
     whole_batches,
 )
@@ -110,15 +109,7 @@ class Source:
         """Each topic of the log, where it stands at the end of it."""
         last = self.logs[-1]
         frames, _ = last.file.scan(limit=last.end)
-        rows, found = row_frames(frames), dict[str, LogTopic]()
-        for topic in read_topics(last.file, frames):
-            mine = rows[rows["topic"] == topic.number]
-            sequence, time_ns = topic.next_sequence, topic.last_timestamp_ns
-            if len(mine):
-                sequence = int(mine["first_sequence"][-1]) + int(mine["row_count"][-1])
-                time_ns = last_timestamp(last.file, topic, mine[-1])
-            found[topic.schema.name] = LogTopic(topic.number, topic.schema, sequence, time_ns)
-        return found
+        return {topic.schema.name: stands(last.file, frames, topic) for topic in read_topics(last.file, frames)}
 
     def history(self) -> Iterator[SourceLog]:
         """The log files before `logs`, newest first, as far as there are any. The caller closes them."""

@@ -44,6 +44,7 @@ SNAPSHOT_S = 1800.0
 COMPACTION_BYTES_PER_S = 256 << 20
 OPEN_THREADS = 4
 NUMBERS_APART = 1 << 16  # of tables: more than an engine that was taken over makes before it finds out
+SEQUENCE_MAX = (1 << 64) - 1
 LOOK_S = 1.0  # how often to look for compactions that no flush has called for
 
 
@@ -134,7 +135,7 @@ class Engine:
         with contextlib.ExitStack() as failing:
             failing.callback(self._end)
             self._open(schemas, codecs, take_over=take_over)
-            log.release(self._manifest.state.checkpoints)
+            self._release_log()
             self._start("flush", self._flush_for_ever)
             self._start("compaction", self._compact_for_ever)
             self._start("memory", self._touch_for_ever)
@@ -258,9 +259,13 @@ class Engine:
                     raise writer.failure.with_traceback(None)
 
     def compact(self, topic: str | None = None) -> None:
-        """Merge all of a topic's tables (of all topics, by default) into one level, and return when that is done."""
+        """Merge all of a topic's tables (of all topics, by default) into one level, and return when that is done.
+
+        KeyError names the topics there are.
+        """
+        names = list(self._trees) if topic is None else [self[topic].schema.name]
         self.snapshot()
-        for name in [topic] if topic is not None else list(self._trees):
+        for name in names:
             with self._work:
                 self._manual.append(name)
                 self._changed()
@@ -326,6 +331,12 @@ class Engine:
         self._waiting.pop(topic, None)
         return True
 
+    def _release_log(self) -> None:
+        """Let log files go whose rows are in tables, as far as retention does. Topics that are only logged hold none of them."""
+        state = self._manifest.state
+        logged = dict.fromkeys((topic.schema.name for topic in self._log.topics), SEQUENCE_MAX)
+        self._log.release(logged | dict(state.checkpoints))
+
     # --- threads ----------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
@@ -354,7 +365,7 @@ class Engine:
                 with self._failing(writer, "flush"):
                     if writer.failure is None and writer.flush():
                         busy = True
-                        self._log.release(self._manifest.state.checkpoints)
+                        self._release_log()
             if busy:
                 self._changed()  # there may be something to compact
             else:

@@ -92,15 +92,15 @@ class FormatMismatch(StorageError):
 class LogLocked(StorageError):
     """Another living writer holds the log directory.
 
-    path: the directory. pid: the process that holds it, or None if it could not be told.
+    path: the directory. pid: the process that holds it, or None if it could not be told. to_write: whether who was refused is a
+    writer, which may as well go elsewhere; what repairs or compacts may not.
     """
 
-    def __init__(self, path: _Path, pid: int | None = None) -> None:
+    def __init__(self, path: _Path, pid: int | None = None, *, to_write: bool = True) -> None:
         self.path, self.pid = fspath(path), pid
         holder = "another process" if pid is None else f"process {pid}"
-        super().__init__(
-            f"{self.path}: {holder} is writing to this log; stop it first, or give this writer a data_dir of its own"
-        )
+        elsewhere = ", or give this writer a data_dir of its own" if to_write else ""
+        super().__init__(f"{self.path}: {holder} is writing to this log; stop it first{elsewhere}")
 
 
 class LogFailed(StorageError):

@@ -269,11 +269,11 @@ def open_log_file(path: Path) -> int:
     return descriptor
 
 
-def lock_directory(directory: Path, *, take_over: bool) -> int:
+def lock_directory(directory: Path, *, take_over: bool, to_write: bool = True) -> int:
     """Take the directory's writer lock and return the descriptor that holds it; closing that (or dying) gives it up.
 
     take_over: put a new lock file in place of the one that another process holds. The caller has fenced that process.
-    Raises LogLocked naming the holder.
+    to_write: whether this is a writer, for the message. Raises LogLocked naming the holder.
     """
     path = directory / "LOCK"
     while True:
@@ -284,7 +284,8 @@ def lock_directory(directory: Path, *, take_over: bool) -> int:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             if not take_over:
-                raise LogLocked(directory, int(holder) if holder.isdigit() else None) from None
+                pid = int(holder) if holder.isdigit() else None
+                raise LogLocked(directory, pid, to_write=to_write) from None
             path.unlink(missing_ok=True)
             continue
         with contextlib.suppress(FileNotFoundError):

@@ -8,7 +8,8 @@
 3. A file expires when retention allows it and, where checkpoints are told (`release`, `hold_back`), no row in it is needed any
    more.
 4. An expired file goes into the archive, if there is one. Without one it becomes a spare if this writer wrote it, no reader has it
-   mapped, and there are not SPARE_COUNT_MAX yet; otherwise it is unlinked.
+   mapped, and there are not SPARE_COUNT_MAX yet; otherwise it is unlinked. Archive and log follow each other without a gap: a log
+   that has an archive is not opened without it where files may expire.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .files import (
     sync_directory,
     sync_file,
 )
-from .log_files import LogTopic, file_path, list_files, open_file
+from .log_files import LogTopic, file_path, list_files, open_file, read_header
 from .log_retention import Archive, Numbered, Retention
 from .recovery import Contents, examine
 from .schema import Schema
@@ -70,16 +71,18 @@ class Log:
     when they are not named. bus: the log's owner; a directory belongs to one. epoch: at least this (0: the log's own next).
     log_id: the id of a log that is made now, for one that has the same rows as others elsewhere; 0: any.
     sync_files: False never waits for the disk (a power cut may then lose everything). mode: the permissions of the files.
-    retention_bytes, retention_age_s: how much of the past to keep here, at least; both None keep everything.
+    retention_bytes, retention_age_s: how much of the past to keep here. Files go when those behind them hold so many bytes, or when
+    they are older; with both, whichever comes first. Both None keep everything.
     archive: a directory on the same file system (made if missing) for the files that are not kept here; archive_bytes,
-    archive_age_s: how much to keep there, as above. A file that cannot be moved stays here; `archive.error` says why.
+    archive_age_s: how much to keep there, as above. A file that cannot be moved stays here; `archive.error` says why. None, with a
+    retention, is refused where the folder `archive` beside the directory has files of this log.
     checkpoints: what `release` is told, from the beginning; None lets retention alone decide.
     proven: what was found when its files were examined before; where they are still the same, that is not done again.
     map_small_groups: copy small groups into the mapped file instead of calling the system, where the file system allows it.
 
     found: the files that were there when this was opened, examined, oldest first. recovered: that in figures.
     Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch (also for a log with another
-    log_id), OSError.
+    log_id), StorageError for an archive that is not named, OSError.
     """
 
     def __init__(
@@ -169,6 +172,8 @@ class Log:
                 f"{contents.log_id:#x}",
                 "these are the rows of another log: give an empty directory, or the one that belongs here",
             )
+        if self._archive_path is None:
+            self._check_archive(contents)
         self.archive = (
             Archive(Path(self._archive_path), self.directory, contents.log_id or None, self._archive_retention)
             if self._archive_path is not None
@@ -218,6 +223,16 @@ class Log:
             raise refused
         self.appender.open_first()
         self._make_spares()
+
+    def _check_archive(self, contents: Contents) -> None:
+        """Let no file expire behind an archive that was not named: it would be missing there. Raises StorageError."""
+        archive = self.directory.absolute().parent / "archive"
+        may_expire = self._retention.size_bytes is not None or self._retention.age_s is not None
+        if may_expire and contents.files and _has_files(archive, contents.log_id):
+            raise StorageError(
+                f"{self.directory}: files of this log are in {archive}, and it is opened without an archive: those that expire "
+                f"would be missing between the two. Open it with an archive, or without a retention, or move {archive} away"
+            )
 
     @property
     def syncs_files(self) -> bool:
@@ -356,6 +371,14 @@ class Log:
         sync_directory(self.directory)  # before a new header is written into it: its old name must not come back then
         self.appender.add_spare(descriptor, name)
         return True
+
+
+def _has_files(archive: Path, log_id: int) -> bool:
+    """Whether an archive is this log's, by the newest of its files that is not damaged."""
+    for number, path in reversed(list_files(archive) if archive.is_dir() else []):
+        with contextlib.suppress(Corruption):
+            return read_header(path, number).log_id == log_id
+    return False
 
 
 _OPEN: weakref.WeakSet[Log] = weakref.WeakSet()

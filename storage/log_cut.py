@@ -31,7 +31,7 @@ from .log_files import (
 )
 from .schema import Schema
 
-__all__ = ["LogCut", "append_kept", "cuts_at_rows", "cuts_at_time", "log_ends", "plan_cut", "rows_behind"]
+__all__ = ["LogCut", "append_kept", "cuts_at_rows", "cuts_at_time", "log_ends", "plan_cut", "rows_behind", "stands"]
 
 Numbered = tuple[int, Path]
 
@@ -87,7 +87,7 @@ def log_ends(files: Sequence[Numbered]) -> dict[str, LogTopic]:
     series = LogSeries(files)
     file = series.open(len(series) - 1)
     frames = series.frames(len(series) - 1, file)
-    return {topic.schema.name: _stands(file, frames, topic) for topic in read_topics(file, frames)}
+    return {topic.schema.name: stands(file, frames, topic) for topic in read_topics(file, frames)}
 
 
 def cuts_at_time(files: Sequence[Numbered], time_ns: int) -> dict[str, int]:
@@ -118,7 +118,7 @@ def cuts_at_rows(files: Sequence[Numbered], rows: Mapping[str, int]) -> dict[str
     file = series.open(at)
     frames = series.frames(at, file)
     before = frames[frames["offset"] <= offset]
-    cuts = {topic.schema.name: _stands(file, before, topic).next_sequence - 1 for topic in read_topics(file, frames)}
+    cuts = {topic.schema.name: stands(file, before, topic).next_sequence - 1 for topic in read_topics(file, frames)}
     return {**dict.fromkeys(log_ends(files), 0), **cuts, **rows}
 
 
@@ -271,8 +271,8 @@ def _end(frames: Frames, file: LogFile) -> int:
     return int(frames["offset"][-1]) + (size + 7) // 8 * 8
 
 
-def _stands(file: LogFile, frames: Frames, topic: LogTopic) -> LogTopic:
-    """Where a topic stands behind these frames of a file."""
+def stands(file: LogFile, frames: Frames, topic: LogTopic) -> LogTopic:
+    """Where a topic stands behind these frames of a file, what a repair gave up included."""
     mine = _rows_of(frames, topic)
     lost = lost_ranges(file, frames)
     lost = lost[lost["topic"] == topic.number]

@@ -106,6 +106,7 @@ class LogReader:
     """The records of one topic, by sequence. For one thread; any number of processes.
 
     directory: the log's (a data directory's `log`). archive: where files go that are not kept there any more; it may be missing.
+    bus: whose log it is, as of when it was opened; "" where it is no bus's.
     Raises FileNotFoundError where there is no log, StorageError where the topic is not in it, FormatMismatch for an archive of
     another log.
     """
@@ -126,7 +127,7 @@ class LogReader:
             raise FileNotFoundError(2, "holds no log files", str(self.directory))
         self.schema = self._find_schema(numbers[-1][0])
         assert self._part is not None
-        self.log_id = self._part.file.header.log_id
+        self.log_id, self.bus = self._part.file.header.log_id, self._part.file.header.bus
 
     def _find_schema(self, newest: int) -> Schema:
         part = self._load(newest)
@@ -253,11 +254,7 @@ class LogReader:
                 break
             if part.topic is None:
                 break
-            following = (
-                self._find_time_in(part, timestamp_ns)
-                or following
-                or part.topic.next_sequence + int(part.frames["row_count"].sum())
-            )
+            following = self._find_time_in(part, timestamp_ns) or following or self._end_of(part)
             if len(part.frames) and int(part.frames["first_timestamp_ns"][0]) < timestamp_ns:
                 break
         return following if following is not None else 1

@@ -26,7 +26,9 @@ Numbered: TypeAlias = tuple[int, Path]  # a log file's number and path
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much to keep, at least: so many bytes, and what is not older than so many seconds. Both None: everything."""
+    """How much to keep: so many bytes, at least, or what is not older than so many seconds. With both a file goes as soon as one
+    of them lets it. Both None: everything.
+    """
 
     size_bytes: int | None
     age_s: float | None

@@ -56,15 +56,16 @@ class MemoryPool {
         return {static_cast<char *>(base), bytes};
     }
 
-    void give_back(Memory memory) {
+    void give_back(Memory memory) noexcept {
         memory.used = true;
-        {
+        try {
             const std::lock_guard hold(lock_);
             if (kept_bytes_ < keep_bytes_) {
                 kept_.push_back(memory);
                 kept_bytes_ += memory.bytes;
                 return;
             }
+        } catch (const std::bad_alloc &) {  // then the system has it back
         }
         munmap(memory.base, memory.bytes);
     }

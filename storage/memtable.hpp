@@ -158,12 +158,12 @@ class Memtable {
     }
 
     // Rows of the first `count` in sorted runs, keys rising and sequences falling; a few runs that together hold each row once.
-    // Any thread; one sorts at a time.
+    // Any thread; one sorts at a time. Throws std::bad_alloc; no row is missing the next time then.
     std::vector<std::shared_ptr<const SortedRun>> order(uint64_t count) {
         const std::lock_guard hold(order_lock_);
         if (count > ordered_) {
             runs_.push_back(sort_rows(ordered_, count));
-            ordered_ = count;
+            ordered_ = count;  // only now: what throws before leaves the rows to the next call
             while (runs_.size() > 1 && runs_[runs_.size() - 2]->size() < 2 * runs_.back()->size()) merge_last_two();
         }
         return runs_;  // rows behind `count` may be among them: their sequences are not visible
@@ -253,14 +253,14 @@ class Memtable {
         return run;
     }
 
+    // Both runs stay until the joined one is there: memory for it may run out.
     void merge_last_two() {
-        const auto newer = runs_.back();
-        runs_.pop_back();
-        const auto older = runs_.back();
-        auto both = std::make_shared<SortedRun>(older->size() + newer->size());
-        std::merge(older->begin(), older->end(), newer->begin(), newer->end(), both->begin(),
+        const SortedRun &newer = *runs_.back(), &older = *runs_[runs_.size() - 2];
+        auto both = std::make_shared<SortedRun>(older.size() + newer.size());
+        std::merge(older.begin(), older.end(), newer.begin(), newer.end(), both->begin(),
                    [this](const OrderEntry &a, const OrderEntry &b) { return before(a, b); });
-        runs_.back() = both;
+        runs_.pop_back();
+        runs_.back() = std::move(both);
     }
 
     const KeyLayout layout_;

@@ -113,7 +113,7 @@ def repair(directory: str | os.PathLike[str], progress: Callable[[int, int], Non
     FormatMismatch for files of another version; OSError.
     """
     directory = Path(directory)
-    lock = lock_directory(directory, take_over=False)
+    lock = lock_directory(directory, take_over=False, to_write=False)
     try:
         return repair_held(directory, None, progress)
     finally:

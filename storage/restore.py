@@ -56,10 +56,12 @@ def restore(
 
     to: sequences by topic; the log is cut behind those rows, and a topic that is not named ends with what the log held before the
     last of them. A number will do where there is one topic. time_ns: every topic ends with the last row stamped at or before it.
-    Neither: all that there is; with backup, just what that one holds. backup: take the tables from this one, and no newer one.
+    Neither: all that there is, and then the newest backup's list must be readable; with backup, just what that one holds.
+    backup: take the tables from this one, and no newer one.
     progress: called with (bytes done, bytes in all), from any thread; a byte counts when it is copied and when it is proven.
 
-    Raises NotRestorable where no backup reaches so far, BackupDamaged, FileNotFoundError, FileExistsError, OSError, ValueError.
+    Raises NotRestorable where no backup reaches so far, BackupDamaged, FormatMismatch, FileNotFoundError, FileExistsError, OSError,
+    ValueError.
     """
     began = time.monotonic()
     repository, place = Repository.open(Path(target).absolute()), Path(directory).absolute()

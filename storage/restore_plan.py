@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Container, Generator, Iterator, Mapping
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ import msgspec
 from .backup_list import BackupDamaged, BackupList, ListedFile
 from .backup_repository import Repository
 from .backup_source import log_end
-from .errors import Corruption, StorageError
+from .errors import Corruption, FormatMismatch, StorageError
 from .log_cut import LogCut, cuts_at_rows, cuts_at_time, log_ends, plan_cut
 from .log_files import LogTopic, file_path, list_files, open_file, starting_topics
 from .manifest_state import Edit
 
-__all__ = ["NotRestorable", "Restorable", "RestorePlan", "plan_restore", "restorable"]
+__all__ = ["NotRestorable", "Restorable", "RestorePlan", "plan_restore", "restorable", "unreadable"]
 
 
 class NotRestorable(StorageError):
@@ -75,9 +75,17 @@ class RestorePlan:
 
 
 def restorable(target: str | os.PathLike[str]) -> list[Restorable]:
-    """What each backup in a folder can be restored to, oldest first. Raises FileNotFoundError, BackupDamaged, FormatMismatch."""
+    """What each backup in a folder can be restored to, oldest first. Those that are `unreadable` are left out.
+
+    Raises FileNotFoundError, BackupDamaged, FormatMismatch; what is wrong with a list only where no list can be read.
+    """
     with _telling_of_backups():
         return _Planner(Repository.open(Path(target))).restorable()
+
+
+def unreadable(target: str | os.PathLike[str]) -> dict[int, StorageError]:
+    """By number, what is wrong with the lists of backups that cannot be read. Raises FileNotFoundError."""
+    return _by_number(Repository.open(Path(target)).read()[1])
 
 
 def plan_restore(
@@ -96,11 +104,16 @@ class _Planner:
     def __init__(self, repository: Repository, number: int | None = None) -> None:
         self.repository, self.number = repository, number
         self.all, problems = repository.read()
+        self.unreadable = _by_number(problems)
+        if number in self.unreadable:
+            raise self.unreadable[number]
         if problems and not self.all:
             raise problems[0]
         self.chosen = [item for item in self.all if number is None or item.number <= number]
         if number is not None and not any(item.number == number for item in self.chosen):
-            there = ", ".join(str(item.number) for item in self.all)
+            words = {item.number: str(item.number) for item in self.all}
+            words |= {item: f"{item} (which cannot be read)" for item in self.unreadable}
+            there = ", ".join(words[item] for item in sorted(words))
             raise NotRestorable(f"{repository.path}: no backup {number}; there are {there}")
         self._ends: dict[int, Mapping[str, LogTopic]] = {}
 
@@ -109,7 +122,7 @@ class _Planner:
 
     def plan(self, to: int | Mapping[str, int] | None, time_ns: int | None) -> RestorePlan:
         if to is None and time_ns is None:
-            return self._plan_all(self.chosen[-1])
+            return self._plan_all(self._newest())
         rows = self._rows_named(to) if to is not None else dict[str, int]()
         reasons: list[str] = []
         for item in reversed(self.chosen):
@@ -131,9 +144,21 @@ class _Planner:
                 return self._plan_cut(item, log, cuts)
         earliest = {item.log_folder: item for item in reversed(self.chosen)}
         reach = "; ".join(str(self._reach(item)) for _, item in sorted(earliest.items()))
+        left_out = ", ".join(str(item) for item in self.unreadable if self.number is None or item <= self.number)
         raise NotRestorable(
             f"{self.repository.path}: this cannot be restored{': ' if reasons else ''}{', '.join(reasons)}. What can be: {reach}"
+            + (f". What cannot be read was left out: backup {left_out}" if left_out else "")
         )
+
+    def _newest(self) -> BackupList:
+        """The newest that is chosen. Raises what is wrong with a newer one: an older one must not pass for all there is."""
+        newest = self.chosen[-1]
+        later = max(self.unreadable, default=0)
+        if self.number is None and later > newest.number:
+            problem = self.unreadable[later]
+            problem.args = (f"{problem}. `--backup {newest.number}` restores the one before it",)
+            raise problem
+        return newest
 
     def _plan_all(self, item: BackupList) -> RestorePlan:
         """All that there is, or just what the backup holds that was asked for by its number."""
@@ -209,6 +234,15 @@ class _Planner:
         if item.log_folder not in self._ends:
             self._ends[item.log_folder] = log_ends(self._log_of(item))
         return self._ends[item.log_folder]
+
+
+def _by_number(problems: Iterable[StorageError]) -> dict[int, StorageError]:
+    """The backups whose lists have these problems."""
+    return {
+        int(Path(problem.path).parent.name): problem
+        for problem in problems
+        if isinstance(problem, BackupDamaged | FormatMismatch)
+    }
 
 
 def _with_ends(log: list[tuple[int, Path]]) -> list[tuple[Path, int]]:

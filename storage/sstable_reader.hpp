@@ -18,10 +18,14 @@
 
 namespace ringmain {
 
+// What the two values of a damage are: numbers, sizes in bytes, or the eight bytes of a magic as they stand in the file.
+enum class DamageKind : uint8_t { NUMBERS, SIZES, MAGICS };
+
 // What is wrong with a table, for the message: where in the file, and the two values that should agree.
 struct TableDamage {
     const char *what = nullptr;
     uint64_t offset = 0, expected = 0, found = 0;
+    DamageKind kind = DamageKind::NUMBERS;
 };
 
 enum class Lookup { ABSENT, FOUND, NEEDS_BLOCK, DAMAGED };
@@ -37,13 +41,16 @@ class TableReader {
     // Checks header and footer. False with `damage` set where they are wrong.
     bool open(const char *base, uint64_t bytes, TableDamage &damage) {
         base_ = base;
-        if (bytes < 2 * TABLE_PAGE_BYTES) return fail(damage, "a header and a footer", 0, 2 * TABLE_PAGE_BYTES, bytes);
+        if (bytes < 2 * TABLE_PAGE_BYTES)
+            return fail(damage, "a header and a footer, at least", 0, 2 * TABLE_PAGE_BYTES, bytes, DamageKind::SIZES);
         std::memcpy(&header_, base, sizeof header_);
         std::memcpy(&footer_, base + bytes - sizeof footer_, sizeof footer_);
-        if (std::memcmp(header_.magic, TABLE_MAGIC, 8) != 0) return fail(damage, "an sstable's magic", 0, 0, 0);
+        if (std::memcmp(header_.magic, TABLE_MAGIC, 8) != 0)
+            return fail(damage, "an sstable's magic", 0, as_number(TABLE_MAGIC), as_number(header_.magic), DamageKind::MAGICS);
         if (page_crc(&header_) != header_.crc) return fail(damage, "the header's checksum", 4092, page_crc(&header_), header_.crc);
         const uint64_t end = bytes - sizeof footer_;
-        if (std::memcmp(footer_.magic, TABLE_END_MAGIC, 8) != 0) return fail(damage, "a footer's magic", end, 0, 0);
+        if (std::memcmp(footer_.magic, TABLE_END_MAGIC, 8) != 0)
+            return fail(damage, "a footer's magic", end, as_number(TABLE_END_MAGIC), as_number(footer_.magic), DamageKind::MAGICS);
         if (page_crc(&footer_) != footer_.crc) return fail(damage, "the footer's checksum", end + 4092, page_crc(&footer_), footer_.crc);
         if (footer_.table_number != header_.table_number)
             return fail(damage, "the header's table number", end + 8, header_.table_number, footer_.table_number);
@@ -211,9 +218,16 @@ class TableReader {
   private:
     static constexpr uint64_t FENCE_BLOCKS = 16;
 
-    static bool fail(TableDamage &damage, const char *what, uint64_t offset, uint64_t expected, uint64_t found) {
-        damage = {what, offset, expected, found};
+    static bool fail(TableDamage &damage, const char *what, uint64_t offset, uint64_t expected, uint64_t found,
+                     DamageKind kind = DamageKind::NUMBERS) {
+        damage = {what, offset, expected, found, kind};
         return false;
+    }
+
+    static uint64_t as_number(const char *magic) {
+        uint64_t bytes;
+        std::memcpy(&bytes, magic, sizeof bytes);
+        return bytes;
     }
 
     const uint64_t *bloom() const { return reinterpret_cast<const uint64_t *>(section(SECTION_BLOOM)); }

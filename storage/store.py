@@ -54,9 +54,10 @@ class Store(Engine):
     compaction_bytes_per_s: how fast compactions may write; None: as fast as they can.
     archive: move log files whose rows are all in tables to DIR/archive, from where history by sequence and time is read on
     (LogReader); False: use them again, and what is in no table any more is gone. archive_bytes, archive_age (seconds): how much
-    the archive keeps at least; what neither of them keeps goes, oldest first. Both None: everything, for ever.
+    the archive keeps. Older files go, and so do files beyond archive_bytes, whichever comes first. Both None: everything, for ever.
+    False is refused while DIR/archive has files, since a hole would come behind them: move it away, or end it by archive_bytes=0.
 
-    Raises LogLocked, Corruption, FormatMismatch, OSError.
+    Raises LogLocked, Corruption, FormatMismatch, StorageError, OSError.
     """
 
     def __init__(
@@ -224,6 +225,10 @@ class Store(Engine):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _release_log(self) -> None:
+        """As the engine's, but a topic that only the log knows keeps its rows there: a restore brings it from behind a backup."""
+        self._log.release(self._manifest.state.checkpoints)
 
     # --- threads ----------------------------------------------------------------------------------------------------
 

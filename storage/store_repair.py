@@ -82,7 +82,7 @@ def _locked(log: Path) -> Generator[None]:
     if not log.is_dir():  # then no writer can live
         yield
         return
-    lock = disk.lock_directory(log, take_over=False)
+    lock = disk.lock_directory(log, take_over=False, to_write=False)
     try:
         yield
     finally:

@@ -42,6 +42,8 @@ def compressor(name: str) -> tuple[Callable[[bytes], bytes] | None, Callable[[by
             return local.packer.compress(data)
 
         def decompress(data: bytes, size: int) -> bytes:
+            if zstandard.frame_content_size(data) > size:  # memory would be reserved for what it claims
+                raise zstandard.ZstdError(f"at most {size} bytes are expected")
             if not hasattr(local, "unpacker"):
                 local.unpacker = zstandard.ZstdDecompressor()
             return local.unpacker.decompress(data, max_output_size=size)

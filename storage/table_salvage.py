@@ -349,6 +349,8 @@ class _Salvage:
         assert decompress is not None
         try:
             return decompress(stored, size)
+        except MemoryError:
+            raise
         except Exception:  # whatever the library raises: these are no block
             return None
 

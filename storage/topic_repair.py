@@ -56,6 +56,7 @@ class TopicRepair:
     placed: list[Placed] = field(default_factory=list[Placed])
     version: Version = field(default_factory=Version)
     _missing: list[TableInfo] = field(default_factory=list[TableInfo])
+    _hole: tuple[Path, int, int] | None = None  # the file behind rows that the log's folder lacks; their sequences
     _reader: LogReader | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +66,8 @@ class TopicRepair:
 
     def keep_or_rebuild(self, number: int, info: TableInfo | None) -> None:
         """Take a table in. info: what the manifest says of it; None where it says nothing."""
+        if self._hole is not None and any(one.info.number == number for one in self.placed):
+            return  # `take_missing` has made it
         path = self.files.path(number)
         if not path.exists():
             if info is not None and self.manifest_is_whole:
@@ -92,7 +95,10 @@ class TopicRepair:
         whole = (self.checkpoint + 1, last)
         again = self._again([None], whole[0], last)
         self.checkpoint = last
-        self.notes.lose(self.schema.name, path, None, whole, last - whole[0] + 1, again.gone)
+        if self.manifest_is_whole:
+            self.notes.lose(self.schema.name, path, None, whole, last - whole[0] + 1, again.gone)
+        else:  # a table whose footer is damaged may have them: `look_for_unknown_loss` tells
+            self._hole = path, *whole
         self._write([(again.rows, again.flags)], 0, "none", "made from what the archive had", has_level=True)
 
     def _is_sound(self, path: Path, number: int, info: TableInfo | None) -> bool:
@@ -166,18 +172,39 @@ class TopicRepair:
 
     def look_for_unknown_loss(self, *, all_accounted: bool) -> None:
         """Take what only the log has. Tell what sequences are nowhere, unless every table is accounted for."""
+        # How far a table goes whose footer is damaged, and of which the manifest says nothing, is known only by its rows.
+        self.checkpoint = max([self.checkpoint, *(one.info.sequence_max for one in self.placed)])
         if not self.checkpoint:
             return
         first = max(1, self.checkpoint - COUNTED_SEQUENCES)
         known = self._known_sequences(first)
         again = self._again([None], first, self.checkpoint, known)
-        needed = ~again.flags.astype(bool) | self._has_rows(again.rows)
+        # A tombstone is needed where it hides a row: one of a table, or with old versions kept one of these.
+        needed = ~again.flags.astype(bool) | self.info.keep_versions
+        needed |= self._has_rows(again.rows)
         self.notes.taken_again_count -= int((~needed).sum())
-        self._write(
-            [(again.rows[needed], again.flags[needed])], 0, "none", "made from what only the log had", has_level=False
-        )
-        nowhere = [low + np.flatnonzero(~known[low - first : high - first + 1]) for low, high in again.gone]
-        self._tell_of_unknown_loss(np.concatenate([np.empty(0, "i8"), *nowhere]), all_accounted)
+        whole = f"V{self.schema.row_bytes}"  # with the bytes between the fields
+        rows = again.rows.view(whole)[needed].view(self.schema.dtype)
+        self._write([(rows, again.flags[needed])], 0, "none", "made from what only the log had", has_level=False)
+        gone = [low + np.flatnonzero(~known[low - first : high - first + 1]) for low, high in again.gone]
+        nowhere = np.concatenate([np.empty(0, "i8"), *gone])
+        if self._hole is not None:
+            nowhere = self._tell_of_hole(nowhere, first, *self._hole)
+        self._tell_of_unknown_loss(nowhere, all_accounted)
+
+    def _tell_of_hole(self, nowhere: Array, counted: int, path: Path, first: int, last: int) -> Array:
+        """Tell which of the rows that the log's folder lacks are nowhere; returns the rest of `nowhere`.
+
+        counted: from which sequence on `nowhere` tells; all before are taken for lost.
+        """
+        inside = (nowhere >= first) & (nowhere <= last)
+        mine, before = nowhere[inside], max(0, min(counted, last + 1) - first)
+        if count := len(mine) + before:
+            begins, ends = first if before else int(mine[0]), int(mine[-1]) if len(mine) else first + before - 1
+            at_most = count != last - first + 1
+            relative = self.notes.relative(path)
+            self.notes.lost.append(LostRows(self.schema.name, relative, None, begins, ends, count, at_most))
+        return nowhere[~inside]
 
     def _tell_of_unknown_loss(self, nowhere: Array, all_accounted: bool) -> None:
         """nowhere: the sequences that neither table nor log has: replaced, deleted, or lost with a table."""

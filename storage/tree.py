@@ -59,7 +59,8 @@ class KeysAt:
         """(rows, found): the newest rows of many keys, in their order; zeros, and False in `found`, where a key is absent.
 
         keys: a structured array that has the key's fields (others are not looked at), or for a key of one field an array or a
-        sequence of its values.
+        sequence of its values. Raises ValueError where the field cannot have such a value: it is never wrapped around, cut off
+        or rounded.
         """
         state, visible = self._now()
         return state.get_many(self._tree.key_rows(keys), visible)
@@ -201,7 +202,7 @@ class Tree(KeysAt):
     def key_rows(self, keys: Any) -> Rows:
         """Keys as rows of the schema's dtype, for get_many."""
         names = self.codec.names
-        given = np.asarray(keys)
+        given: np.ndarray[Any, Any] = _items(keys)
         if given.ndim != 1:
             raise TypeError(
                 f"topic {self.schema.name!r}: a one-dimensional array of keys is needed, got {given.ndim} dimensions"
@@ -273,25 +274,83 @@ def rows_by_sequence(
     return rows[np.argsort(rows["sequence"], kind="stable")]
 
 
+def _items(values: Any) -> np.ndarray[Any, Any]:
+    """An array as it is, a sequence as one that has each item: numpy alone makes floats of 1 and 2**63, bytes of b"x" and 5."""
+    array: np.ndarray[Any, Any] = np.asarray(values)
+    return array if isinstance(values, np.ndarray) or array.dtype.kind not in "fS" else np.asarray(values, object)
+
+
 def _checked(values: np.ndarray[Any, Any], dtype: np.dtype[Any], topic: str, name: str) -> np.ndarray[Any, Any]:
     """Values of a key field in its type; ValueError where one would change."""
     if values.dtype == dtype:
         return values
-    if dtype.kind == "S" and values.dtype.kind == "S":
-        fits = (
-            values.dtype.itemsize <= dtype.itemsize
-            or not len(values)
-            or np.char.str_len(values).max() <= dtype.itemsize
-        )
-    else:
-        fits = values.dtype.kind in "iufb" and dtype.kind in "iufb"
-    if fits:
-        with np.errstate(all="ignore"):
-            turned = values.astype(dtype)
-            fits = dtype.kind == "S" or bool((turned.astype(values.dtype) == values).all())
-        if fits:
-            return turned
-    raise ValueError(f"topic {topic!r}, field {name!r}: not all of these keys fit into {dtype}")
+    with np.errstate(all="ignore"):
+        if values.dtype.kind == "O":
+            turned = _turned_items(values.tolist(), dtype)
+        else:
+            fits = _bytes_fit if dtype.kind == "S" else _numbers_fit
+            turned = values.astype(dtype) if fits(values, dtype) else None
+    if turned is None:
+        raise ValueError(f"topic {topic!r}, field {name!r}: not all of these keys fit into {dtype}")
+    return turned
+
+
+def _turned_items(items: list[Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+    """Items in the type of a key field; None where one would change."""
+    if dtype.kind == "S":
+        fits = all(isinstance(item, bytes) and len(item) <= dtype.itemsize for item in items)
+        return np.array(items, dtype) if fits else None
+    if not all(isinstance(item, (int, float, np.number, np.bool_)) for item in items):
+        return None
+    plain: list[Any] = [_plain(item) for item in items]
+    try:
+        turned = np.array(plain, dtype)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    same = all(new == old or (new != new and old != old) for new, old in zip(turned.tolist(), plain, strict=True))
+    return turned if same else None
+
+
+def _plain(item: Any) -> Any:
+    """An item as Python has it: comparing these is exact, whatever the types."""
+    scalar: Any = item
+    return scalar.item() if isinstance(item, np.generic) else scalar
+
+
+def _bytes_fit(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+    """Whether all of an array are bytes, and none are longer than the type allows."""
+    if values.dtype.kind != "S":
+        return False
+    short = values.dtype.itemsize <= dtype.itemsize
+    return short or not len(values) or bool(np.char.str_len(values).max() <= dtype.itemsize)
+
+
+def _numbers_fit(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+    """Whether all of an array's numbers are the same in another type.
+
+    They are compared with the type's bounds first: what a number beyond them becomes differs between processors, and back again
+    it may look unchanged, as -1 does by way of u8.
+    """
+    if values.dtype.kind not in "biuf":
+        return False
+    if not len(values):
+        return True
+    if dtype.kind == "f":
+        turned = values.astype(dtype)
+        if values.dtype.kind == "f":
+            return bool(((turned.astype(values.dtype) == values) | np.isnan(values)).all())
+        inside = turned < float(_bounds(values.dtype)[1] + 1)
+        return bool((inside & (turned.astype(values.dtype) == values)).all())
+    low, high = _bounds(dtype)
+    if values.dtype.kind == "f":
+        wide = values.astype(np.promote_types(values.dtype, "f8"))
+        return bool(((wide >= float(low)) & (wide < float(high + 1)) & (wide == np.trunc(wide))).all())
+    return low <= int(values.min()) and int(values.max()) <= high
+
+
+def _bounds(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The least and the greatest number of a type of whole numbers, or of bool."""
+    return (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
 
 
 def _filled(memtables: tuple[Memtable, ...]) -> list[tuple[Memtable, int]]:

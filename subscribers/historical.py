@@ -11,7 +11,7 @@ import numpy as np
 from ..bus import NotFound, Overrun, attach
 from ..bus._read import RingCursor
 from ..bus.segments import split_address
-from ..storage import LogReader, PastReader
+from ..storage import FormatMismatch, LogReader, PastReader
 from .reader import BATCH_ROWS_MAX, Follow, TopicReader, Wait
 
 __all__ = ["Historical"]
@@ -28,8 +28,9 @@ class Historical(TopicReader):
     batch_rows: most rows a batch. Rows are views over the mapped log, valid for as long as they are kept.
     What the log has given up is read from its archive, or from the tables of a topic that keeps all versions or has no key.
 
-    data_dir of a log that the running bus does not write is read alone.
-    Raises NotFound, AttachError, FileNotFoundError, StorageError (HistoryGone where `start` is no longer kept), ValueError.
+    data_dir of a log that the running bus does not write is read alone; it must be a log of that bus, or of none (a Store's).
+    Raises NotFound, AttachError, FileNotFoundError, StorageError (HistoryGone where `start` is no longer kept; FormatMismatch for
+    the log of another bus), ValueError.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Historical(TopicReader):
             )
         if last is not None and until is not None:
             raise ValueError("last, until: one of them, not both")
-        _, topic = split_address(address)
+        bus, topic = split_address(address)
         try:
             ring = attach(address)
         except NotFound:
@@ -70,6 +71,15 @@ class Historical(TopicReader):
                     f"{address}: the running bus does not write the log in {directory}; leave out data_dir"
                 )
             ring = None
+        # What a running node of a cluster writes is its own, also where it came from a host on which the bus has another name.
+        if ring is None and log is not None and log.bus not in ("", bus):
+            raise FormatMismatch(
+                log.directory,
+                "bus",
+                repr(bus),
+                repr(log.bus),
+                f"read it as {log.bus}/{topic}, or give another data_dir",
+            )
         if log is None and (since is not None or until is not None):
             raise ValueError(f"{address}: time can be asked for only where the bus has a data_dir")
         super().__init__(

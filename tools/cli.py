@@ -18,12 +18,11 @@ from typer.core import TyperGroup
 # Threads for matrices, which no command has: they spin for a tenth of a second each time that numpy is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from .exit_codes import EXIT_CODES_HELP, OK, explain
+from .exit_codes import EXIT_CODES_HELP, OK, TERMINATED, explain
 from .printing import note
 
 __all__ = ["app", "main"]
 
-TERMINATED = 128 + signal.SIGTERM
 MARKUP = "markdown"  # a paragraph of a docstring is one, however its lines break
 
 COMMANDS = {  # where each is, in the order of the help

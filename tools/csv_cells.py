@@ -198,7 +198,8 @@ class TimeCell(Cell):
     """A time in `zone`, as nanoseconds since 1970-01-01 UTC.
 
     form: literal text with %Y %m %d %H %M %S %f %%, each of fixed width but %f (one to nine digits of a second).
-    day: the date of every row, for a form that has none. pad: put zeros before the text up to this many characters.
+    day: the date of every row, for a form that has none. pad: put zeros before a text, not before an empty one, up to this many
+    characters.
     A time that the zone's clocks skip is refused; of a time that they show twice the first is taken.
     Raises ValueError, with what was expected, for a form that cannot give a time.
     """
@@ -218,7 +219,7 @@ class TimeCell(Cell):
         self._minutes: dict[tuple[str | None, ...], int] = {}  # date, hour and minute -> seconds since the epoch
 
     def parse(self, text: str) -> Value:
-        match = self._pattern.fullmatch(text.zfill(self._pad))
+        match = self._pattern.fullmatch(text.zfill(self._pad)) if text else None  # zeros alone would be midnight
         if match is None:
             raise ValueError
         *minute, second, fraction = match.group("Y", "m", "d", "H", "M", "S", "f")

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from .csv_cells import Value
 from .csv_fill import CellFault, Filler, Rows
-from .csv_lines import LineSource
+from .csv_lines import InputDamaged, LineSource
 from .csv_map import CsvPlan
 from .csv_split import UNCLOSED, BadRow, Row, split_columns, split_rows
 
@@ -40,7 +40,8 @@ class CsvRows:
     batch_rows: most rows of one array.
     rejects: a file to set bad rows aside in (replaced; one CSV line each: line, column, value, expected, row), of which
     `row` is the text as it stood; None: the first bad row ends the reading with BadRow.
-    Raises also MapError, if the header lacks a column, and InputDamaged or OSError, after the rows before the damage.
+    Raises also MapError, if the header lacks a column, InputDamaged, if there is no header row, and InputDamaged or OSError, after
+    the rows before a damage.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class CsvRows:
             raise self._source.error
 
     def _filler(self) -> Filler | None:
-        """Read the header, if the file has one; None if the file has no row at all."""
+        """Read the header, if the file has one; None if the input is damaged before its end."""
         plan = self._plan
         if plan.header is not None:
             return Filler(plan, plan.header)
@@ -113,6 +114,8 @@ class CsvRows:
                     raise self._whole_row_bad(row)
                 self._line = first_line + len(lines)
                 return Filler(plan, row.cells)
+        if self._source.error is None:
+            raise InputDamaged(self._source.name, self._source.bytes_read, "the file has no header row")
         return None
 
     def _more(self) -> bytes | None:

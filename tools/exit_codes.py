@@ -8,14 +8,14 @@ from .csv_lines import InputDamaged
 from .csv_split import BadRow
 from .toml_document import TomlError
 
-__all__ = ["EXIT_CODES_HELP", "FAILED", "INTERRUPTED", "MISSING", "OK", "USAGE", "explain"]
+__all__ = ["EXIT_CODES_HELP", "FAILED", "INTERRUPTED", "MISSING", "OK", "TERMINATED", "USAGE", "explain"]
 
 # Scripts rely on these: add new ones, never change one.
-OK, FAILED, USAGE, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE, MISSING, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 all is well, 1 problems were found or something failed, 2 wrong usage, 3 no such bus, topic, key or file, "
-    "130 interrupted."
+    "130 interrupted, 143 ended by SIGTERM (services: 0)."
 )
 
 

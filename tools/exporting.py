@@ -129,10 +129,7 @@ def _kind_of(output: Path) -> Target:
 
 
 def _position(text: str | None, option: str) -> Position | None:
-    position = None if text is None else read_position(text, option)
-    if position is not None and position.kind in ("latest", "earliest"):
-        raise ValueError(f"{option}: a sequence or a time is expected, got {text}")
-    return position
+    return None if text is None else read_position(text, option, ("sequence", "time"))
 
 
 def _copy(source: Source, writer: RowWriter, what: str) -> int:

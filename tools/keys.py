@@ -95,9 +95,9 @@ def _read_value(place: str, field: Field, text: str) -> Any:
 def _read_integer(text: str, least: int, most: int, *, is_time: bool) -> int | None:
     if re.fullmatch(r"[+-]?[0-9]{1,20}", text):
         return int(text) if least <= int(text) <= most else None
-    if is_time and text not in ("latest", "earliest"):
+    if is_time:
         try:
-            return read_position(text, "").value
+            return read_position(text, "", ("time",)).value
         except ValueError:
             return None
     return None

@@ -120,7 +120,7 @@ def repair(
     """
     log = find_log(directory)
     if (writer_pid := writer_of(log)) is not None:  # told at once, not after all of it was read
-        raise LogLocked(log, writer_pid)
+        raise LogLocked(log, writer_pid, to_write=False)
     with byte_progress("verifying") as progress:
         before = look_at_log(log, progress)
     if not yes:

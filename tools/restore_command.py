@@ -9,11 +9,26 @@ from typing import Annotated
 import msgspec
 import typer
 
+from ..storage import StorageError
+from ..storage.backup_list import BackupDamaged
 from ..storage.restore import Restored, restore
-from ..storage.restore_plan import Restorable, restorable
+from ..storage.restore_plan import Restorable, restorable, unreadable
 from .backup_command import BackupFacts, facts_of, kind_of
+from .exit_codes import FAILED
 from .positions import read_position
-from .printing import counted, memory, moment, new_table, pairs, plain, plain_lines, print_json, stdout
+from .printing import (
+    counted,
+    memory,
+    moment,
+    new_table,
+    pairs,
+    plain,
+    plain_lines,
+    print_json,
+    print_text,
+    state_text,
+    stdout,
+)
 from .progress import byte_progress
 
 __all__ = ["restore_command"]
@@ -34,6 +49,13 @@ class RestorableFacts(msgspec.Struct, frozen=True, kw_only=True):
     topics: tuple[RestorableTopicFacts, ...]
     from_ns: int
     to_ns: int
+
+
+class UnreadableFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup whose list cannot be read, and what is wrong with it."""
+
+    backup: int
+    message: str
 
 
 class RestoredFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,25 +92,25 @@ def restore_command(
 
     The log is cut behind the row of --to: a topic that is not named ends with what had been logged by then. With --backup and
     no place, it is just what that backup holds. Every checksum is proven before DIR gets its name. Times without an offset are
-    UTC.
+    UTC. The exit code of --list is 1 where a backup cannot be read.
 
     Example: ringmain restore /mnt/backups restored --time 2023-02-01T09:30:00+08:00
     """
     if listing:
-        found = restorable(target)
+        found, problems = restorable(target), unreadable(target)
         if as_json:
-            print_json({"target": str(target), "backups": [_facts_of(item) for item in found]})
+            others = [UnreadableFacts(backup=item, message=str(problems[item])) for item in sorted(problems)]
+            print_json({"target": str(target), "backups": [_facts_of(item) for item in found], "unreadable": others})
         else:
-            _print_list(found)
+            _print_list(found, problems)
+        if problems:
+            raise typer.Exit(FAILED)
         return
     if directory is None:
         raise ValueError("DIR: name the directory to restore to, or give --list")
     rows, time_ns = _read_rows(to or []), None
     if at is not None:
-        position = read_position(at, "--time")
-        if position.kind != "time":
-            raise ValueError(f"--time: a time such as 2023-02-01T09:30:00+08:00 is expected, got {at!r}")
-        time_ns = position.value
+        time_ns = read_position(at, "--time", ("time",)).value
     if rows is not None and time_ns is not None:
         raise ValueError("--to, --time: one of them, not both")
     with byte_progress("restoring") as progress:
@@ -137,21 +159,34 @@ def _facts_of(found: Restorable) -> RestorableFacts:
     )
 
 
-def _print_list(found: list[Restorable]) -> None:
+def _print_list(found: list[Restorable], problems: Mapping[int, StorageError]) -> None:
     table = new_table(
         ">backup\n", "made (UTC)\nkind, size", "can be restored\nfrom, to (UTC)", "~topic\n", ">rows from\n", ">to\n"
     )
-    for item in found:
+    readable = {item.backup.number: item for item in found}
+    for number in sorted([*readable, *problems]):
+        if number in problems:
+            table.add_row(str(number), state_text(_state_of(problems[number])), "-", "-", "-", "-")
+            continue
+        item = readable[number]
         backup, topics = item.backup, sorted(item.topics.items())
         table.add_row(
-            str(backup.number),
+            str(number),
             f"{moment(backup.created_ns)}\n{kind_of(backup.is_full)}, {memory(backup.file_bytes)}",
             f"{moment(item.from_ns) if item.from_ns else 'the beginning'}\n{moment(item.to_ns)}",
             plain_lines("\n".join(name for name, _ in topics)),
             "\n".join(f"{lowest:,}" if highest else "-" for _, (lowest, highest) in topics),
             "\n".join(f"{highest:,}" if highest else "-" for _, (_, highest) in topics),
         )
-    stdout().print(table)
+    console = stdout()
+    console.print(table)
+    for number in sorted(problems):
+        words = f"{_state_of(problems[number]).upper()} backup {number}: {problems[number]}"
+        print_text(console, plain(words, style="red"))
+
+
+def _state_of(problem: StorageError) -> str:
+    return "damaged" if isinstance(problem, BackupDamaged) else "unreadable"
 
 
 def _print_restored(target: Path, restored: Restored) -> None:

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import typer
 
-from ..storage import Schema
-from ..storage._tree import KeyCodec, Table, table_schema_json
+from ..storage import FormatMismatch, Schema
+from ..storage._tree import TABLE_MAGIC, KeyCodec, Table, table_schema_json
 from ..storage.table_files import open_table
 from .exit_codes import EXIT_CODES_HELP
 from .keys import key_as_text, shown_key
@@ -74,6 +74,7 @@ def dump(
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory; name one of its .sst files", str(path))
+    _check_kind(path)
     schema = Schema.from_json(table_schema_json(path))
     table = open_table(path, schema, KeyCodec(schema))
     if rows:
@@ -82,6 +83,17 @@ def dump(
         print_json(_facts(table, schema))
     else:
         _print(_facts(table, schema))
+
+
+def _check_kind(path: Path) -> None:
+    """A file of another name that does not begin as an sstable is none, rather than a damaged one."""
+    if path.suffix == ".sst":
+        return
+    with path.open("rb") as file:
+        magic = file.read(len(TABLE_MAGIC))
+    if magic != TABLE_MAGIC:
+        advice = "name one of a store's .sst files"
+        raise FormatMismatch(path, "not an sstable", f"the magic {TABLE_MAGIC!r}", repr(magic), advice)
 
 
 def _facts(table: Table, schema: Schema) -> SstableFacts:

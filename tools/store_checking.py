@@ -93,7 +93,7 @@ def repair(
 
 def _repair(store: Path, keep_versions: list[str], *, dry_run: bool) -> Repaired:
     if (writer_pid := writer_of(store / "log")) is not None:  # told at once, not after all of it was read
-        raise LogLocked(store / "log", writer_pid)
+        raise LogLocked(store / "log", writer_pid, to_write=False)
     with byte_progress("looking for damage" if dry_run else "repairing") as progress, _saying_what_is_there(store):
         return repair_store(store, dry_run=dry_run, keep_versions=keep_versions, progress=progress)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..storage import Log, StoreSettings
+from ..storage import Log, LogLocked, StoreSettings
 from ..storage._tree import KeyCodec
 from ..storage.engine import Engine
 from ..storage.log_files import list_files, open_file
@@ -192,7 +192,10 @@ def _open_engine(directory: Path, state: State, compression: Compression) -> Gen
     number, path = list_files(directory / "log")[-1]
     bus, mode = open_file(path, number).header.bus, path.stat().st_mode & 0o777
     settings = StoreSettings(topics=list(schemas), compression=compression.value, compaction_bytes_per_s=None)
-    log = Log(directory / "log", schemas.values(), bus=bus, mode=mode, checkpoints={})
+    try:
+        log = Log(directory / "log", schemas.values(), bus=bus, mode=mode, checkpoints={})
+    except LogLocked as locked:
+        raise LogLocked(locked.path, locked.pid, to_write=False) from None
     with contextlib.closing(log):
         engine = Engine(directory, log, schemas, settings.codecs(schemas), settings)
         with contextlib.closing(engine):

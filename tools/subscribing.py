@@ -93,10 +93,8 @@ def subscribe(
     """
     if format is Format.npy and output is None and sys.stdout.isatty():
         raise ValueError("--format npy is binary: name a file with --output, or use a pipe")
-    ending = None if until is None else read_position(until, "--until")
-    if ending is not None and ending.kind in ("latest", "earliest"):
-        raise ValueError(f"--until: a sequence or a time is expected, got {until}")
-    begin = read_position(start or ("latest" if mode is Mode.realtime else "earliest"), "--from")
+    ending = None if until is None else read_position(until, "--until", ("sequence", "time"))
+    begin = _begin(mode, start)
     reader = _open(address, mode, begin, ending, data_dir, follow, reliable, open_timeout)
     with reader, Output(output) as out:
         rows = open_format(format, out.stream, reader.schema, read_fields(fields), out.width)
@@ -105,6 +103,16 @@ def subscribe(
     if not quiet and not out.broken:
         note(_summary(address, stats, span, code == INTERRUPTED))
     raise typer.Exit(code if code != OK or not stats.lost_count else FAILED)
+
+
+def _begin(mode: Mode, start: str | None) -> Position:
+    if mode is Mode.realtime:
+        return read_position(start or "latest", "--from")
+    if start == "latest":
+        raise ValueError(
+            "--from latest leaves nothing to read in --mode historical; give earliest, a sequence or a time"
+        )
+    return read_position(start or "earliest", "--from", ("earliest", "sequence", "time"))
 
 
 def _open(
@@ -120,10 +128,6 @@ def _open(
     split_address(address)
     if mode is Mode.realtime and data_dir is not None:
         raise ValueError("--data-dir is for --mode historical; in realtime the bus itself says where its log is")
-    if mode is Mode.historical and begin.kind == "latest":
-        raise ValueError(
-            "--from latest leaves nothing to read in --mode historical; give earliest, a sequence or a time"
-        )
     if open_timeout > 0:
         wait_for_topic(address, open_timeout)
     watermark = None if follow is None else follow.value

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from ringmain.bus import Fenced, Writer, WriterFailed, attach
-from ringmain.storage import LogReader, Schema, Shape, Store, StoreReader, StoreSettings
+from ringmain.storage import Log, LogReader, Schema, Shape, StorageError, Store, StoreReader, StoreSettings
 from ringmain.storage.backup import backup
 from ringmain.storage.log_files import list_files
 from ringmain.storage.restore import restore
@@ -172,6 +172,87 @@ def test_the_log_keeps_what_is_in_no_table_whatever_its_retention_says(bus_name,
         writer.store.snapshot()
         wait_until(lambda: not files[0][1].exists(), TIMEOUT_S)
         assert values(writer.store["a"]) == list(range(600_000))
+
+
+def numbers(directory) -> list[int]:
+    """The log files of a folder."""
+    return [number for number, _ in list_files(directory)]
+
+
+def test_topics_that_are_only_logged_hold_no_log_file_and_may_be_kept_by_key_later(bus_name, tmp_path):
+    settings = {"data_dir": tmp_path, "log_file_bytes": FILE_BYTES}
+    only_a = StoreSettings(topics=["a"], memtable_bytes=1 << 20)
+    with Writer(bus_name, [A, B], retention_bytes=FILE_BYTES, store=only_a, **settings) as writer:
+        assert writer["b"].publish(0) == 1
+        rows = np.zeros(10_000, B.payload_dtype)
+        for first in range(0, 400_000, 10_000):
+            writer["a"].publish_batch(batch(first, 10_000, 1_000))
+            rows["value"] = np.arange(first + 1, first + 10_001)
+            writer["b"].publish_batch(rows)
+        for topic, last in (("a", 400_000), ("b", 400_001)):
+            writer[topic].wait(last, "logged", TIMEOUT_S)
+        writer.store.snapshot()
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 3, TIMEOUT_S)  # the newest, and those that hold so much
+    oldest = LogReader(tmp_path / "log", "b").oldest
+    assert oldest > 1
+    with Writer(bus_name, [A, B], store=SMALL, **settings) as writer:  # now all topics are
+        assert values(writer.store["b"]) == list(range(oldest - 1, 400_001))
+        assert values(writer.store["a"]) == list(range(399_000, 400_000))
+        last = writer["b"].publish(400_001)
+        writer["b"].wait(last, "indexed", TIMEOUT_S)
+        writer.store.compact()
+        assert values(writer.store["b"])[-2:] == [400_000, 400_001]
+    assert verify_store(tmp_path).findings == ()
+
+
+def test_a_topic_that_is_kept_by_key_and_is_in_no_table_yet_holds_the_log_beside_one_that_is_only_logged(
+    bus_name, tmp_path, monkeypatch
+):
+    turns, keep = [], Log.keep
+    monkeypatch.setattr(Log, "keep", lambda log, timeout_s: turns.append(keep(log, timeout_s)))
+    settings = {"data_dir": tmp_path, "log_file_bytes": FILE_BYTES, "retention_bytes": 0}
+    both = StoreSettings(topics=["a", "c"], memtable_bytes=1 << 20, snapshot_interval=None)
+    schemas = [A, B, Schema("c", {"value": "u8"})]
+    with Writer(bus_name, schemas, store=both, **settings) as writer:
+        assert writer["b"].publish(1) == writer["c"].publish(7) == 1
+        writer["c"].wait(1, "indexed", TIMEOUT_S)
+        for first in range(0, 400_000, 10_000):
+            writer["a"].publish_batch(batch(first, 10_000, 1_000))
+        writer["a"].wait(400_000, "indexed", TIMEOUT_S)
+        wait_until(lambda: writer.store.stats()["a"].checkpoint > 300_000, TIMEOUT_S)
+        assert writer.store.stats()["c"].checkpoint == 0
+        seen = len(turns)
+        wait_until(lambda: len(turns) > seen + 1, TIMEOUT_S)  # the keeper has looked at it
+        assert numbers(tmp_path / "log")[0] == 1
+        writer.store.snapshot()
+        wait_until(lambda: numbers(tmp_path / "log")[0] > 1, TIMEOUT_S)
+        assert values(writer.store["c"]) == [7]
+
+
+def test_a_bus_on_a_stores_directory_leaves_no_hole_behind_its_archive(bus_name, tmp_path):
+    with Store(tmp_path, [A], log_file_bytes=FILE_BYTES, sync="never") as store:
+        for first in range(0, 400_000, 20_000):
+            store["a"].put_batch(batch(first, 20_000, 1_000))
+        store.snapshot()
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1, TIMEOUT_S)
+    archived = numbers(tmp_path / "archive")
+    settings = {"data_dir": tmp_path, "log_file_bytes": FILE_BYTES, "store": SMALL}
+    with pytest.raises(StorageError, match=r"without an archive: .* or without a retention, or move .*archive away"):
+        Writer(bus_name, [A], retention_bytes=0, **settings)
+    with Writer(bus_name, [A], **settings) as writer:  # it keeps all of its log
+        for first in range(400_000, 800_000, 20_000):
+            last = writer["a"].publish_batch(batch(first, 20_000, 1_000))
+        writer["a"].wait(last, "indexed", TIMEOUT_S)
+        writer.store.snapshot()
+    kept = numbers(tmp_path / "archive") + numbers(tmp_path / "log")
+    assert kept == list(range(1, len(kept) + 1))
+    assert numbers(tmp_path / "archive") == archived
+    assert verify_store(tmp_path).findings == ()
+    (tmp_path / "archive").rename(tmp_path / "elsewhere")
+    with Writer(bus_name, [A], retention_bytes=0, **settings) as writer:
+        wait_until(lambda: numbers(tmp_path / "log")[0] > len(archived) + 1, TIMEOUT_S)
+        assert values(writer.store["a"]) == list(range(799_000, 800_000))
+    assert verify_store(tmp_path).findings == ()
 
 
 PUBLISH = """if True:

@@ -272,6 +272,14 @@ def test_a_changed_sstable_is_never_read_out_of_bounds_nor_believed(sanitizer: s
     assert counts["found"] > 0, counts
 
 
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_no_row_of_a_memtable_is_missing_after_memory_ran_out_at_any_step_of_sorting_it(sanitizer: str, need) -> None:
+    need(sanitizer)
+    counts = counts_of(run(compiled("memtable_memory", sanitizer)))
+    assert counts["failed"] > 20, counts  # allocations, each of which failed once
+    assert counts["whole"] == 2, counts  # and then, both ways, none was left to fail
+
+
 # --- broken on purpose --------------------------------------------------------------------------------------------------
 
 FIRST = STEPS_OF_A_TURN[1]
@@ -346,6 +354,12 @@ BROKEN = {
         "lane_stress", "thread", "threads", "bus/wait.hpp",
         "store_release(header.watermarks[which].sequence", "store_relaxed(header.watermarks[which].sequence",
         "data race",
+    ),
+    "rows count as sorted before they are": (
+        "memtable_memory", "plain", "", "storage/memtable.hpp",
+        "runs_.push_back(sort_rows(ordered_, count));",
+        "const uint64_t sorted = ordered_; ordered_ = count; runs_.push_back(sort_rows(sorted, count));",
+        "is missing since",
     ),
 }  # fmt: skip
 BROKEN_AT_NIGHT = {
@@ -431,6 +445,7 @@ def test_a_broken_core_is_found_out(what: str, need, tmp_path: Path) -> None:
             "journal_stress": [log, mode],
             "scan_fuzz": [],
             "table_fuzz": [],
+            "memtable_memory": [],
         }[program]
         done = run(binary, *before, SECONDS, seed)
         if done.returncode != 0:

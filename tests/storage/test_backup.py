@@ -12,11 +12,12 @@ from ringmain.storage.backup import backup
 from ringmain.storage.backup_list import BackupList
 from ringmain.storage.backup_repository import BackupBusy, Repository
 from ringmain.storage.log_files import list_files
+from ringmain.storage.repair import repair
 from ringmain.storage.restore import restore
 from ringmain.storage.store import Store
 from support.backups import check_restored, content
 from support.followed_store import Child, open_store, write_on
-from support.logs import FILE_BYTES, PAIRS, POINTS, append, flip, read_rows, wait_until
+from support.logs import FILE_BYTES, PAIRS, POINTS, Builder, append, flip, read_rows, wait_until
 
 WIDE = Schema("wide", {"key": "u8", "value": "S1000"}, key=("key",))
 
@@ -114,6 +115,24 @@ def test_a_directory_with_a_log_only_is_backed_up_too(places: tuple[Path, Path],
         restored = restore(target, tmp_path / f"restored-{number}", backup=number)
         assert restored.last == {"points": last, "pairs": 7}
         assert len(read_rows(restored.directory / "log", POINTS)) == last
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_a_repair_gave_up_is_counted_also_at_the_end_of_the_log(
+    places: tuple[Path, Path], tmp_path: Path, place: int
+) -> None:
+    directory, target = places
+    builder = Builder(directory / "log")
+    path = builder.begin()
+    offsets = [builder.rows(POINTS, count) for count in (60, 39, 1)]
+    builder.mark()
+    flip(path, offsets[place] + 100)
+    assert repair(directory / "log").lost_count == (60, 39, 1)[place]
+    made = backup(directory, target)
+    assert made.backup.topics["points"].last == 100
+    last = {"points": 100, "pairs": 0}
+    assert restore(target, tmp_path / "by-number", backup=1).last == last
+    assert restore(target, tmp_path / "all").last == last
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

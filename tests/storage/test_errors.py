@@ -45,6 +45,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         ),
         (LogLocked("/data", 42), ["/data", "process 42", "data_dir"], {"path": "/data", "pid": 42}),
         (LogLocked("/data"), ["another process"], {"path": "/data", "pid": None}),
+        (LogLocked("/data", 42, to_write=False), ["process 42 is writing to this log; stop it first"], {"pid": 42}),
         (
             LogFailed(LOG, "fdatasync", FULL),
             ["/data/000001.log", "fdatasync failed: No space left on device", "open the writer again"],

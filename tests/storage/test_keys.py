@@ -12,8 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringmain.storage import Schema, SchemaError
-from ringmain.storage._tree import KEY_BYTES_MAX, KeyCodec, Memtable, Merge
-from support.keyed import BYTES, KEY_TYPES, NUMBERS, Rows, key_order, key_values, keyed, keyed_schemas, keys_of, rows_of
+from ringmain.storage._tree import KEY_BYTES_MAX, KeyCodec, Memtable, Merge, State
+from ringmain.storage.tree import Tree
+from support.keyed import (
+    BYTES,
+    KEY_TYPES,
+    NUMBERS,
+    Rows,
+    key_order,
+    key_values,
+    keyed,
+    keyed_schemas,
+    keys_of,
+    order,
+    rows_of,
+    values_of,
+)
 
 
 def encode(schema: Schema, keys: list[tuple[Any, ...]]) -> list[tuple[int, ...]]:
@@ -212,3 +226,107 @@ def test_bounds_with_no_or_too_many_values_or_of_another_type_are_refused():
         Merge(codec, [], [], (1, b"long"))
     with pytest.raises(TypeError, match="k1"):
         Merge(codec, [], [], (1, "x"))
+
+
+# --- many keys, in any form -----------------------------------------------------------------------------------------------
+
+
+def tree_of(kind: str, values: list[Any]) -> Tree:
+    """A tree that has rows with these keys."""
+    schema = keyed(kind)
+    codec = KeyCodec(schema)
+    memtable = Memtable(codec, 1 << 16)
+    memtable.insert(rows_of(schema, [(value,) for value in values]))
+    tree = Tree(schema, codec, State(codec, (memtable,), (), ()), keeps_versions=False)
+    tree.core.visible = len(values)
+    return tree
+
+
+def holds(kind: str, value: Any) -> bool:
+    """Whether a field of this type can have exactly that value."""
+    if isinstance(value, bytes) or kind.startswith("S"):
+        return isinstance(value, bytes) and kind.startswith("S") and len(value) <= int(kind[1:])
+    if kind.startswith("f"):
+        with np.errstate(over="ignore"):
+            return math.isnan(value) or np.dtype(kind).type(float(value)).item() == value
+    if kind == "?":
+        return value in (0, 1)
+    bounds = np.iinfo(kind)
+    return math.isfinite(value) and value == int(value) and bounds.min <= value <= bounds.max
+
+
+def plain_nan(value: Any) -> Any:
+    """The value; of all that are not a number one of each sign."""
+    return math.copysign(math.nan, value) if isinstance(value, float) and math.isnan(value) else value
+
+
+@pytest.mark.parametrize("kind", KEY_TYPES)
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_many_keys_in_any_form_are_looked_up_as_they_are_or_refused(kind, data):
+    stored = [plain_nan(value) for value in data.draw(st.lists(values_of(kind), min_size=1, max_size=8))]
+    others = data.draw(st.lists(st.sampled_from([kind, *KEY_TYPES]), min_size=1, max_size=3))
+    values = st.one_of(*(values_of(other) for other in others)) | st.sampled_from(stored)
+    asked: list[Any] = [plain_nan(value) for value in data.draw(st.lists(values, min_size=1, max_size=6))]
+    given: Any = asked
+    match data.draw(st.sampled_from(["list", "tuple", "objects", "array"])):
+        case "tuple":
+            given = tuple(asked)
+        case "objects":
+            given = np.array(asked, object)
+        case "array" if all(holds(others[0], value) for value in asked):
+            given = np.array(asked, others[0])
+            asked = given.tolist()
+        case _:
+            pass
+    tree = tree_of(kind, stored)
+    if not all(holds(kind, value) for value in asked):
+        with pytest.raises(ValueError, match=r"topic 'keyed', field 'k0': not all of these keys fit into"):
+            tree.get_many(given)
+        return
+    rows, found = tree.get_many(given)
+    there = {order(kind, value) for value in stored}
+    assert found.tolist() == [order(kind, value) in there for value in asked]
+    for row, value in zip(rows[found], np.array(asked, object)[found], strict=True):
+        assert order(kind, row["k0"].item()) == order(kind, value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "wrong"),  # what is there is what the wrong value would become
+    [
+        ("u8", (1 << 64) - 1, -1),
+        ("u8", (1 << 64) - 1, np.int32(-1)),
+        ("u8", 0, 1 << 64),
+        ("u4", (1 << 32) - 1, np.int32(-1)),
+        ("i8", -1, np.uint64((1 << 64) - 1)),
+        ("i2", -1, np.uint16(0xFFFF)),
+        ("u1", 0, 256),
+        ("u4", 1, 1.5),
+        ("u4", 0, math.nan),
+        ("i8", (1 << 63) - 1, math.inf),
+        ("u4", 1, "1"),
+        ("u4", 1, b"1"),
+        ("S3", b"abc", b"abcd"),
+        ("S3", b"abc", "abc"),
+        ("S3", b"5", 5),
+        ("S4", b"True", True),
+    ],
+)
+def test_no_way_in_turns_a_value_that_no_key_can_have_into_one_that_is_there(kind, there, wrong):
+    tree = tree_of(kind, [there])
+    many: list[Any] = [[wrong], (wrong,), np.array([wrong]), np.array([wrong], object), [there, wrong], [wrong, there]]
+    for keys in many:
+        with pytest.raises(ValueError, match="not all of these keys fit"):
+            tree.get_many(keys)
+    with tree.at() as view:
+        for ask in (tree.get, view.get, tree.history, tree.scan, lambda bound: tree.scan(None, bound)):
+            with pytest.raises((TypeError, ValueError, OverflowError), match="field 'k0'"):
+                ask(wrong)
+
+
+def test_keys_between_which_numpy_finds_no_common_type_are_told_apart():
+    keys = [1, (1 << 63) + 1, np.int64(3)]
+    tree = tree_of("u8", [1, 1 << 63, (1 << 63) + 1])
+    rows, found = tree.get_many(keys)
+    assert np.asarray(keys).dtype == float  # which does not have the second one
+    assert (rows["k0"].tolist(), found.tolist()) == ([1, (1 << 63) + 1, 0], [True, True, False])

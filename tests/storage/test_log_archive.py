@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ringmain.storage import Corruption, FormatMismatch, HistoryGone, Log, LogReader, Schema
+from ringmain.storage import Corruption, FormatMismatch, HistoryGone, Log, LogReader, Schema, StorageError
 from ringmain.storage.log_files import file_path, list_files, open_file, read_topics
 from ringmain.storage.recovery import examine
 from support.logs import (
@@ -194,6 +195,36 @@ def test_an_archive_that_cannot_be_used_is_refused_before_anything_is_changed(pl
         open_log((other, places[1]))
     assert sorted(path.name for path in other.iterdir()) == before
     open_log((other, tmp_path / "fresh")).close()  # and the lock was given back
+
+
+@pytest.mark.parametrize("retention", [{"retention_bytes": 0}, {"retention_bytes": None, "retention_age_s": 3600}])
+def test_a_log_with_an_archive_is_refused_without_one_where_its_files_may_expire(places, tmp_path, retention):
+    log = open_log(places)
+    fill_files(log, 2)
+    log.close()
+    flip(file_path(places[1], 2), 20)  # the file before tells as well whose archive it is
+    before = {path.name: path.stat().st_ino for path in places[0].iterdir()}
+    with pytest.raises(StorageError, match=r"files of this log are in .*archive, and .* without an archive"):
+        open_log(places, archive=None, **retention)
+    assert {path.name: path.stat().st_ino for path in places[0].iterdir()} == before
+    log = open_log(places, archive=None, retention_bytes=None)  # nothing expires, and nothing is missing
+    fill_files(log, 2)
+    assert (numbers(places[1]), numbers(places[0])) == ([1, 2], [3, 4, 5, 6])
+    log.close()
+    places[1].rename(tmp_path / "elsewhere")
+    open_log(places, archive=None, **retention).close()
+
+
+def test_an_archive_of_another_log_beside_one_without_an_archive_is_no_matter(places):
+    log = open_log(places)
+    fill_files(log, 2)
+    log.close()
+    shutil.rmtree(places[0])
+    for _ in range(2):
+        log = open_log(places, archive=None)
+        fill_files(log, 2)
+        assert numbers(places[0])[0] > 2
+        log.close()
 
 
 def test_damage_in_the_archive_stops_no_writer(places):

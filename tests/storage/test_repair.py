@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ringmain.storage import Corruption, FormatMismatch, Log, LogLocked, Schema, StorageError, _log
+from ringmain.storage import Corruption, FormatMismatch, Log, LogLocked, LogReader, Schema, StorageError, _log
 from ringmain.storage.log_files import file_path, list_files
 from ringmain.storage.mend import mend_frame, mend_page
 from ringmain.storage.recovery import examine
 from ringmain.storage.repair import LostRecords, RepairReport, repair
-from support.logs import FILE_BYTES, PAIRS, POINTS, Builder, append, flip, make_rows, read_rows
+from support.logs import FILE_BYTES, PAIRS, POINTS, START_NS, Builder, append, flip, make_rows, read_rows
 
 FRAME = _log.FRAME_HEADER_BYTES
 BEGIN = 4464  # where rows begin behind the declarations of POINTS and PAIRS
@@ -147,6 +147,24 @@ def test_the_last_rows_of_a_log_are_counted_by_what_their_header_still_says(tmp_
     report = repair(tmp_path)
     assert report.lost == (LostRecords("pairs", 1, 5, path, at_most=False),)
     assert_repaired(tmp_path, report, {"points": 3, "pairs": 5})
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_time_lies_before_rows_that_follow_what_was_given_up(tmp_path, place):
+    """The place behind the last record counts what a repair gave up, wherever in the newest file that was."""
+    builder = Builder(tmp_path)
+    path = builder.begin()
+    offsets = [builder.rows(POINTS, count) for count in (40, 10, 50)]
+    builder.mark()
+    flip(path, offsets[place] + FRAME + 3)
+    lost = ((1, 40), (41, 10), (51, 50))[place]
+    assert lost_of(repair(tmp_path)) == [("points", *lost)]
+    reader = LogReader(tmp_path, "points")
+    for sequence in range(1, 101):
+        behind = sum(lost)
+        expected = behind if lost[0] <= sequence < behind else sequence
+        assert reader.find_time(START_NS + sequence * 1000) == expected
+    assert reader.find_time(START_NS + 101 * 1000) == 101 == reader.newest + 1
 
 
 def test_at_the_end_of_a_log_no_sequence_is_used_twice_even_where_nothing_tells_how_many_there_were(tmp_path):
@@ -522,7 +540,7 @@ def test_a_file_cut_short_keeps_what_is_before_the_cut(tmp_path):
 
 def test_it_refuses_while_a_writer_lives(tmp_path):
     log = Log(tmp_path, [POINTS], bus="test", file_bytes=FILE_BYTES)
-    with pytest.raises(LogLocked) as caught:
+    with pytest.raises(LogLocked, match=r"stop it first$") as caught:
         repair(tmp_path)
     assert caught.value.pid == os.getpid()
     log.close()

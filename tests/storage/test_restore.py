@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ringmain.storage import LogReader, StorageError
+from ringmain.storage import FormatMismatch, LogReader, StorageError
 from ringmain.storage.backup import backup
 from ringmain.storage.backup_list import BackupDamaged
 from ringmain.storage.backup_repository import Repository
 from ringmain.storage.backup_verify import verify_backups
 from ringmain.storage.log_files import list_files
 from ringmain.storage.restore import restore
-from ringmain.storage.restore_plan import NotRestorable, restorable
+from ringmain.storage.restore_plan import NotRestorable, restorable, unreadable
 from ringmain.storage.store import Store
 from ringmain.storage.store_reader import StoreReader
 from support.backups import check_restored, content
-from support.followed_store import BOOK, Oracle, open_store, write_on
-from support.logs import flip
+from support.followed_store import BOOK, TAPE, Oracle, open_store, write_on
+from support.logs import FILE_BYTES, flip, wait_until
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230201"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
@@ -199,6 +199,34 @@ def test_a_topic_that_came_after_the_backup_is_there(tmp_path: Path) -> None:
             assert [number for rows in store["tape"].scan() for number in rows["number"].tolist()] == [1, 2][:tape]
 
 
+def test_a_topic_that_came_behind_the_last_backup_is_kept_until_it_is_named(tmp_path: Path) -> None:
+    """The restored manifest does not have it, only the log; its rows stay there, whatever goes into tables meanwhile."""
+    target, restored = tmp_path / "backups", tmp_path / "restored"
+    with Store(tmp_path / "data", [BOOK], log_file_bytes=FILE_BYTES) as store:
+        write_on(store["book"], 100)
+        backup(tmp_path / "data", target)
+    with open_store(tmp_path / "data") as store:
+        for number in (1, 2):
+            store["tape"].put(number)
+        store.sync()
+        backup(tmp_path / "data", target)
+    (target / "0000000002" / "LIST").unlink()  # its log was copied, and then it was killed
+    assert restore(target, restored).last == {"book": 100, "tape": 2}
+    settings: dict[str, Any] = {"memtable_bytes": 1 << 20, "log_file_bytes": FILE_BYTES, "archive": False}
+    rows = np.zeros(20_000, BOOK.payload_dtype)
+    with Store.open(restored, **settings) as store:
+        assert list(store) == ["book"]
+        for _ in range(20):
+            store["book"].put_batch(rows)
+        store.snapshot()
+        assert store.stats()["book"].checkpoint == 400_100
+    first = list_files(restored / "log")[0][0]
+    with Store.open(restored, [BOOK, TAPE], **settings) as store:
+        assert [number for rows in store["tape"].scan() for number in rows["number"].tolist()] == [1, 2]
+        store.snapshot()
+        wait_until(lambda: list_files(restored / "log")[0][0] > first)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +381,48 @@ def test_a_damaged_list_is_found_and_the_other_backups_can_be_used(day: Day, cop
     made = backup(day.directory, copy)  # and nothing is cleaned away that the unreadable one may need
     assert made.backup.number == 5
     assert before <= {item.name for item in copy.glob("*/*")}
+
+
+def test_a_newest_list_that_cannot_be_read_is_told_and_no_older_backup_is_taken_for_it(
+    day: Day, copy: Path, tmp_path: Path
+) -> None:
+    path, place = copy / "0000000004" / "LIST", tmp_path / "restored"
+    whole = path.read_bytes()
+    damages: list[tuple[bytes, type[StorageError]]] = [
+        (whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], BackupDamaged),
+        (whole[:300], BackupDamaged),
+        (b"", BackupDamaged),
+        (whole.replace(b"RMAINBAK 1", b"RMAINBAK 2", 1), FormatMismatch),
+    ]
+    for data, kind in damages:
+        path.write_bytes(data)
+        with pytest.raises(kind, match="`--backup 3` restores the one before it") as refused:
+            restore(copy, place)
+        assert str(refused.value).startswith(f"{path}: ")
+        for to in (None, {"book": day.backups[2]}):
+            with pytest.raises(kind) as refused:
+                restore(copy, place, to=to, backup=4)
+            assert str(refused.value).startswith(f"{path}: ")
+        with pytest.raises(NotRestorable, match=r"What can be: .*\. What cannot be read was left out: backup 4$"):
+            restore(copy, place, to={"book": 9001})
+        with pytest.raises(NotRestorable, match=r"no backup 7; there are 1, 2, 3, 4 \(which cannot be read\)$"):
+            restore(copy, place, backup=7)
+        assert not place.exists()
+        assert [item.backup.number for item in restorable(copy)] == [1, 2, 3]
+        ((number, problem),) = unreadable(copy).items()
+        assert (number, str(problem).partition(":")[0]) == (4, str(path))
+    assert check_restored(copy, place, backup=3)["book"] == day.backups[2]
+    path.write_bytes(whole)
+    assert unreadable(copy) == {}
+
+
+def test_a_list_that_cannot_be_read_is_no_matter_where_a_newer_one_can(copy: Path, tmp_path: Path) -> None:
+    for number in (1, 3):
+        flip(copy / f"{number:010d}" / "LIST", 100)
+    assert sorted(unreadable(copy)) == [1, 3]
+    assert check_restored(copy, tmp_path / "restored")["book"] == 9000
+    with pytest.raises(BackupDamaged, match="0000000003/LIST"):
+        restore(copy, tmp_path / "restored", backup=3)
 
 
 def test_damage_in_the_log_behind_the_newest_backup_is_found(tmp_path: Path) -> None:

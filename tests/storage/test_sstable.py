@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ringmain.storage import Corruption, FormatMismatch, Schema
-from ringmain.storage._tree import KeyCodec, Memtable, Merge, State, Table, TableWriter
+from ringmain.storage._tree import KeyCodec, Memtable, Merge, State, Table, TableWriter, table_schema_json
 from ringmain.storage.table_files import TableFiles, compressor, open_table
 from support.keyed import Rows, key_order, key_values, keyed, keyed_schemas, keys_of, rows_of, taken
 from support.sstables import (
@@ -39,6 +40,7 @@ POINTS = keyed("u4", name="points")
 PAIRS = keyed("S9", "i4", "u2", name="pairs")  # two words and a bit
 WIDE = Schema("wide", {"k": "i8", "value": "u8", "body": "S500"}, key=("k",))
 PLAIN = Schema("plain", {"value": "u8"})
+FORTY = rows_of(POINTS, [(key,) for key in range(40)])
 
 
 def state_of(*tables: Table) -> State:
@@ -616,6 +618,25 @@ def test_a_file_cut_anywhere_is_no_table(damaged):
     assert not any(damaged.check("whole again").values())
 
 
+def refused(damaged: Damaged, call: Callable[[], object]) -> tuple[int, str, str]:
+    with pytest.raises(Corruption) as caught:
+        call()
+    return caught.value.offset, str(caught.value.expected), str(caught.value.found)
+
+
+def test_a_wrong_magic_and_a_size_are_said_as_people_read_them(damaged):
+    end = len(damaged.data) - PAGE_BYTES
+    for call in (damaged.open, lambda: table_schema_json(damaged.path)):
+        damaged.with_bytes(0, b"RMAINLOG")
+        assert refused(damaged, call) == (0, "an sstable's magic b'RMAINSST'", "b'RMAINLOG'")
+        damaged.with_bytes(0, damaged.data[:8])
+        damaged.with_bytes(end, b"\0\xff      ")
+        assert refused(damaged, call) == (end, "a footer's magic b'RMAINEND'", r"b'\x00\xff      '")
+        os.truncate(damaged.path, 6)
+        assert refused(damaged, call) == (0, "a header and a footer, at least 8192 bytes", "6")
+        damaged.path.write_bytes(damaged.data)
+
+
 @pytest.mark.parametrize("more", [1, 64, PAGE_BYTES])
 def test_a_file_that_grew_is_no_table(damaged, more):
     for tail in (bytes(more), damaged.data[-more:]):
@@ -744,7 +765,10 @@ def test_an_older_copy_with_the_same_number_and_size_is_not_the_one_that_the_man
             files.open(meant, POINTS, codec)
 
 
-@pytest.mark.parametrize("stored", [b"", b"x", b"no block at all" * 20])
+HUGE_FRAME = struct.pack("<4sBQ", b"\x28\xb5\x2f\xfd", 0b1110_0000, 1 << 50) + bytes(40)  # of zstd, by what it says
+
+
+@pytest.mark.parametrize("stored", [b"", b"x", b"no block at all" * 20, HUGE_FRAME])
 def test_a_block_that_does_not_decompress_is_damage_though_its_checksum_is_right(tmp_path, compression, stored):
     if compression == "none":
         pytest.skip("nothing is decompressed there")
@@ -779,12 +803,117 @@ def test_a_block_that_decompresses_to_another_size_is_damage(tmp_path, compressi
 
 def test_a_compressor_that_fails_stops_the_writer(draft):
     def refuse(block: bytes) -> bytes:
-        raise RuntimeError("no")
+        raise RuntimeError("too dull")
 
     writer = writer_of(*draft, compression="zstd", compress=refuse)
     writer.add(rows_of(POINTS, [(1,)]))
-    with pytest.raises(OSError, match=r"draft\.sst\.new"):
-        writer.finish()
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"cannot be compressed: too dull.*draft\.sst\.new") as caught:
+            writer.finish()
+        assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+# --- what happens while a block is compressed or decompressed, and says nothing of it ---------------------------------------
+
+
+class Alarm(Exception):
+    """What a signal's handler raises."""
+
+
+@pytest.fixture(params=[name for name in COMPRESSIONS if name != "none"])
+def decompress(request: pytest.FixtureRequest) -> Callable[[bytes, int], bytes]:
+    call = compressor(needs(request.param))[1]
+    assert call is not None
+    return call
+
+
+@pytest.fixture
+def compressed(request: pytest.FixtureRequest, tmp_path: Path, decompress: Callable[[bytes, int], bytes]) -> Table:
+    """A table of 40 rows in several blocks, of the compression to which `decompress` belongs."""
+    compression = request.node.callspec.params["decompress"]
+    return opened(write_table(tmp_path / "t.sst", POINTS, FORTY, compression=compression), POINTS)
+
+
+@pytest.fixture(params=[KeyboardInterrupt, SystemExit, MemoryError, Alarm])
+def stopped(request: pytest.FixtureRequest) -> Iterator[tuple[type[BaseException], Callable[..., Any]]]:
+    """An exception, and how to have it raised on the way into a call: by the call itself, or by the handler of a pending signal."""
+    error: type[BaseException] = request.param
+
+    def stop(*_: object) -> NoReturn:
+        raise error("stop")
+
+    def stopped_by_signal(call: Callable[..., bytes]) -> Callable[..., bytes]:
+        left = [signal.SIGUSR1]
+
+        def stopped_call(*arguments: Any) -> bytes:
+            if left:
+                signal.raise_signal(left.pop())
+            return call(*arguments)
+
+        return stopped_call
+
+    def stopped_by_itself(call: Callable[..., bytes]) -> Callable[..., bytes]:
+        return stop
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    yield error, stopped_by_signal if error is Alarm else stopped_by_itself
+    signal.signal(signal.SIGUSR1, before)
+
+
+def compaction(table: Table) -> None:
+    merge = Merge(table.codec, [], [table])
+    merge.begin_compaction([], all_versions=True, bottom=True)
+    while merge.fill(np.empty(8, POINTS.dtype), np.empty(8, "u1")):
+        pass
+
+
+DECOMPRESSING: dict[str, Callable[[Table], Any]] = {
+    "scan": scan,
+    "scan backwards": lambda table: scan(table, reverse=True),
+    "scan within bounds": lambda table: Merge(table.codec, [], [table], 3, 30),
+    "bounds": lambda table: table.bounds(3, 30),
+    "compaction": compaction,
+    "rows": lambda table: table.rows(),
+    "get": lambda table: state_of(table).get((3,), SEQUENCE_MAX),
+    "get_many": lambda table: state_of(table).get_many(rows_of(POINTS, [(3,), (30,)])),
+    "problems": lambda table: table.problems(),
+}
+
+
+@pytest.mark.parametrize("ask", DECOMPRESSING.values(), ids=DECOMPRESSING)
+def test_what_stops_a_read_is_raised_as_it_is_and_no_damage(compressed, decompress, stopped, ask):
+    error, stopped_in = stopped
+    compressed.decompress_with(stopped_in(decompress))
+    with pytest.raises(error, match="stop"):
+        ask(compressed)
+    compressed.decompress_with(decompress)
+    ask(compressed)
+    assert compressed.problems() == []
+
+
+def test_a_scan_that_was_stopped_does_not_look_as_if_it_had_come_to_its_end(compressed, decompress, stopped):
+    error, stopped_in = stopped
+    merge, other = (Merge(compressed.codec, [], [compressed]) for _ in range(2))
+    for one in (merge, other):
+        one.begin_scan(SEQUENCE_MAX)
+    compressed.decompress_with(stopped_in(decompress))
+    for _ in range(3):
+        with pytest.raises(error, match="stop"):
+            merge.fill(np.empty(64, POINTS.dtype))
+    compressed.decompress_with(decompress)
+    with pytest.raises(error, match="stop"):
+        merge.fill(np.empty(64, POINTS.dtype))
+    out = np.empty(64, POINTS.dtype)
+    assert out[: other.fill(out)].tobytes() == FORTY.tobytes()  # what has stopped one scan does not stop another
+
+
+def test_what_stops_a_writer_is_raised_as_it_is_and_by_every_later_call(draft, stopped):
+    error, stopped_in = stopped
+    writer = writer_of(*draft, compression="zstd", compress=stopped_in(lambda block: block))
+    writer.add(rows_of(POINTS, [(1,)]))
+    for again in (writer.finish, writer.finish, lambda: writer.add(rows_of(POINTS, [(2,)]))):
+        with pytest.raises(error, match="stop"):
+            again()
 
 
 def test_an_unknown_compression_is_refused_with_what_there_is():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.storage import LogReader, Schema, log
+from ringmain.storage import LogReader, Schema, StorageError, log
 from ringmain.storage.log_files import list_files
 from ringmain.storage.store import Store
+from ringmain.storage.store_verify import verify_store
 from support.logs import wait_until
 
 BOOK = Schema("book", {"key": "u8", "number": "u8"}, key=("key",))
@@ -77,12 +79,45 @@ def test_without_an_archive_what_is_in_no_table_any_more_is_gone(tmp_path):
     assert LogReader(tmp_path / "log", "book").oldest > 1
 
 
+def test_a_store_that_has_an_archive_is_not_opened_without_one_which_would_leave_a_hole(tmp_path):
+    with open_store(tmp_path) as store:
+        last = fill(store, 2)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+    kept = numbers(tmp_path / "archive"), numbers(tmp_path / "log")
+    archive = re.escape(str(tmp_path / "archive"))
+    with pytest.raises(StorageError, match=rf"without an archive: .* move {archive} away$"):
+        open_store(tmp_path, archive=False)
+    assert (numbers(tmp_path / "archive"), numbers(tmp_path / "log")) == kept
+    with open_store(tmp_path) as store:
+        assert fill(store, 2) == last + 4 * BATCH_ROWS
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+    kept = numbers(tmp_path / "archive") + numbers(tmp_path / "log")
+    assert kept == list(range(1, len(kept) + 1))
+    (tmp_path / "archive").rename(tmp_path / "elsewhere")
+    with open_store(tmp_path, archive=False) as store:
+        fill(store, 2)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+    assert verify_store(tmp_path).findings == ()
+
+
+def test_an_archive_is_ended_by_keeping_nothing_in_it(tmp_path):
+    with open_store(tmp_path) as store:
+        fill(store, 2)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+    with open_store(tmp_path, archive_bytes=0):
+        wait_until(lambda: numbers(tmp_path / "archive") == [])
+    with open_store(tmp_path, archive=False) as store:
+        fill(store, 2)
+        wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
+    assert verify_store(tmp_path).findings == ()
+
+
 def test_without_an_archive_files_that_many_flushes_give_up_are_all_used_again(tmp_path, monkeypatch):
     """What a snapshot lets expire at once is enough for the rows until the next one: no file is made any more."""
     made = watch_made_files(monkeypatch)
     with open_store(tmp_path, archive=False) as store:
         for _ in range(2):
-            fill(store, 2)
+            fill(store, 4)  # more than below, where a flush may come late
             wait_until(lambda: len(numbers(tmp_path / "log")) == 1)
         made_count, begun = len(made), numbers(tmp_path / "log")[0]
         for _ in range(3):

@@ -18,6 +18,7 @@ import pytest
 from ringmain.storage import Corruption, LogLocked, Schema, StorageError
 from ringmain.storage.log_files import list_files
 from ringmain.storage.manifest import read_manifest
+from ringmain.storage.store import Store
 from ringmain.storage.store_repair import Repaired, repair_store
 from ringmain.storage.store_verify import verify_store
 from ringmain.storage.table_salvage import read_table_file, salvage
@@ -35,6 +36,7 @@ from support.damaged_store import (
     parts_of,
     replace,
 )
+from support.logs import wait_until
 from support.sstables import needs, write_table
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230601"))
@@ -252,6 +254,101 @@ def test_each_record_of_the_manifest_may_be_lost_and_the_tables_are_found_all_th
         shutil.rmtree(copy)
 
 
+def without_footer(copy: Path, name: Path) -> None:
+    replace(copy, name, (copy / name).read_bytes()[:-PAGE_BYTES] + bytes(PAGE_BYTES))
+
+
+@pytest.mark.parametrize("topic", [schema.name for schema in TOPICS])
+@pytest.mark.parametrize("name", ["bare", "packed"])
+def test_with_the_manifest_lost_the_newest_table_may_lose_its_footer_too(name, topic, tmp_path, request):
+    """Only these two tell how far the tables go."""
+    whole = request.getfixturevalue(name)
+    tables = read_manifest(whole.directory / "store").versions[topic].tables()
+    newest = max(tables, key=lambda info: info.sequence_max)
+    copy = damaged(whole, tmp_path / "copy", Path("store", "MANIFEST"), None)
+    without_footer(copy, Path("store", f"{newest.number:010d}.sst"))
+    assert "the footer is damaged" in str(repair_store(copy, dry_run=True))
+    repaired(whole, copy)
+    last = max(sequence for versions in whole.history[topic].values() for sequence in versions)
+    with open_store(copy) as store:
+        assert store[topic].core.next_sequence == last + 1
+
+
+@pytest.mark.parametrize("topic", [schema.name for schema in TOPICS])
+@pytest.mark.parametrize("name", ["bare", "packed"])
+def test_with_the_manifest_lost_all_tables_of_a_topic_may_be_missing_too(name, topic, tmp_path, request):
+    whole = request.getfixturevalue(name)
+    copy = damaged(whole, tmp_path / "copy", Path("store", "MANIFEST"), None)
+    for table in whole.tables(topic):
+        (copy / table).unlink()
+    report = repair_store(copy, keep_versions=["kept"])
+    assert verify_store(copy).findings == ()
+    changed = check_repaired(whole, copy, report.lost)
+    assert name == "bare" or (changed, report.lost) == (0, ())
+
+
+def test_what_only_the_log_has_comes_back_to_the_last_byte_between_the_fields(packed, tmp_path):
+    copy = damaged(packed, tmp_path / "copy", Path("store", "MANIFEST"), None)
+    tables = read_manifest(packed.directory / "store").versions["tape"].tables()
+    oldest = min(tables, key=lambda info: info.sequence_min)
+    (copy / "store" / f"{oldest.number:010d}.sst").unlink()
+    report, changed = repaired(packed, copy)
+    assert (changed, report.lost, report.taken_again_count) == (0, (), oldest.row_count)
+
+
+@pytest.mark.parametrize("name", ["bare", "packed"])
+def test_what_was_deleted_stays_so_where_all_that_is_left_of_a_topic_with_its_old_versions_is_its_log(
+    name, tmp_path, request
+):
+    whole, manifest = request.getfixturevalue(name), Path("store", "MANIFEST")
+    data = (whole.directory / manifest).read_bytes()
+    at = next(part.offset for part in parts_of(whole.directory / manifest) if part.kind == "manifest record")
+    copy = damaged(whole, tmp_path / "copy", manifest, data[:at] + bytes(60) + data[at + 60 :])  # its first record
+    for table in whole.tables("kept"):
+        (copy / table).unlink()
+    report = repair_store(copy, keep_versions=["kept"])
+    check_repaired(whole, copy, report.lost)
+
+
+def three_parts(directory: Path) -> list[Path]:
+    """A store of 60 rows: 20 in each of two tables, which this returns, and 20 in its log. Older log files are in the archive."""
+    schema = Schema("points", {"key": "u4"}, key=("key",))
+    for part in range(3):
+        with Store(directory, [schema], sync="never", memtable_bytes=1 << 17, log_file_bytes=4 << 20) as store:
+            for key in range(20 * part, 20 * part + 20):
+                store["points"].put(key)
+            if part < 2:
+                store.snapshot()
+            wait_until(lambda: len(list_files(directory / "log")) == 1)
+    infos = sorted(read_manifest(directory / "store").versions["points"].tables(), key=lambda info: info.sequence_max)
+    assert [(info.sequence_min, info.sequence_max) for info in infos] == [(1, 20), (21, 40)]
+    return [Path("store", f"{info.number:010d}.sst") for info in infos]
+
+
+@pytest.mark.parametrize("has_archive", [True, False])
+@pytest.mark.parametrize("damage", ["footers", "footer", "table"])
+def test_with_the_manifest_lost_nothing_tells_how_far_the_tables_go_and_the_log_begins_behind(
+    damage, has_archive, tmp_path
+):
+    tables = three_parts(tmp_path)
+    (tmp_path / "store" / "MANIFEST").unlink()
+    if not has_archive:
+        shutil.rmtree(tmp_path / "archive")
+    if damage == "table":
+        (tmp_path / tables[1]).unlink()
+    for table in {"footers": tables, "footer": tables[1:], "table": []}[damage]:
+        without_footer(tmp_path, table)
+    report = repair_store(tmp_path)
+    assert verify_store(tmp_path).findings == ()
+    assert repair_store(tmp_path).changes == ()
+    lost = [(entry.first, entry.last, entry.count, entry.at_most) for entry in report.lost]
+    assert lost == ([(21, 40, 20, False)] if damage == "table" and not has_archive else [])
+    with Store.open(tmp_path) as store:
+        keys = [key for rows in store["points"].scan() for key in rows["key"].tolist()]
+        assert keys == [*range(20), *(range(20, 40) if not lost else ()), *range(40, 60)]
+        assert store["points"].put(60) == 61
+
+
 def test_all_files_damaged_at_once_are_repaired_at_once(packed, tmp_path):
     chosen = random.Random(SEED)
     copy = packed.copy(tmp_path / "copy")
@@ -395,7 +492,7 @@ def killed_at(count: int, directory: Path) -> bool:
 
 def test_a_store_that_is_written_is_not_repaired(plain, tmp_path):
     copy = plain.copy(tmp_path / "copy")
-    with open_store(copy), pytest.raises(LogLocked):
+    with open_store(copy), pytest.raises(LogLocked, match=r"stop it first$"):
         repair_store(copy)
     with pytest.raises(FileNotFoundError, match="holds no store"):
         repair_store(tmp_path)

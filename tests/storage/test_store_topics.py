@@ -52,6 +52,22 @@ def test_a_topic_that_is_not_named_is_left_alone_and_is_there_again_when_it_is(t
         assert store["b"].put(1, 1) == 111
 
 
+@pytest.mark.timeout(60)  # it used not to return
+@pytest.mark.parametrize(
+    ("topic", "told"), [("typo", "no topic 'typo'; there are a"), ("b", "'b' was not named .* there are a")]
+)
+def test_compacting_a_topic_that_is_not_open_is_refused_and_names_those_that_are(tmp_path, topic, told):
+    with open_store(tmp_path, [A, B]):
+        pass
+    with open_store(tmp_path, [A]) as store:
+        store["a"].put(1, 1)
+        with pytest.raises(KeyError, match=told):
+            store.compact(topic)
+        assert store.stats()["a"].checkpoint == 0  # and nothing was flushed
+        store.compact("a")
+        assert store.stats()["a"].checkpoint == 1
+
+
 def test_the_log_is_kept_for_a_topic_that_is_not_named(tmp_path):
     with open_store(tmp_path, [A, B]) as store:
         store["b"].put(1, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import mmap
 from collections.abc import Iterator
@@ -11,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ringmain.bus import NotFound, Overrun, Watermarks, Writer, attach
-from ringmain.storage import HistoryGone, LogReader, Schema, StorageError
+from ringmain.storage import FormatMismatch, HistoryGone, Log, LogReader, Schema, StorageError
 from ringmain.storage.log_files import list_files
 from ringmain.subscribers import Historical, RealTime
 from support.children import Child, Children
-from support.logs import FILE_BYTES, PAIRS, POINTS, wait_until
+from support.logs import FILE_BYTES, PAIRS, POINTS, append, wait_until
 from support.streams import TIMEOUT_S, check_batch, check_content, poll_all, publish, read, readers
 
 SLOTS = 64
@@ -537,6 +538,35 @@ def test_what_a_killed_writer_left_is_read_to_its_end(bus_name, tmp_path, childr
         assert len(rows) == marks.published  # the ring has what the log had not yet
     else:
         assert marks.logged <= len(rows) <= marks.published
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_the_log_of_another_bus_is_refused_and_its_own_name_said(bus_name, tmp_path, running):
+    with open_writer(bus_name, tmp_path / "data") as writer:
+        publish(writer["points"], 10)
+    other = f"{bus_name}-other"
+    words = f"bus: expected '{other}', found '{bus_name}'; read it as {bus_name}/points, or give another data_dir"
+    with open_writer(other, None) if running else contextlib.nullcontext(), pytest.raises(FormatMismatch, match=words):
+        Historical(f"{other}/points", data_dir=tmp_path / "data")
+
+
+def test_a_log_of_no_bus_is_read_under_any_name(bus_name, tmp_path):
+    log = Log(tmp_path / "log", [POINTS])
+    append(log, POINTS, 10)
+    log.close()
+    with Historical(f"{bus_name}/points", data_dir=tmp_path) as reader:
+        check_content(POINTS, all_of(reader), 1)
+        assert reader.position == 10
+
+
+def test_a_running_bus_s_own_log_is_read_also_where_it_came_from_a_bus_of_another_name(bus_name, tmp_path):
+    """As in a cluster, where it may come from another host."""
+    with open_writer(bus_name, tmp_path / "here") as writer:
+        publish(writer["points"], 10)
+        came = tmp_path / "there" / "log"
+        Log(came, [POINTS], bus="elsewhere", log_id=attach(f"{bus_name}/points").header["log_id"]).close()
+        with Historical(f"{bus_name}/points", data_dir=tmp_path / "there") as reader:
+            check_content(POINTS, all_of(reader), 1)
 
 
 def test_a_directory_that_cannot_be_read_from_is_told_apart(bus_name, tmp_path):

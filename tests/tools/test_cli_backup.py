@@ -188,8 +188,34 @@ def test_what_can_be_restored_is_listed(target: Path) -> None:
     assert ranges["tape"] == (0, 4)
     assert ranges["book"][0] < 2000 < ranges["book"][1] == 3000
     assert first["from_ns"] < second["from_ns"] < second["to_ns"] == first["to_ns"]
+    assert shown["unreadable"] == []
     text = words_of(succeed("restore", target, "--list"))
     assert re.search(r" 1 .* full, .* 2 .* incremental, ", text)
+
+
+def test_a_backup_whose_list_is_damaged_is_listed_as_that_and_no_older_one_is_restored_for_it(
+    target: Path, tmp_path: Path
+) -> None:
+    path = target / "0000000002" / "LIST"
+    flip(path, 100)
+    shown = facts("restore", target, "--list", code=FAILED)
+    assert [item["backup"]["number"] for item in shown["backups"]] == [1]
+    (damaged,) = shown["unreadable"]
+    assert damaged["backup"] == 2
+    assert damaged["message"].startswith(f"{path}: damaged at byte ")
+    done = ringmain("restore", target, "--list")
+    assert done.returncode == FAILED
+    text = words_of(done.stdout.decode())
+    assert re.search(r" 1 .* full, .* 2 damaged ", text)
+    assert f"DAMAGED backup 2: {path}: damaged at byte " in text
+    place = tmp_path / "restored"
+    for options, words in (((), "`--backup 1` restores the one before it"), (("--backup", "2"), f"{path}: damaged")):
+        done = ringmain("restore", target, place, *options)
+        assert done.returncode == FAILED
+        assert words in done.stderr.decode()
+        assert done.stderr.decode().count("\n") == 1
+        assert not place.exists()
+    assert facts("restore", target, place, "--backup", "1")["last"] == {"book": 2000, "tape": 3}
 
 
 def test_what_cannot_be_restored_is_said_in_a_line_and_nothing_is_made(
@@ -274,3 +300,8 @@ def test_on_a_terminal_everything_fits_and_a_bar_is_shown(target: Path, tmp_path
             assert terminal.finish() == OK
         assert words in terminal.text
         assert all(len(line.rstrip()) <= 80 for line in terminal.text.split("\n") if "━" not in line)
+    flip(target / "0000000002" / "LIST", 100)
+    with on_terminal("restore", target, "--list") as terminal:
+        assert terminal.finish() == FAILED
+    assert "damaged" in terminal.text
+    assert all(len(line.rstrip()) <= 80 for line in terminal.text.split("\n"))

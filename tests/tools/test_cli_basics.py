@@ -16,7 +16,7 @@ import pytest
 from ringmain.bus.errors import AttachError, NotFound
 from ringmain.storage import SchemaError
 from ringmain.tools.cli import app
-from ringmain.tools.exit_codes import FAILED, INTERRUPTED, MISSING, OK, USAGE, explain
+from ringmain.tools.exit_codes import EXIT_CODES_HELP, FAILED, INTERRUPTED, MISSING, OK, TERMINATED, USAGE, explain
 from support.children import Children
 from support.command import COMMAND, TIMEOUT_S, environment, finish, ringmain, started
 from support.logs import PAIRS, POINTS, Builder, wait_until
@@ -46,7 +46,7 @@ GROUPS = ("", "log", "store", "sstable", "manifest", "cluster", "bench", "bench 
 COMMANDS = (
     *("demo", "publish", "subscribe", "ls", "inspect", "top", "clean", "serve", "health", "gateway", "token"),
     *("cluster node", "cluster up", "cluster status", "cluster switchover"),
-    *("cluster certificates", "cluster server-config"),
+    *("cluster certificates", "cluster server-config", "cluster seed"),
     *("log dump", "log verify", "log repair"),
     *("store stats", "store dump", "store verify", "store repair", "store compact", "sstable dump", "manifest dump"),
     *("get", "scan", "export", "backup", "restore", "verify"),
@@ -56,7 +56,6 @@ COMMANDS = (
 # All print facts as JSON on request, but for these: some have --format json, others run until they are stopped, or write files.
 PRINT_FACTS = {*COMMANDS} - {"subscribe", "get", "scan", "serve", "gateway", "token"}
 PRINT_FACTS -= {path for path in COMMANDS if path.startswith("cluster ")} - {"cluster status"}
-TERMINATED = 128 + signal.SIGTERM
 
 
 def declared() -> Iterator[str]:
@@ -156,7 +155,34 @@ def test_help_does_not_wait_for_optional_libraries() -> None:
         ("subscribe a/b --count 0", USAGE, "greater than or equal to 1"),
         ("subscribe a", USAGE, "BUS/TOPIC is expected"),
         ("subscribe a/b --from yesterday", USAGE, "--from: latest, earliest, a sequence, or a time"),
-        ("subscribe a/b --until latest", USAGE, "--until: a sequence or a time is expected"),
+        (
+            "subscribe a/b --mode historical --from yesterday",
+            USAGE,
+            "--from: earliest, a sequence, or a time such as 20",
+        ),
+        ("subscribe a/b --mode historical --from latest", USAGE, "--from latest leaves nothing to read"),
+        ("subscribe a/b --from 0", USAGE, "--from: a sequence from 1 on is expected, got 0"),
+        (
+            "subscribe a/b --until latest",
+            USAGE,
+            "--until: a sequence or a time such as 2023-02-01T09:30:00+08:00 is exp",
+        ),
+        (
+            "subscribe a/b --until yesterday",
+            USAGE,
+            "--until: a sequence or a time such as 2023-02-01T09:30:00+08:00 is",
+        ),
+        (
+            "restore a b --time yesterday",
+            USAGE,
+            "--time: a time such as 2023-02-01T09:30:00+08:00 is expected, got 'yes",
+        ),
+        (
+            "restore a b --time latest",
+            USAGE,
+            "--time: a time such as 2023-02-01T09:30:00+08:00 is expected, got 'latest'",
+        ),
+        ("restore a b --time 5", USAGE, "--time: a time such as 2023-02-01T09:30:00+08:00 is expected, got '5'"),
         ("subscribe a/b --data-dir x", USAGE, "--data-dir is for --mode historical"),
         ("inspect A", USAGE, "bus name 'A': lower-case letters"),
         ("inspect a/b/c", USAGE, "BUS/TOPIC is expected"),
@@ -189,7 +215,15 @@ def test_an_error_is_told_beside_the_result_and_by_the_exit_code(line: str, code
 
 
 def test_the_exit_codes_are_what_scripts_rely_on() -> None:
-    assert (OK, FAILED, USAGE, MISSING, INTERRUPTED) == (0, 1, 2, 3, 130)
+    assert (OK, FAILED, USAGE, MISSING, INTERRUPTED, TERMINATED) == (0, 1, 2, 3, 130, 143)
+
+
+def test_the_help_and_the_documentation_name_every_exit_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for code in (OK, FAILED, USAGE, MISSING, INTERRUPTED, TERMINATED):
+        assert f" {code} " in EXIT_CODES_HELP
+        assert f"\n| {code} | " in text
+    assert "143 ended by SIGTERM (services: 0)" in " ".join(ringmain("top", "--help").stdout.decode().split())
 
 
 def test_an_error_is_one_line_with_its_kind_as_exit_code() -> None:

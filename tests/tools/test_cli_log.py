@@ -286,6 +286,15 @@ def damaged(built: Built) -> Built:
     return built
 
 
+def test_a_log_that_is_being_written_is_not_repaired(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log", [POINTS], bus="test")
+    done = ringmain("log", "repair", tmp_path, "--yes")
+    assert done.returncode == FAILED
+    told = f"ringmain: {tmp_path / 'log'}: process {os.getpid()} is writing to this log; stop it first\n"
+    assert done.stderr.decode() == told
+    log.close()
+
+
 def test_repair_gives_up_what_is_damaged_and_nothing_else(damaged: Built) -> None:
     done = ringmain("log", "repair", damaged.data, "--yes")
     assert done.returncode == OK

@@ -103,6 +103,12 @@ def sequences(lines: str) -> list[int]:
     return [json.loads(line)["sequence"] for line in lines.splitlines()]
 
 
+def test_the_log_of_another_bus_is_refused(log: Path, bus_name: str) -> None:
+    done = ringmain("subscribe", f"{bus_name}-other/ticks", "--mode", "historical", "--data-dir", log)
+    assert (done.returncode, done.stdout) == (FAILED, b"")
+    assert f"read it as {bus_name}/ticks, or give another data_dir" in done.stderr.decode()
+
+
 # --- in and out -------------------------------------------------------------------------------------------------------
 
 
@@ -433,6 +439,13 @@ def test_an_input_that_breaks_off_is_named_after_its_good_rows(
     out = read(bus_name, tmp_path, "--format", "csv", "--fields", FIELDS)
     assert len(out) > len(HEADER)
     assert make_csv(1000).startswith(out)
+
+
+def test_an_input_without_a_header_row_is_a_fault(tmp_path: Path, declared: list[str], bus_name: str) -> None:
+    (tmp_path / "ticks.csv").touch()
+    done = ringmain("publish", f"{bus_name}/ticks", "--csv", tmp_path / "ticks.csv", *declared)
+    assert done.returncode == FAILED
+    assert done.stderr.decode() == f"ringmain: {tmp_path / 'ticks.csv'}, byte 0: the file has no header row\n"
 
 
 @pytest.mark.parametrize(

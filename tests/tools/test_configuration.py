@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
+import re
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ringmain.bus import Writer
 from ringmain.storage import SHIPPED, Schema, Shape
+from ringmain.tools import cluster_table, configuration
 from ringmain.tools.configuration import BusPlan, ConfigError, load_configuration, parse_configuration
+from ringmain.tools.gateway import table as gateway_table
 from ringmain.tools.quantities import read_bytes, read_seconds
+from support.example_runs import EXAMPLES
+
+TABLES = {  # in the examples, and the keys that each may have
+    "bus.NAME": {*configuration._Bus.__struct_fields__},
+    "bus.NAME.topics.NAME": {*configuration._Topic.__struct_fields__},
+    "bus.NAME.store": {*configuration._Store.__struct_fields__},
+    "bus.NAME.store.shape": {field.name for field in dataclasses.fields(Shape)},
+    "gateway": {*gateway_table._Gateway.__struct_fields__},
+    "gateway.tokens.NAME": {*gateway_table._Token.__struct_fields__},
+    "cluster": {*cluster_table._Cluster.__struct_fields__},
+}
 
 WHOLE = """[bus.exchange]
 data_dir = "data"
@@ -139,6 +159,49 @@ def test_what_is_no_configuration_at_all_is_refused_and_named(text):
         parse_configuration(text.encode("latin-1"), Path("ringmain.toml"))
 
 
+@pytest.mark.parametrize("text", ["", "bus = {}\n", "[gateway]\nport = 0\n"])
+def test_a_file_without_a_bus_is_told_that_one_is_expected(text):
+    error = refused(text)
+    assert (error.where, error.expected) == ("bus", "at least one table [bus.NAME]")
+
+
+def gateway_topics(*patterns: str) -> tuple[str, ...]:
+    """What the gateway offers with these in `topics`, beside two buses."""
+    text = f"{WHOLE}[gateway]\ntopics = {json.dumps(patterns)}\n"
+    gateway = parse_configuration(text.encode(), Path("/dev/null/ringmain.toml")).gateway
+    assert gateway is not None
+    return gateway.topics
+
+
+@pytest.mark.parametrize(
+    "pattern", ["exchange/nope", "exchange/t?cks?", "second/ticks", "exchange", "exchange/", "ticks"]
+)
+def test_a_gateway_s_pattern_that_matches_no_topic_is_refused_before_a_client_finds_out(pattern):
+    with pytest.raises(ConfigError) as caught:
+        gateway_topics("exchange/ticks", pattern)
+    assert (caught.value.line, caught.value.where) == (34, "gateway.topics")
+    topics = "exchange/ticks, exchange/trades, exchange/_health, second/quotes, second/_health"
+    assert caught.value.expected == f"topics of this file ({topics}), or patterns of them, not {pattern!r}"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*",
+        "*/trades",
+        "exchange/t?cks",
+        "exchange/[a-t]*",
+        "ex*s",
+        "exchange/_health",
+        "third/nope",
+        "third*",
+        "ex*/nope",
+    ],
+)
+def test_a_gateway_s_pattern_may_match_a_topic_or_be_of_another_process_s_bus(pattern):
+    assert gateway_topics(pattern) == (pattern,)
+
+
 def test_a_file_of_schemas_that_is_not_there_or_not_sound_is_named(tmp_path):
     path = tmp_path / "ringmain.toml"
     path.write_text('[bus.one]\nschemas = "schemas.toml"\n')
@@ -160,3 +223,59 @@ def test_amounts_are_read_as_people_write_them():
     for wrong in ("1 year", "0 s", -1, "s"):
         with pytest.raises(ValueError, match="expected"):
             read_seconds(wrong)
+
+
+# --- the examples: they are what there is to be read about all keys -----------------------------------------------------
+
+
+def uncommented(name: str) -> str:
+    """An example with the keys and tables that it has in comments; of the two ways to give tokens, the table."""
+    text = (EXAMPLES / name).read_text().replace('# tokens = "tokens.toml"', "#")
+    return re.sub(r"^# (?=\[[a-z.]+\] |[a-z0-9_]+ = )", "", text, flags=re.MULTILINE)
+
+
+def keys_of(document: dict[str, Any], table: str) -> set[str]:
+    """The keys that such tables have between them. table: its name, with NAME for any."""
+    found = [document]
+    for part in table.split("."):
+        found = [entry for above in found for name, entry in above.items() if part in (name, "NAME")]
+    return set().union(*found)
+
+
+def test_the_examples_name_every_key_that_there_is():
+    service, node = (tomllib.loads(uncommented(name)) for name in ("ringmain.toml", "cluster/ringmain.toml"))
+    assert service.keys() == {*configuration._Document.__struct_fields__}
+    missing = {
+        table: sorted(keys - keys_of(node if table == "cluster" else service, table)) for table, keys in TABLES.items()
+    }
+    assert missing == {table: [] for table in TABLES}
+
+
+def test_the_keys_in_comments_are_sound_and_have_their_defaults(tmp_path):
+    plain = load_configuration(EXAMPLES / "ringmain.toml")
+    shutil.copy(EXAMPLES / "schemas.toml", tmp_path)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch()
+    text = uncommented("ringmain.toml").replace("\n[cluster]", "\n")
+    whole = parse_configuration(text.encode(), tmp_path / "ringmain.toml")
+    (before,), (after,) = plain.buses, whole.buses
+    assert after.settings["store"] == before.settings["store"]
+    added = {name: value for name, value in after.settings.items() if name not in before.settings}
+    assert added.pop("full_timeout") > 0  # without it: for ever
+    assert added == {"log_file_bytes": inspect.signature(Writer).parameters["log_file_bytes"].default}
+    assert plain.gateway is not None
+    assert whole.gateway is not None
+    assert whole.gateway.cert == tmp_path / "cert.pem"
+    assert [(token.name, token.topics) for token in whole.gateway.tokens] == [("dashboard", ("*",))]
+    assert dataclasses.replace(whole.gateway, cert=None, key=None, tokens=()) == plain.gateway
+
+
+def test_the_keys_in_comments_of_a_cluster_s_example_have_their_defaults(tmp_path):
+    (tmp_path / "password").touch(mode=0o600)
+    (tmp_path / "password").write_text("secret")
+    plain, whole = (
+        parse_configuration(text.encode(), tmp_path / "ringmain.toml").cluster
+        for text in ((EXAMPLES / "cluster" / "ringmain.toml").read_text(), uncommented("cluster/ringmain.toml"))
+    )
+    assert plain is not None
+    assert whole == plain

@@ -194,13 +194,11 @@ def test_every_line_is_a_row_handed_out_left_out_or_set_aside(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", []),
         (b"n,t\n", []),
         (b"n,t", []),
         (b"n,t\r\n", []),
         (b"\n\nn,t\n1,a\n", [(1, b"a")]),
         (b"\xef\xbb\xbfn,t\n1,a\n", [(1, b"a")]),
-        (b"\xef\xbb\xbf", []),
         (b"n,t\n1,a", [(1, b"a")]),
         (b"n,t\r\n1,a\r\n2,b\r\n", [(1, b"a"), (2, b"b")]),
         (b"n,t\r\n1,a\n2,b", [(1, b"a"), (2, b"b")]),
@@ -221,6 +219,16 @@ def test_ordinary_files_of_all_kinds(content: bytes, expected: list[tuple[int, b
 def test_a_file_without_a_header_row_is_read_by_the_names_in_the_map() -> None:
     read = pairs(b"a,1\nb,2\n", head=b"", options=b'[csv]\nheader = ["t", "n"]\n')
     assert read.rows.tolist() == [(1, b"a"), (2, b"b")]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
+def test_a_file_without_any_row_lacks_its_header_row(content: bytes, packed: bool) -> None:
+    given = gzip.compress(content) if packed else content
+    read = read_all(given, parse_map(PAIR_MAP, PAIR))
+    assert str(read.error) == f"input, byte {len(given)}: the file has no header row"
+    named = read_all(given, parse_map(PAIR_MAP + b'[csv]\nheader = ["t", "n"]\n', PAIR))
+    assert (named.error, len(named.rows)) == (None, 0)
 
 
 def test_the_filter_leaves_rows_out_before_they_are_converted() -> None:
@@ -457,6 +465,8 @@ NUMERIC = '{column = "C", time = "%H%M%S%f", date = "2021-01-04", pad = 9}'
         ("v", SHANGHAI, "09:15:00.000000001", 1_675_214_100_000_000_001),
         ("v", '{column = "C", time = "%Y.%m.%dT%H:%M:%S"}', "1970.01.01T00:00:01", 1_000_000_000),
         ("v", NUMERIC, "92900400", 1_609_752_540_400_000_000),
+        ("v", NUMERIC, "0", 1_609_718_400_000_000_000),
+        ("v", NUMERIC.replace("pad", "empty = 7, pad"), "", 7),
         ("v", NEW_YORK, "2024-11-03 01:30", 1_730_611_800_000_000_000),  # shown twice: the first is meant
         ("u", '"C"', "65535", 65535),
         ("u", '"C"', "-0", 0),
@@ -492,6 +502,8 @@ def test_a_text_becomes_its_exact_value(field: str, source: str, text: str, valu
         ("v", SHANGHAI, "09:60:00.0", "a time like"),
         ("v", SHANGHAI, "09:15:60.0", "a time like"),
         ("v", SHANGHAI, "09:15:00.0000000001", "a time like"),
+        ("v", NUMERIC, "", "a time like %H%M%S%f in UTC"),  # no midnight, though zeros are put before the text
+        ("v", NUMERIC, " ", "a time like"),
         ("v", NEW_YORK, "2024-03-10 02:30", "a time like"),  # the clocks skip it
         ("v", NEW_YORK, "2023-02-29 12:00", "a time like"),
         ("v", NEW_YORK, "1600-01-01 12:00", "a time like"),

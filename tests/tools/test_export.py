@@ -225,6 +225,19 @@ def test_rows_that_are_not_there_any_more_are_not_passed_over_in_silence(tmp_pat
     assert not (tmp_path / "some.npy").exists()
 
 
+def test_rows_behind_those_that_a_repair_gave_up_are_written_where_a_time_ends_the_export(tmp_path: Path) -> None:
+    builder = Builder(tmp_path / "log")
+    path = builder.begin()
+    _, offset, _ = (builder.rows(POINTS, count) for count in (40, 10, 50))
+    builder.mark()
+    flip(path, offset + 100)
+    succeed("log", "repair", tmp_path, "--yes")
+    done = ringmain("export", tmp_path, "points", tmp_path / "all.npy", "--until", "2200-01-01")
+    assert done.returncode == FAILED
+    assert done.stderr.decode() == "10 rows LOST: an earlier repair of the log has given them up\n"
+    assert np.load(tmp_path / "all.npy")["sequence"].tolist() == [*range(1, 41), *range(51, 101)]
+
+
 def test_every_row_of_a_store_is_in_its_log_and_archive(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with open_store(data) as store:
@@ -371,8 +384,8 @@ def test_a_store_that_is_being_written_can_be_exported(tmp_path: Path) -> None:
         ("export LOG nosuch OUT.csv", MISSING, "no topic 'nosuch' in this log; it has points, pairs"),
         ("export nosuch book OUT.csv", MISSING, "nosuch: holds no log"),
         ("export STORE book OUT.csv --first x", USAGE, "--first: field 'instrument': a whole number"),
-        ("export STORE book OUT.csv --from latest", USAGE, "--from: a sequence or a time is expected, got latest"),
-        ("export STORE book OUT.csv --until noon", USAGE, "--until: latest, earliest, a sequence, or a time"),
+        ("export STORE book OUT.csv --from latest", USAGE, "--from: a sequence or a time such as 2023-"),
+        ("export STORE book OUT.csv --until noon", USAGE, "--until: a sequence or a time such as 2023-"),
         ("export STORE book OUT.csv --fields nosuch", USAGE, "topic 'book' has no field 'nosuch'"),
         ("export LOG points OUT.csv --first 1", USAGE, "--first, --last: points is not read by key here"),
         ("export STORE book OUT.csv --last 1 --log", USAGE, "--first, --last: book is not read by key here"),

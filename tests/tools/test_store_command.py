@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +219,21 @@ def test_an_sstable_shows_its_rows_and_tombstones_in_the_order_of_keys(tmp_path:
     assert limited.stderr.decode() == "there are more; --limit 0 prints all\n"
 
 
-def test_what_is_no_sstable_is_refused(store: Path) -> None:
-    done = ringmain("sstable", "dump", store / "store" / "MANIFEST")
+def test_what_is_no_sstable_is_refused(store: Path, tmp_path: Path) -> None:
+    log = next((store / "log").glob("*.log"))
+    (tmp_path / "short").write_bytes(b"short")
+    for path, magic in (
+        (store / "store" / "MANIFEST", b"RMAINMAN"),
+        (log, b"RMAINLOG"),
+        (tmp_path / "short", b"short"),
+    ):
+        done = ringmain("sstable", "dump", path)
+        told = f"{path}: not an sstable: expected the magic b'RMAINSST', found {magic!r}; name one of a store's .sst files\n"
+        assert (done.returncode, done.stderr.decode()) == (FAILED, f"ringmain: {told}")
+    shutil.copy(log, tmp_path / "1.sst")  # by its name it should be one
+    done = ringmain("sstable", "dump", tmp_path / "1.sst")
     assert done.returncode == FAILED
+    assert "expected an sstable's magic b'RMAINSST', found b'RMAINLOG'" in done.stderr.decode()
     assert "ringmain store repair" in done.stderr.decode()
     done = ringmain("sstable", "dump", store / "store")
     assert done.returncode == FAILED
@@ -379,7 +392,7 @@ def test_a_store_that_is_being_written_is_not_repaired(tmp_path: Path) -> None:
         put_round(store, 1)
         done = ringmain("store", "repair", tmp_path, "--yes")
         assert done.returncode == FAILED
-        assert f"process {os.getpid()} is writing to this log" in done.stderr.decode()
+        assert f"process {os.getpid()} is writing to this log; stop it first\n" in done.stderr.decode()
 
 
 # --- compact ----------------------------------------------------------------------------------------------------------
@@ -453,4 +466,4 @@ def test_a_store_that_is_being_written_is_not_compacted(tmp_path: Path) -> None:
         put_round(store, 1)
         done = ringmain("store", "compact", tmp_path)
         assert done.returncode == FAILED
-        assert f"process {os.getpid()} is writing to this log" in done.stderr.decode()
+        assert f"process {os.getpid()} is writing to this log; stop it first\n" in done.stderr.decode()
