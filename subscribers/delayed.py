@@ -2,8 +2,9 @@
 
 1. An interval begins with its first row and holds what was published within `interval` of that row. A replay of the past comes in
    the same batches as the present did, only sooner.
-2. Rows lie in the ring until the interval is over. Before a quarter of the ring has passed they are taken in: copied, or folded
-   into one row a key. An interval that is small enough, and in one piece, is handed out as a view of the ring.
+2. Rows lie in the ring until the interval is over, but not for long: after LIE_S, and before a quarter of the ring has passed, they
+   are taken in: copied, or folded into one row a key. So they are not lost if the writer hurries, and it does not lag meanwhile.
+   An interval that is short and small enough, and in one piece, is handed out as a view of the ring.
 3. What was published is handed out at most `interval` later, by the clock of the publisher. Where that clock was set, no later
    than `interval` after it was seen.
 """
@@ -29,6 +30,7 @@ __all__ = ["Delayed", "DelayedStats"]
 
 NS = 1_000_000_000
 INTERVAL_S_MAX = 86_400
+LIE_S = 0.25  # the reader table may say so as much later again; from 1 s on a subscriber counts as lagging
 HELD_RINGS, HELD_ROWS = 4, 65_536  # unless told, at most so many rings' rows are held, and so many rows at least
 
 
@@ -99,6 +101,7 @@ class Delayed(Subscriber):
         self._lost_ahead = 0  # missed before the row that comes next
         self._began_ns = 0  # when the interval's first row was published
         self._due: float | None = None  # when the interval is over, by the monotonic clock; None: no row yet
+        self._take_at: float | None = None  # when what lies in the ring is taken in; None: nothing does
         self._until: int | None = None  # once that was seen: the last sequence there was then
         self._read = self._batches = self._late_last = self._late_max = 0
 
@@ -145,8 +148,9 @@ class Delayed(Subscriber):
         reader = self._reader
         while not reader.ended:
             due = self._is_due()
-            if not due and reader.in_living_ring and 0 < reader.newest - reader.position < self._wanted():
-                return None  # let it lie
+            if not due and self._may_lie():
+                return None
+            self._take_at = None
             piece = reader.poll(self._wanted())
             if piece is None:
                 break
@@ -164,8 +168,11 @@ class Delayed(Subscriber):
     def _wait(self, seconds: float) -> None:
         if self._due is None:
             self._reader.wait_for_rows(1, seconds)
+        elif self._take_at is None:
+            self._reader.wait_for_rows(1, max(0.0, min(seconds, self._due - time.monotonic())))
         else:
-            self._reader.wait_for_rows(self._wanted(), max(0.0, min(seconds, self._due - time.monotonic())))
+            until = min(self._due, self._take_at)
+            self._reader.wait_for_rows(self._wanted(), max(0.0, min(seconds, until - time.monotonic())))
 
     def _wanted(self) -> int:
         """How many rows are taken in at once: they are so as soon as there are as many."""
@@ -186,6 +193,15 @@ class Delayed(Subscriber):
                 return False
             self._begin(began_ns)
         return self._due is not None and time.monotonic() >= self._due
+
+    def _may_lie(self) -> bool:
+        """Whether the rows that are there may stay in the ring: few of them, and for LIE_S from when it saw the first."""
+        if not self._reader.in_living_ring or not 0 < self._reader.newest - self._reader.position < self._wanted():
+            return False
+        now = time.monotonic()
+        if self._take_at is None:
+            self._take_at = now + LIE_S
+        return now < self._take_at
 
     def _begin(self, began_ns: int) -> None:
         """An interval begins, with a row published at that time."""

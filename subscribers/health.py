@@ -101,6 +101,11 @@ class HealthMonitor:
         """How everybody was at the last look."""
         return MappingProxyType(self._conditions)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether somebody may turn out not to be healthy, by what the looks until now were too few to tell: an age or a lag."""
+        return bool(self._conditions) and self._judge.undecided
+
     def look(self) -> list[Change]:
         """Look now; what has changed since the last look. Not beside `on_change` or a loop."""
         snapshot = self._observer.look(self.bus)

@@ -2,10 +2,12 @@
 
 1. What is certain is told at once: a process that is dead or stopped, a log that failed, a reader that was dropped.
 2. What is an age or a lag is held against a threshold, and against what was seen before, by a clock that nobody sets.
+3. Nothing is older than the first look. What was so then and still is, for less than its threshold, leaves the judge `undecided`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -78,6 +80,8 @@ class _Seen:
 
     overruns: int
     lost: int
+    consumed: int
+    moved_at: float  # when that changed last, or was seen first
     wounded_at: float | None = None  # when it was last lapped
     wound: Condition = Condition()
 
@@ -106,14 +110,18 @@ class Judge:
 
     def __init__(self, thresholds: Thresholds) -> None:
         self.thresholds = thresholds
+        self.undecided = False  # whether looking on may show that somebody is worse than it seems
+        self._began = math.inf  # the first look
         self._seen: dict[Subject, _Seen] = {}
         self._courses: dict[tuple[str, str], _Course] = {}  # by topic and watermark
         self._silent_since: float | None = None
         self._led_at: float | None = None  # when somebody led last, as this host's node knew
-        self._replicated = 0, 0.0  # of all topics, and since when nothing was added although there was something
+        self._replicated = -1, 0.0  # of all topics, and since when nothing was added although there was something
 
     def judge(self, facts: BusFacts, now: float) -> dict[Subject, Condition]:
         """The condition of everybody there. now: seconds, of a clock that only goes on."""
+        self.undecided = False
+        self._began = min(self._began, now)
         found = {Subject("writer", facts.bus, facts.bus, pid=facts.writer.pid or 0): self._writer(facts, now)}
         if facts.writer.role is not None and facts.writer.state == "alive":
             found[Subject("node", facts.bus, facts.bus, pid=facts.writer.pid or 0)] = self._node(facts, now)
@@ -122,7 +130,8 @@ class Judge:
                 newest: int | None = getattr(topic, watermark, None)
                 if newest is not None:
                     course = self._courses.setdefault((topic.topic, watermark), _Course())
-                    course.add(now, newest, 4 * self.thresholds.lag_seconds)
+                    limits = self.thresholds
+                    course.add(now, newest, max(4 * limits.lag_seconds, 2 * limits.reader_silent))
             for lane in topic.lanes:
                 found[Subject("publisher", facts.bus, lane.lane, topic.topic, lane.pid)] = self._publisher(lane)
             for reader in topic.readers:
@@ -133,6 +142,12 @@ class Judge:
                 found[subject] = self._reader(subject, topic, reader, course, now)
         self._seen = {subject: seen for subject, seen in self._seen.items() if subject in found}
         return found
+
+    def _lasts(self, since: float, now: float, limit: float) -> bool:
+        """Whether something has been so for longer than `limit`. If not, and if it was so at the first look, that is undecided."""
+        lasts = now - since > limit
+        self.undecided |= not lasts and since == self._began
+        return lasts
 
     def _writer(self, facts: BusFacts, now: float) -> Condition:
         writer = facts.writer
@@ -150,18 +165,22 @@ class Judge:
             return Condition()
         if self._silent_since is None:  # the wall clock may have jumped: its next heartbeat would show
             self._silent_since = now
-        return Condition("failed", "silent") if now - self._silent_since > 0.3 else Condition()
+        lasts = now - self._silent_since > 0.3
+        self.undecided |= not lasts
+        return Condition("failed", "silent") if lasts else Condition()
 
     def _node(self, facts: BusFacts, now: float) -> Condition:
-        if self._led_at is None or facts.writer.role == "leads" or facts.writer.leader:
+        led = facts.writer.role == "leads" or bool(facts.writer.leader)
+        if self._led_at is None or led:
             self._led_at = now
-        if now - self._led_at > self.thresholds.leaderless:
+        if not led and self._lasts(self._led_at, now, self.thresholds.leaderless):
             return Condition("degraded", "no leader")
         waiting = sum(max(0, (topic.durable or 0) - (topic.replicated or 0)) for topic in facts.topics)
         replicated = sum(topic.replicated or 0 for topic in facts.topics)
-        if not waiting or facts.writer.role != "leads" or replicated != self._replicated[0]:
+        stands = waiting > 0 and facts.writer.role == "leads"
+        if not stands or replicated != self._replicated[0]:
             self._replicated = replicated, now
-        if now - self._replicated[1] > self.thresholds.unreplicated:
+        if stands and self._lasts(self._replicated[1], now, self.thresholds.unreplicated):
             return Condition("degraded", "not replicated", waiting)
         return Condition()
 
@@ -176,12 +195,14 @@ class Judge:
     def _reader(
         self, subject: Subject, topic: TopicFacts, reader: ReaderFacts, course: _Course, now: float
     ) -> Condition:
-        seen = self._seen.setdefault(subject, _Seen(reader.overrun_count, reader.lost_count))
+        seen = self._seen.setdefault(subject, _Seen(reader.overrun_count, reader.lost_count, reader.consumed, now))
         if reader.lost_count > seen.lost:
             seen.wounded_at, seen.wound = now, Condition("degraded", "lost", reader.lost_count - seen.lost)
         elif reader.overrun_count > seen.overruns:
             seen.wounded_at, seen.wound = now, Condition("degraded", "overrun", reader.overrun_count - seen.overruns)
         seen.overruns, seen.lost = reader.overrun_count, reader.lost_count
+        if reader.consumed != seen.consumed:
+            seen.consumed, seen.moved_at = reader.consumed, now
         if reader.process in ("dead", "stopped"):
             return Condition("failed", reader.process, reader.lag_count)
         if reader.entry == "dropped":
@@ -192,8 +213,17 @@ class Judge:
             return seen.wound
         records = limits.lag_records if limits.lag_records is not None else (topic.slot_count or 0) // 2
         since = course.behind_since(reader.consumed) if reader.lag_count else None
-        if since is not None and reader.heartbeat_age_s > limits.reader_silent and now - since > limits.reader_silent:
+        if since is not None and self._is_silent(reader, max(since, seen.moved_at), now):
             return Condition("degraded", "silent", reader.lag_count)
-        if reader.lag_count > records or (since is not None and now - since > limits.lag_seconds):
+        if reader.lag_count > records or (since is not None and self._lasts(since, now, limits.lag_seconds)):
             return Condition("degraded", "lagging", reader.lag_count)
         return seen.wound if wounded else Condition()
+
+    def _is_silent(self, reader: ReaderFacts, since: float, now: float) -> bool:
+        """since: from when on it had something to read and read nothing. (One that reads on may store few heartbeats.)"""
+        limit = self.thresholds.reader_silent
+        if reader.heartbeat_age_s <= min(
+            limit, now - self._began
+        ):  # it has looked since the first look, or not long before
+            return False
+        return self._lasts(since, now, limit) and reader.heartbeat_age_s > limit

@@ -1,7 +1,9 @@
 """`ringmain clean`: removing from shared memory what no living writer owns.
 
-A bus is cleaned under its writer's lock, so that no writer can open it meanwhile. What a dead writer had published and not
-logged is only in its ring: the next writer saves it, and cleaning would not.
+1. A bus is cleaned under its writer's lock, so that no writer can open it meanwhile.
+2. What a dead writer had published and not logged is only in its ring: the next writer saves it, and cleaning would not.
+3. Subscribers and publishers with lanes may live. So rings and lanes are fenced before they go, as the next writer would: then
+   nothing more comes into them, and the living look for that writer.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ..bus import AttachError
+from ..bus import AttachError, NotFound, _lanes, _segment
 from ..bus.observing import Observer
 from ..bus.segments import (
     DIRECTORY,
@@ -28,6 +30,7 @@ from ..bus.segments import (
     lane_name,
     list_lanes,
     list_names,
+    open_control,
 )
 from ..bus.snapshot import BusFacts, TopicFacts
 from .exit_codes import FAILED
@@ -46,6 +49,7 @@ class Cleaned(msgspec.Struct, kw_only=True):
     segments: list[str] = []
     freed_bytes: int = 0
     lost_count: int = 0  # records that were only in its rings and lanes
+    unread: list[str] = []  # topics whose ring cannot be read: how many records are only there is not known
 
 
 def clean(
@@ -83,22 +87,94 @@ def _clean_bus(bus: str, dry_run: bool, force: bool) -> Cleaned:
         if not free or _lives(facts):
             pid = "" if facts.writer.pid is None else f", process {facts.writer.pid}"
             return Cleaned(bus=bus, action="left alone", reason=f"its writer is {facts.writer.state}{pid}")
-        unlogged = sum(topic.unlogged_count for topic in facts.topics)
-        if unlogged and not force:
-            return Cleaned(
-                bus=bus,
-                action="refused",
-                reason=f"{unlogged:,} records are published and not in its log {facts.data_dir}/log: open its writer "
-                "again to save them, or lose them with --force",
-                lost_count=unlogged,
-            )
-        return _remove(facts, dry_run, unlogged)
+        refused = None if force else _refusal(facts)
+        if refused is None and not dry_run:
+            facts = _fence(facts)  # a publisher with a lane may have published meanwhile; from here on none can
+            refused = None if force else _refusal(facts)
+        return _remove(facts, dry_run) if refused is None else refused
 
 
-def _remove(facts: BusFacts, dry_run: bool, unlogged: int) -> Cleaned:
-    lost = unlogged or sum(_only_in_ring(topic) for topic in facts.topics)
+def _refusal(facts: BusFacts) -> Cleaned | None:
+    """Why the bus should stay: there are records that are in no log, or may be. None where nothing speaks for it."""
+    unlogged, unread = _unlogged(facts), _unread(facts)
+    if not unlogged and not unread:
+        return None
+    reasons = [f"topic {topic.topic!r} cannot be read ({topic.problem})" for topic in unread]
+    if unlogged:
+        reasons.append(f"{unlogged:,} records are published and not in its log {facts.data_dir}/log")
+    return Cleaned(
+        bus=facts.bus,
+        action="refused",
+        reason=f"{'; '.join(reasons)}: open its writer again to save them, or lose them with --force",
+        lost_count=unlogged,
+        unread=[topic.topic for topic in unread],
+    )
+
+
+def _unlogged(facts: BusFacts) -> int:
+    return sum(topic.unlogged_count for topic in facts.topics)
+
+
+def _unread(facts: BusFacts) -> list[TopicFacts]:
+    """The topics of a bus with a log, or that may have one, whose ring is there and cannot be read."""
+    if facts.data_dir is None and not facts.problem:
+        return []
+    return [
+        topic for topic in facts.topics if topic.published is None and _size_bytes(data_name(facts.bus, topic.topic))
+    ]
+
+
+def _fence(facts: BusFacts) -> BusFacts:
+    """Fence rings and lanes, and look at the bus once more: what waits in its lanes now is all that ever will."""
+    waiting: dict[str, int] = {}
+    for topic in facts.topics:
+        ring = _fence_ring(facts.bus, topic.topic)
+        for number in list_lanes(facts.bus, topic.topic, user=os.geteuid() if ring is None else ring.uid):
+            waiting[f"{number:016x}"] = _fence_lane(lane_name(facts.bus, topic.topic, number), number, ring)
+    again = next(iter(Observer().look(facts.bus).buses), facts)
+    topics = [
+        msgspec.structs.replace(
+            topic,
+            lanes=tuple(msgspec.structs.replace(lane, waiting_count=waiting.get(lane.lane, 0)) for lane in topic.lanes),
+        )
+        for topic in again.topics
+    ]
+    return msgspec.structs.replace(again, topics=tuple(topics))
+
+
+def _fence_ring(bus: str, topic: str) -> Segment | None:
+    """The topic's ring, fenced; None where there is none that can be read. One that was closed tells its readers already."""
+    try:
+        ring = Segment.open(data_name(bus, topic), writable=True)
+        _segment.read_data(ring.memory, ring.name)
+    except (NotFound, AttachError):
+        return None
+    with contextlib.suppress(NotFound, AttachError):
+        control = open_control(bus, topic)
+        if not _segment.read_state(ring.memory)["status"] & _segment.STATUS_CLOSED:
+            _segment.fence(ring.memory, control.memory)
+    return ring
+
+
+def _fence_lane(name: str, number: int, ring: Segment | None) -> int:
+    """Fence a lane; returns how many of its records are not in the topic. One that was never finished has none."""
+    try:
+        lane = Segment.open(name, writable=True)
+        _segment.read_data(lane.memory, name)
+    except (NotFound, AttachError):
+        return 0
+    end = _segment.fence(lane.memory, _lanes.control_page(lane.memory))
+    known = _lanes.find_position(ring.memory, number) if ring is not None else None
+    return max(0, end - (_segment.read_state(lane.memory)["drained"] if known is None else known))
+
+
+def _remove(facts: BusFacts, dry_run: bool) -> Cleaned:
     result = Cleaned(
-        bus=facts.bus, action="would remove" if dry_run else "removed", reason="its writer is dead", lost_count=lost
+        bus=facts.bus,
+        action="would remove" if dry_run else "removed",
+        reason="its writer is dead",
+        lost_count=_unlogged(facts) or sum(_only_in_ring(topic) for topic in facts.topics),
+        unread=[topic.topic for topic in _unread(facts)],
     )
     names = [make(facts.bus, topic.topic) for topic in facts.topics for make in (data_name, draft_name, control_name)]
     lanes = [
@@ -106,17 +182,27 @@ def _remove(facts: BusFacts, dry_run: bool, unlogged: int) -> Cleaned:
     ]
     for name in [*lanes, *names, bus_name(facts.bus)]:  # its lock goes last
         try:
-            size_bytes = os.stat(DIRECTORY / name[1:]).st_size
+            size_bytes = _size_bytes(name)
+            if size_bytes is None:
+                continue
             if not dry_run:
                 Segment.unlink(name)
-        except FileNotFoundError:
-            continue
         except AttachError as error:
+            if name in lanes:  # another user's, and none of ours: anybody can give a file such a name
+                continue
             result.action, result.reason = "refused", str(error)
             break
         result.segments.append(name)
         result.freed_bytes += size_bytes
     return result
+
+
+def _size_bytes(name: str) -> int | None:
+    """None where there is no such segment."""
+    try:
+        return os.stat(DIRECTORY / name[1:]).st_size
+    except FileNotFoundError:
+        return None
 
 
 def _only_in_ring(topic: TopicFacts) -> int:
@@ -159,3 +245,7 @@ def _tell(results: list[Cleaned]) -> None:
         print_text(stdout(), plain(f"{result.bus}: {result.action}{what}; {result.reason}"))
         if result.lost_count and result.segments:
             note(f"warning: {result.bus}: {result.lost_count:,} records are only in its rings, and are lost with them")
+        if result.unread and result.segments:
+            note(
+                f"warning: {result.bus}: what is only in the rings of {', '.join(result.unread)} could not be read, and is lost"
+            )

@@ -16,7 +16,8 @@ from .printing import count, new_table, plain, print_json, print_json_line, stat
 
 __all__ = ["health"]
 
-SETTLE_S = 0.6  # what is an age or a course shows by then
+SETTLE_S = 0.6  # by then everybody has moved who is well
+LOOK_S = 0.1  # between the looks at one of whom that is not sure yet
 DEFAULTS = Thresholds()
 
 
@@ -44,7 +45,8 @@ def health(
 ) -> None:
     """Tell how the writer and the subscribers of a bus are: healthy, degraded or failed, and why.
 
-    The exit code is 1 if any of them is not healthy.
+    It looks for 0.6 s; longer where somebody is behind, has no leader or waits to be replicated, until that is for too long, by
+    default 5 s at most. The exit code is 1 if any of them is not healthy.
 
     Example: ringmain health exchange --watch
     """
@@ -58,9 +60,7 @@ def health(
                     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {plain(str(change)).plain}\n")
                     sys.stdout.flush()
             return
-        monitor.look()
-        time.sleep(SETTLE_S)
-        monitor.look()
+        _look_until_sure(monitor, limits)
         reports = [_report(Change(subject, None, found, 0)) for subject, found in sorted(monitor.conditions.items())]
         state = worst(list(monitor.conditions.values()))
     if as_json:
@@ -79,6 +79,18 @@ def health(
             )
         stdout().print(table)
     raise typer.Exit(OK if state == "healthy" else FAILED)
+
+
+def _look_until_sure(monitor: HealthMonitor, limits: Thresholds) -> None:
+    """A lag, or what is missing, is nobody's fault before it has lasted; so whoever is suspect is watched for as long."""
+    longest = max(limits.lag_seconds, limits.reader_silent, limits.leaderless, limits.unreplicated)
+    ends = time.monotonic() + SETTLE_S + longest
+    monitor.look()
+    time.sleep(SETTLE_S)
+    monitor.look()
+    while monitor.undecided and time.monotonic() < ends:
+        time.sleep(LOOK_S)
+        monitor.look()
 
 
 def _report(change: Change) -> Report:

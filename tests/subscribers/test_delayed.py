@@ -303,6 +303,29 @@ def test_rows_are_taken_in_while_the_interval_lasts_so_that_they_may_be_more_tha
         assert reader.ended
 
 
+def test_rows_do_not_lie_in_the_ring_for_long_so_that_it_does_not_seem_to_lag(bus_name):
+    with open_writer(bus_name, slots=SLOTS) as writer, delayed(bus_name, LONG, name="bars") as reader:
+        publish(writer["points"], 10)  # far fewer than it would be woken for
+
+        def taken_in() -> bool:
+            assert reader.take(0.05) is None
+            return readers(f"{bus_name}/points")["bars"]["consumed"] == 10
+
+        wait_until(taken_in, TIMEOUT_S)
+        assert (reader.position, reader.stats.lag) == (0, 10)  # of what is handed out
+
+
+def test_rows_that_were_waited_with_are_not_lost_when_the_writer_comes_round(bus_name):
+    with open_writer(bus_name, slots=SLOTS) as writer, delayed(bus_name, LONG, rows=SLOTS + 6, name="bars") as reader:
+        publish(writer["points"], 10)
+        wait_until(
+            lambda: reader.take(0.05) is None and readers(f"{bus_name}/points")["bars"]["consumed"] == 10, TIMEOUT_S
+        )
+        publish(writer["points"], SLOTS - 4)  # over the first six
+        batch = taken(reader)
+        assert (check_batch(batch, 1), batch.lost) == (SLOTS + 7, 0)
+
+
 @pytest.mark.parametrize("logged", [True, False], ids=["log", "rings only"])
 def test_a_lapped_one_reads_on_from_the_log_or_says_how_many_it_lost(bus_name, tmp_path, logged):
     with open_writer(bus_name, tmp_path if logged else None, slots=SLOTS) as writer, delayed(bus_name) as reader:

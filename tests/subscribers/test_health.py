@@ -13,8 +13,11 @@ from ringmain.bus import NotFound, Writer
 from ringmain.subscribers import HealthMonitor, RealTime
 from ringmain.subscribers.health import HEALTH, Change, publish_change
 from ringmain.subscribers.judging import Condition, Subject, Thresholds
+from ringmain.tools.exit_codes import FAILED, OK
 from support.children import Child, Children
+from support.command import facts
 from support.logs import POINTS, wait_until
+from support.replicas import open_replicated
 
 pytestmark = pytest.mark.process
 TIMEOUT_S = 30.0
@@ -195,6 +198,72 @@ def test_a_subscriber_that_lags_and_is_lapped_is_degraded_until_it_has_caught_up
         assert lost.after.amount > 0
         del watch.told[:]
         watch.wait_for("subscriber", "healthy")
+
+
+# --- the command: every reason in one run of it -----------------------------------------------------------------------
+
+
+def told_of(bus: str, kind: str, code: int = FAILED) -> tuple[str, str]:
+    """What `ringmain health` says about the only one of a kind."""
+    (found,) = [entry for entry in facts("health", bus, code=code)["subjects"] if entry["kind"] == kind]
+    return found["state"], found["reason"]
+
+
+@pytest.fixture
+def flowing(writer: Child) -> Child:
+    """The writer, which publishes fifty records a second."""
+    writer.run(
+        "def flow():\n"
+        "    for number in range(1, 1 << 30):\n"
+        "        publish(number, 1)\n"
+        "        time.sleep(0.02)\n"
+        "threading.Thread(target=flow, daemon=True).start()"
+    )
+    return writer
+
+
+def test_the_command_finds_a_subscriber_that_has_not_looked_silent(bus_name, flowing, subscriber):
+    wait_until(lambda: subscriber.ask("reader.stats.lag") > 0, TIMEOUT_S)
+    assert told_of(bus_name, "subscriber") == ("degraded", "silent")
+
+
+def test_the_command_finds_a_subscriber_that_reads_too_slowly_lagging(bus_name, writer, subscriber):
+    writer.run("publish(1, 500)")
+    subscriber.run(
+        "def read():\n"
+        "    while True:\n"
+        "        reader.poll(1)\n"
+        "        time.sleep(0.1)\n"
+        "threading.Thread(target=read, daemon=True).start()"
+    )
+    assert told_of(bus_name, "subscriber") == ("degraded", "lagging")
+
+
+def test_the_command_finds_a_subscriber_that_keeps_up_healthy(bus_name, flowing, subscriber):
+    subscriber.run("threading.Thread(target=lambda: [None for _ in reader], daemon=True).start()")
+    assert told_of(bus_name, "subscriber", OK) == ("healthy", "")
+
+
+def test_the_command_finds_a_node_that_knows_no_leader(bus_name, tmp_path):
+    with open_replicated(bus_name, tmp_path):
+        assert told_of(bus_name, "node") == ("degraded", "no leader")
+
+
+def test_the_command_finds_a_leader_whose_records_are_not_replicated(bus_name, tmp_path):
+    with open_replicated(bus_name, tmp_path) as writer:
+        writer.replicating.lead()
+        writer["pairs"].wait(writer["pairs"].publish(1), "durable", TIMEOUT_S)
+        assert told_of(bus_name, "node") == ("degraded", "not replicated")
+
+
+def test_nothing_is_undecided_about_a_bus_that_is_gone(bus_name, writer, subscriber):
+    writer.run("publish(1, 5)")
+    with HealthMonitor(bus_name) as monitor:
+        monitor.look()
+        assert monitor.undecided
+        writer.run("writer.close()")
+        monitor.look()
+        assert not monitor.undecided
 
 
 def test_a_change_becomes_a_row_that_any_subscriber_reads(bus_name):

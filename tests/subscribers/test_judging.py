@@ -117,6 +117,24 @@ def test_one_that_hangs_while_there_is_something_to_read_is_silent():
     assert of_reader(judge, idle, 6.0) == Condition()
 
 
+def test_one_that_hangs_while_its_topic_flows_is_lagging_and_then_silent():
+    judge = Judge(Thresholds())
+    reasons: list[str] = []
+    for step in range(60):
+        facts = bus(reader(consumed=0, lag_count=step + 1, heartbeat_age_s=12 + step * 0.2), published=step + 1)
+        reasons.append(of_reader(judge, facts, step * 0.2).reason)
+    changes = [reason for before, reason in zip(["", *reasons], reasons, strict=False) if reason != before]
+    assert changes == ["lagging", "silent"]
+
+
+def test_one_that_reads_on_without_a_heartbeat_is_not_silent():
+    judge, condition = Judge(Thresholds()), Condition()
+    for step in range(60):
+        facts = bus(reader(consumed=step, lag_count=300, heartbeat_age_s=step * 0.2), published=step + 300)
+        condition = of_reader(judge, facts, step * 0.2)
+    assert condition.reason == "lagging"
+
+
 def test_having_been_lapped_or_having_lost_records_is_remembered_for_a_while():
     judge = Judge(LIMITS)
     assert of_reader(judge, bus(reader(overrun_count=5)), 0.0) == Condition()  # before it was watched
@@ -188,5 +206,55 @@ def test_a_leader_whose_records_are_not_replicated_for_a_while_is_degraded():
     assert of_node(judge, node("leads", durable=15, replicated=15), 9.0) == Condition()
 
 
+def test_a_new_leader_has_as_long_for_its_first_records():
+    judge = Judge(LIMITS)
+    assert of_node(judge, node("leads", durable=3, replicated=0), 100.0) == Condition()
+    assert of_node(judge, node("leads", durable=3, replicated=0), 101.9) == Condition()
+    assert of_node(judge, node("leads", durable=3, replicated=0), 102.1).reason == "not replicated"
+
+
 def test_a_bus_of_one_host_has_no_node():
     assert not [subject for subject in Judge(LIMITS).judge(bus(), 0.0) if subject.kind == "node"]
+
+
+# --- what a few looks are too few to tell -----------------------------------------------------------------------------
+
+
+def undecided(looks: list[tuple[float, BusFacts]]) -> list[bool]:
+    """After each look."""
+    judge, found = Judge(Thresholds()), list[bool]()
+    for now, facts in looks:
+        judge.judge(facts, now)
+        found.append(judge.undecided)
+    return found
+
+
+def test_who_is_behind_at_the_first_look_is_undecided_until_it_has_read_that():
+    def behind(consumed: int, published: int) -> BusFacts:
+        return bus(reader(consumed=consumed, lag_count=published - consumed), published=published)
+
+    assert undecided([(0.0, behind(5, 5)), (0.6, behind(8, 9))]) == [False, False]
+    assert undecided([(0.0, behind(5, 9)), (0.6, behind(9, 20))]) == [True, False]
+    assert undecided([(0.0, behind(5, 9)), (0.6, behind(8, 20)), (1.1, behind(8, 20))]) == [True, True, False]
+
+
+def test_who_has_not_looked_since_the_first_look_is_undecided_until_it_is_silent():
+    hung = [(now, bus(reader(lag_count=9, heartbeat_age_s=12 + now), published=9)) for now in (0.0, 0.6, 4.9, 5.1)]
+    assert undecided(hung) == [True, True, True, False]
+
+
+def test_a_node_without_leader_and_one_whose_records_wait_are_undecided_until_that_is_too_long():
+    assert undecided([(now, node("follows")) for now in (0.0, 0.6, 2.1)]) == [True, True, False]
+    assert undecided([(0.0, node("follows")), (0.6, node("follows", "north"))]) == [True, False]
+    assert undecided([(now, node("leads", durable=9, replicated=4)) for now in (0.0, 0.6, 2.1)]) == [True, True, False]
+    flows = [(0.0, node("leads", durable=9, replicated=4)), (0.6, node("leads", durable=19, replicated=14))]
+    assert undecided(flows) == [True, False]
+
+
+def test_a_writer_without_heartbeats_is_undecided_until_it_is_silent():
+    assert undecided([(0.0, bus(beat=0.5)), (0.6, bus(beat=1.1)), (1.0, bus(beat=1.5))]) == [False, True, False]
+
+
+def test_where_all_is_well_nothing_is_undecided():
+    assert undecided([(0.0, bus(reader(consumed=7), published=7))]) == [False]
+    assert undecided([(0.0, node("leads", durable=9, replicated=9))]) == [False]

@@ -15,11 +15,13 @@ import pytest
 from ringmain.bus import _segment
 from ringmain.bus.segments import Segment, control_name, data_name
 from ringmain.bus.segments import bus_name as bus_segment
+from ringmain.subscribers import RealTime
 from ringmain.tools.exit_codes import FAILED, MISSING, OK
 from support.children import Child, Children
 from support.command import SHM, facts, private_shm, ringmain, ringmain_in, segments, succeed
 
 pytestmark = pytest.mark.process
+TIMEOUT_S = 30.0
 
 PUBLISH = (
     "rows = make_rows(POINTS, 1, 10)[list(POINTS.payload_dtype.names)].astype(POINTS.payload_dtype)\n"
@@ -159,6 +161,24 @@ def test_records_that_only_a_ring_holds_are_not_removed_unasked(
     assert segments(bus_name) == {}
 
 
+def test_a_ring_that_cannot_be_read_is_not_removed_unasked(writer: Child, bus_name: str) -> None:
+    """As another release wrote it: nobody here knows whether there is something in it that the log lacks."""
+    writer.kill()
+    ring = Segment.open(data_name(bus_name, "points"), writable=True)
+    ring.memory[8] += 1  # the format's version
+    left = segments(bus_name)
+    for options in (("--dry-run",), ()):
+        (bus,) = facts("clean", bus_name, *options, code=FAILED)["buses"]
+        assert (bus["action"], bus["unread"], bus["segments"]) == ("refused", ["points"], [])
+        assert "topic 'points' cannot be read" in bus["reason"]
+        assert "format version" in bus["reason"]
+    assert segments(bus_name) == left
+    done = ringmain("clean", bus_name, "--force")
+    assert done.returncode == OK
+    assert "what is only in the rings of points could not be read, and is lost" in done.stderr.decode()
+    assert segments(bus_name) == {}
+
+
 def test_a_bus_without_a_log_is_removed_with_a_word_about_its_records(rings_only: Child, bus_name: str) -> None:
     rings_only.kill()
     done = ringmain("clean", bus_name)
@@ -174,6 +194,47 @@ def test_readers_do_not_keep_a_dead_bus(writer: Child, children: Children, bus_n
     succeed("clean", bus_name)
     assert segments(bus_name) == {}
     assert reader.ask("read_now(reader)") == list(range(1, 11))  # it has what it has mapped
+
+
+@pytest.mark.parametrize("has_log", [True, False], ids=["with log", "rings only"])
+def test_a_reader_that_lives_goes_on_with_the_next_writer(
+    has_log: bool, children: Children, bus_name: str, tmp_path: Path
+) -> None:
+    def start() -> Child:
+        child = children.start()
+        child.run(
+            "writer = Writer(name, [POINTS], data_dir=folder)", name=bus_name, folder=str(tmp_path) if has_log else None
+        )
+        return child
+
+    first = start()
+    with RealTime(f"{bus_name}/points", reopen=True) as reader:
+        first.run(PUBLISH + "if folder: writer['points'].wait(last, 'durable', 30)")
+        batch = reader.take(TIMEOUT_S)
+        assert batch is not None
+        assert batch.last == 10
+        first.kill()
+        succeed("clean", bus_name)
+        assert reader.take(0.01) is None
+        second = start()
+        wanted = second.ask("writer['points'].publish(1, 2, b'x')")
+        batch = reader.take(TIMEOUT_S)
+        assert batch is not None
+        assert (batch.first, batch.last, batch.lost) == (wanted, wanted, 0)
+        assert wanted == (11 if has_log else 1)
+
+
+def test_a_reader_of_a_bus_that_had_closed_still_ends(writer: Child, bus_name: str) -> None:
+    """Its writer was killed when it had said so, and before all was removed."""
+    with RealTime(f"{bus_name}/points") as reader:
+        writer.kill()
+        ring = Segment.open(data_name(bus_name, "points"), writable=True)
+        control = Segment.open(control_name(bus_name, "points"), writable=True)
+        _segment.add_status(ring.memory, control.memory, _segment.STATUS_CLOSED)
+        succeed("clean", bus_name)
+        assert segments(bus_name) == {}
+        assert reader.take(0.01) is None
+        assert reader.ended
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+import typer
+from ringmain.bus.observing import Observer
 from ringmain.bus.segments import lane_name, list_lanes
+from ringmain.bus.snapshot import Snapshot
+from ringmain.tools import cleaning
 from ringmain.tools.exit_codes import FAILED, OK
 from support.children import Child, Children
 from support.command import facts, ringmain, segments, succeed
@@ -81,3 +85,51 @@ def test_clean_removes_lanes_and_counts_what_is_lost_with_them(scene: Scene) -> 
     assert done.returncode == OK
     assert segments(scene.bus) == {}
     assert list_lanes(scene.bus, "pairs") == [], lane
+
+
+def test_a_publisher_that_lives_while_its_bus_is_cleaned_goes_on_with_the_next_writer(tmp_path, bus_name: str) -> None:
+    with Children() as children:
+        first, second, publisher = children.start(), children.start(), children.start()
+        opens = "writer = Writer(name, [PAIRS], lanes=['pairs'], data_dir=data_dir)"
+        first.run(opens, name=bus_name, data_dir=str(tmp_path))
+        publisher.run("lane = open_lane(f'{name}/pairs', slots=64, full_timeout=30)", name=bus_name)
+        publisher.run("for _ in range(10): last = lane.publish(1)\nlane.wait(last, 'logged', 30)")
+        first.kill()
+        assert succeed("clean", bus_name)
+        assert segments(bus_name) == {}
+        second.run(opens, name=bus_name, data_dir=str(tmp_path))
+        publisher.run("for _ in range(200): last = lane.publish(2)\nlane.wait(last, 'logged', 30)")
+        (topic,) = facts("inspect", f"{bus_name}/pairs", "--interval", "0")["topics"]
+        assert topic["published"] == 210
+
+
+def test_what_is_published_in_a_lane_while_its_bus_is_cleaned_is_kept_for_the_next_writer(
+    tmp_path, bus_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look that finds nothing to lose and the removing."""
+    with Children() as children:
+        first, second, publisher = children.start(), children.start(), children.start()
+        opens = "writer = Writer(name, [PAIRS], lanes=['pairs'], data_dir=data_dir)"
+        first.run(opens, name=bus_name, data_dir=str(tmp_path))
+        publisher.run("lane = open_lane(f'{name}/pairs', slots=64)", name=bus_name)
+        publisher.run("for _ in range(10): last = lane.publish(1)\nlane.wait(last, 'logged', 30)")
+        first.kill()
+        looks: list[int] = []
+
+        class Late(Observer):
+            def look(self, bus: str | None = None, topic: str | None = None) -> Snapshot:
+                found = super().look(bus, topic)
+                if not looks:
+                    publisher.run("for _ in range(7): last = lane.publish(2)")
+                looks.append(len(found.buses))
+                return found
+
+        monkeypatch.setattr(cleaning, "Observer", Late)
+        with pytest.raises(typer.Exit) as ended:
+            cleaning.clean(bus_name)
+        assert ended.value.exit_code == FAILED
+        assert len(list_lanes(bus_name, "pairs")) == 1
+        second.run(opens, name=bus_name, data_dir=str(tmp_path))
+        publisher.run("lane.wait(last, 'logged', 30)")
+        (topic,) = facts("inspect", f"{bus_name}/pairs", "--interval", "0")["topics"]
+        assert topic["published"] == 17
