@@ -54,9 +54,11 @@ export function decode(buffer, {fields, rowBytes}) {
   return {stream: view.getUint32(4, true), first, last, lost, conflated: (flags & 1) === 1, rows};
 }
 
-// Rows of one subscription for as long as it is not closed; `token` where the gateway wants one.
+// Rows of one subscription for as long as it is not closed; `token` where the gateway wants one. Where the topic is found to be
+// another stream, `state` is told so, and it begins as at first; a `from` that was a sequence of the old one becomes "earliest".
 export function subscribe(url, wishes, {rows, state = () => {}, token = null}) {
-  let socket, known, last = null, closed = false, pause = 100;
+  let socket, known, log = null, last = null, closed = false, pause = 100;
+  let {from = "latest", ...others} = wishes;
   function connect() {
     socket = new WebSocket(url, token === null ? ["ringmain.1"] : ["ringmain.1", `token.${token}`]);
     socket.binaryType = "arraybuffer";
@@ -68,21 +70,33 @@ export function subscribe(url, wishes, {rows, state = () => {}, token = null}) {
     };
   }
   function request() { // a BigInt has no JSON of its own
-    const {from = "latest", ...others} = wishes;
     const start = last === null ? JSON.stringify(from) : `${last + 1n}`;
     return JSON.stringify({op: "subscribe", id: 1, format: "binary", ...others}).replace(/}$/, `,"from":${start}}`);
   }
   function told(message) {
-    if (message.type === "subscribed") {
+    if (message.type === "subscribed" && log !== null && message.log !== null && message.log !== log) {
+      beginAnew(`it has the log ${message.log}, and had ${log}`);
+    } else if (message.type === "subscribed") {
       known = layout(message.dtype);
+      log = message.log ?? log;
+      last ??= BigInt(message.sequence); // also where the connection breaks before the first row
       pause = 100;
       state("subscribed");
     } else if (message.type === "reset") {
       last = BigInt(message.sequence);
+      log = null; // it may be another one; the next `subscribed` says
+    } else if (message.type === "error" && message.code === "ahead" && last !== null) {
+      beginAnew(message.reason);
     } else if (message.type === "error" || message.type === "unsubscribed") {
       state(message.reason);
       socket.close();
     }
+  }
+  function beginAnew(reason) { // sequences of two streams have nothing to do with each other
+    if (typeof from !== "string") from = "earliest";
+    log = last = null;
+    state(`another stream: ${reason}`);
+    socket.close(); // and connect again: rows of what was subscribed to are then not taken for the new ones
   }
   function received(message) {
     last = message.last;

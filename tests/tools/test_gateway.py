@@ -17,6 +17,7 @@ from ringmain.storage import Schema
 from ringmain.tools.gateway.frames import Frame
 from support.gateways import TIMEOUT_S, Client, Gateway, gateway, values
 from support.logs import wait_until
+from websockets.sync.client import connect
 
 pytestmark = pytest.mark.process
 
@@ -154,6 +155,20 @@ def test_delayed_batches_hold_the_newest_row_of_each_key(place, ticks):
         assert sorted(newest.values()) == list(wanted[-10:])
         assert sum(len(frame.rows) for frame in frames) < 100
         assert frames[0].first == wanted[0]
+
+
+def test_of_a_conflated_past_as_of_the_present_conditions_look_at_the_newest_rows(place, ticks):
+    writer, running = place
+    wishes = {"mode": "delayed", "interval": 0.2, "conflate": ["instrument"], "where": [["price", ">=", 100]]}
+    rows = np.zeros(4, TICKS.payload_dtype)
+    rows["instrument"], rows["price"] = (7, 7, 8, 9), (150, 50, 120, 100)
+    with Client(running.url) as present, Client(running.url) as past:
+        stream = present.subscribe(ticks, **wishes)["stream"]
+        first = writer["ticks"].watermarks.published + 1
+        writer["ticks"].publish_batch(rows)
+        assert values(next(present.batches(stream)), "instrument") == [8, 9]
+        stream = past.subscribe(ticks, **wishes, **{"from": first})["stream"]
+        assert values(next(past.batches(stream)), "instrument") == [8, 9]
 
 
 @pytest.mark.parametrize("form", ["json", "binary"])
@@ -346,3 +361,19 @@ def test_rows_of_a_large_batch_come_in_messages_of_a_size(place, ticks):
         frames = take(client, subscribed["stream"], wanted)
         assert max(frame.rows.nbytes for frame in frames if isinstance(frame, Frame)) <= 128 << 10
         assert len(frames) > 1
+
+
+def test_rows_whose_text_is_far_longer_than_they_are_come_in_messages_of_a_size_too(bus_name):
+    flags = Schema("flags", {f"whether_this_or_another_thing_is_so_{number}": "?" for number in range(8)})
+    with (
+        Writer(bus_name, [flags], slots=1 << 15) as writer,
+        gateway(bus_name) as running,
+        connect(running.url) as client,  # as it is unless told otherwise: no message above 1 MiB
+    ):
+        writer["flags"].publish_batch(np.zeros(20_000, flags.payload_dtype))
+        client.send(json.dumps({"op": "subscribe", "id": 1, "topic": f"{bus_name}/flags", "from": 1}))
+        texts = [client.recv(TIMEOUT_S)]
+        while json.loads(texts[-1]).get("last") != 20_000:
+            texts.append(client.recv(TIMEOUT_S))
+    assert max(map(len, texts)) < 257 << 10
+    assert sum(len(json.loads(text)["rows"]) for text in texts[1:]) == 20_000

@@ -42,6 +42,7 @@ KINDS = Schema(
         "grid": "(2,3)i2",
     },
 )
+COUNTED = Schema("counted", {"number": "u8"})
 OPTIONS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -147,27 +148,84 @@ def test_every_kind_of_field_is_decoded_to_the_last_digit(page, pages, bus_name)
         assert row == {name: exact(rows[at][name].tolist(), rows.dtype[name].base.str) for name in rows.dtype.names}
 
 
+def publish(writer: Writer, numbers: range) -> None:
+    for number in numbers:
+        writer["counted"].publish(number)
+
+
 def test_a_page_resumes_without_gap_or_repeat_when_its_connection_breaks(page, pages, bus_name, tmp_path):
-    counted = Schema("counted", {"number": "u8"})
-    with Writer(bus_name, [counted], data_dir=tmp_path / "data") as writer:
+    with Writer(bus_name, [COUNTED], data_dir=tmp_path / "data") as writer:
         with gateway(bus_name, "--origin", pages) as running:
             page.goto(f"{pages}/decoder.js")
             wishes = {"topic": f"{bus_name}/counted", "from": 1, "fields": ["number"]}
             page.evaluate(SUBSCRIBE, {"url": running.url, "wishes": wishes})
-            for number in range(1, 101):
-                writer["counted"].publish(number)
+            publish(writer, range(1, 101))
             page.wait_for_function("got.length >= 50")
             page.evaluate("subscription.socket.close()")
-            for number in range(101, 201):
-                writer["counted"].publish(number)
+            publish(writer, range(101, 201))
             page.wait_for_function("got.length >= 200")
             port = running.port
-        for number in range(201, 301):  # while the gateway is away
-            writer["counted"].publish(number)
+        publish(writer, range(201, 301))  # while the gateway is away
         with gateway(bus_name, "--origin", pages, port=port):
             page.wait_for_function("got.length >= 300")
             assert page.evaluate("got.map(row => row.number)") == [str(number) for number in range(1, 301)]
             assert page.evaluate("states.filter(state => state === 'subscribed').length") == 3
+            page.evaluate("subscription.close()")
+
+
+def test_a_page_whose_connection_breaks_before_the_first_row_misses_none(page, pages, bus_name, tmp_path):
+    with Writer(bus_name, [COUNTED], data_dir=tmp_path / "data") as writer:
+        publish(writer, range(1, 6))
+        with gateway(bus_name, "--origin", pages) as running:
+            page.goto(f"{pages}/decoder.js")
+            page.evaluate(SUBSCRIBE, {"url": running.url, "wishes": {"topic": f"{bus_name}/counted"}})
+            page.wait_for_function("states.includes('subscribed')")
+            port = running.port
+        publish(writer, range(6, 11))
+        with gateway(bus_name, "--origin", pages, port=port):
+            page.wait_for_function("got.length >= 5")
+            assert page.evaluate("got.map(row => row.number)") == [str(number) for number in range(6, 11)]
+            page.evaluate("subscription.close()")
+
+
+def test_a_page_that_is_further_than_the_topic_is_told_and_begins_anew(page, pages, bus_name):
+    with Writer(bus_name, [COUNTED]) as writer, gateway(bus_name, "--origin", pages) as running:
+        page.goto(f"{pages}/decoder.js")
+        page.evaluate(SUBSCRIBE, {"url": running.url, "wishes": {"topic": f"{bus_name}/counted", "from": 1}})
+        publish(writer, range(1, 101))
+        page.wait_for_function("got.length === 100")
+        port = running.port
+    with Writer(bus_name, [COUNTED]) as writer:
+        publish(writer, range(1, 11))
+        with gateway(bus_name, "--origin", pages, port=port):
+            page.wait_for_function("got.length >= 110")
+            publish(writer, range(11, 201))
+            page.wait_for_function("got.length >= 300")
+            assert page.evaluate("got.map(row => row.number)") == [str(n) for n in (*range(1, 101), *range(1, 201))]
+            told = "another stream: from: sequence 101 is wanted, and the topic ends with 10"
+            assert page.evaluate("states.filter(state => state.startsWith('another'))") == [told]
+            page.evaluate("subscription.close()")
+
+
+def test_a_page_that_finds_another_log_is_told_and_begins_anew(page, pages, bus_name, tmp_path):
+    with (
+        Writer(bus_name, [COUNTED], data_dir=tmp_path / "one") as writer,
+        gateway(bus_name, "--origin", pages) as running,
+    ):
+        page.goto(f"{pages}/decoder.js")
+        wishes = {"topic": f"{bus_name}/counted", "from": "earliest"}
+        page.evaluate(SUBSCRIBE, {"url": running.url, "wishes": wishes})
+        publish(writer, range(1, 11))
+        page.wait_for_function("got.length === 10")
+        port = running.port
+    with Writer(bus_name, [COUNTED], data_dir=tmp_path / "other") as writer:
+        publish(writer, range(1, 21))  # it is further than the first one was
+        with gateway(bus_name, "--origin", pages, port=port):
+            page.wait_for_function("got.length >= 30")
+            assert page.evaluate("got.map(row => row.number)") == [str(n) for n in (*range(1, 11), *range(1, 21))]
+            assert (
+                page.evaluate("states.filter(state => state.startsWith('another stream: it has the log')).length") == 1
+            )
             page.evaluate("subscription.close()")
 
 

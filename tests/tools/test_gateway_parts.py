@@ -19,6 +19,7 @@ from ringmain.bus import Batch, BusError, Overrun, Writer
 from ringmain.storage import Schema
 from ringmain.subscribers import RealTime
 from ringmain.subscribers.reader import TopicReader
+from ringmain.tools.gateway import connection as gateway_connection
 from ringmain.tools.gateway import source as gateway_source
 from ringmain.tools.gateway.connection import Connection
 from ringmain.tools.gateway.hub import Hub
@@ -374,26 +375,137 @@ def test_connections_that_are_no_clients_yet_are_cut_off_where_there_are_too_man
     in_a_loop(run)
 
 
-def test_a_connection_that_uvicorn_has_begun_to_close_is_not_closed_once_more():
+async def accepted(transport: Mock, *, messages_burst: int = 100) -> Connection:
+    """A connection whose handshake is done; what is sent over it only `transport` knows."""
+
     async def accepting(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         await asyncio.sleep(TIMEOUT_S)
 
+    config = uvicorn.Config(accepting, ws_max_size=100, log_config=None)
+    config.load()
+    connection = Connection(config, ServerState(), {}, messages_per_s=1e-9, messages_burst=messages_burst)
+    connection.connection_made(transport)
+    connection.data_received(handshake("localhost"))
+    await until(lambda: transport.write.called)
+    transport.write.reset_mock()
+    return connection
+
+
+def open_transport() -> Mock:
+    return Mock(get_extra_info=lambda name: None, is_closing=lambda: False)
+
+
+PING = bytes([0x89, 0x81, 0, 0, 0, 0]) + b"p"
+PONG = bytes([0x8A, 0x81, 0, 0, 0, 0]) + b"p"
+BEGUN, MORE = (
+    bytes([0x01, 0x80, 0, 0, 0, 0]),
+    bytes([0x00, 0x80, 0, 0, 0, 0]),
+)  # a message without a byte, and no end of it
+
+
+def test_a_connection_that_uvicorn_has_begun_to_close_is_not_closed_once_more():
     async def run(past: Past) -> None:
-        config = uvicorn.Config(accepting, ws_max_size=100, log_config=None)
-        config.load()
-        transport = Mock(get_extra_info=lambda name: None, is_closing=lambda: False)
-        connection = Connection(config, ServerState(), {})
-        connection.connection_made(transport)
-        connection.data_received(handshake("localhost"))
-        await until(lambda: transport.write.called)
+        transport = open_transport()
+        connection = await accepted(transport)
         too_large = bytes([0x81, 0xFE]) + (1000).to_bytes(2) + bytes(4 + 1000)
         connection.data_received(too_large)
-        assert transport.close.called
+        assert transport.write_eof.called
         told = transport.write.call_count
         await connection.close(4429, "too many messages")
+        connection.data_received(too_large)
         assert transport.write.call_count == told
+
+    in_a_loop(run)
+
+
+def test_a_pong_that_finds_no_room_is_not_sent():
+    async def run(past: Past) -> None:
+        transport = open_transport()
+        connection = await accepted(transport)
+        connection.pause_writing()
+        connection.data_received(20 * PING)
+        assert not transport.write.called
+        connection.resume_writing()
+        connection.data_received(PING)
+        transport.write.assert_called_once_with(b"\x8a\x01p")
+
+    in_a_loop(run)
+
+
+def test_of_a_message_that_has_no_end_and_no_byte_nothing_is_kept():
+    async def run(past: Past) -> None:
+        connection = await accepted(open_transport())
+        connection.data_received(BEGUN + 90 * MORE)
+        assert len(connection.frames) == 1
+        connection.data_received(bytes([0x80, 0x82, 0, 0, 0, 0]) + b"{}")
+        assert await connection.queue.get() == {"type": "websocket.receive", "text": "{}"}
+
+    in_a_loop(run)
+
+
+@pytest.mark.parametrize("sent", [PING, PONG, MORE], ids=["ping", "pong", "continuation"])
+def test_who_is_cut_off_over_its_frames_is_not_listened_to_any_more(sent, monkeypatch):
+    """However many of them have come at once, few are looked at: all the others wait meanwhile."""
+
+    async def run(past: Past) -> None:
+        transport = open_transport()
+        connection = await accepted(transport, messages_burst=50)
+        looked_at, look = list[int](), connection.conn.recv_frame
+        monkeypatch.setattr(connection.conn, "recv_frame", lambda frame: (looked_at.append(1), look(frame)))
+        connection.data_received(BEGUN + 40_000 * sent)
+        assert 50 < len(looked_at) < 1000
+        assert transport.write.call_args[0][0].endswith(b"\x88\x13" + (4429).to_bytes(2) + b"too many messages")
+        assert await connection.queue.get() == {
+            "type": "websocket.disconnect",
+            "code": 4429,
+            "reason": "too many messages",
+        }
+        written, looked = transport.write.call_count, len(looked_at)
+        connection.data_received(1000 * sent)
+        assert (transport.write.call_count, len(looked_at)) == (written, looked)
+
+    in_a_loop(run)
+
+
+def test_where_a_close_finds_no_room_the_connection_breaks_off(monkeypatch):
+    monkeypatch.setattr(gateway_connection, "CLOSE_S", 0.01)
+
+    async def run(past: Past) -> None:
+        transport = open_transport()
+        connection = await accepted(transport)
+        connection.pause_writing()
+        await connection.close(4401, "no token was shown in time")
+        assert (transport.abort.call_count, transport.write.called) == (1, False)
+        for sent in (200 * PING, b"\xff" * 100):
+            transport = open_transport()
+            connection = await accepted(transport)
+            connection.pause_writing()
+            connection.data_received(sent)
+            assert (transport.abort.call_count, transport.write.called) == (1, False)
+        transport = open_transport()
+        connection = await accepted(transport)
+        connection.keepalive_timeout()
+        assert not transport.abort.called
+        transport = open_transport()
+        connection = await accepted(transport)
+        connection.pause_writing()
+        connection.keepalive_timeout()
+        assert transport.abort.called
+
+    in_a_loop(run)
+
+
+def test_it_is_known_which_side_closed():
+    async def run(past: Past) -> None:
+        connection = await accepted(open_transport())
+        assert connection.cut_off is None
+        connection.data_received(bytes([0x88, 0x82, 0, 0, 0, 0]) + (1001).to_bytes(2))
+        assert connection.cut_off is None
+        connection = await accepted(open_transport())
+        connection.keepalive_timeout()
+        assert connection.cut_off == (1011, "keepalive ping timeout")
 
     in_a_loop(run)
 

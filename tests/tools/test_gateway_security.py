@@ -173,6 +173,14 @@ def test_without_tokens_a_page_cannot_pretend_that_this_machine_is_its_own_host(
             client.subscribe(f"{bus_name}/points")
 
 
+def test_a_program_may_connect_by_whatever_name_the_machine_has(bus_name):
+    with Writer(bus_name, [POINTS]), gateway(bus_name, "--host", "0.0.0.0", "--open") as running:
+        for host in ("desk.example", f"desk.example:{running.port}"):
+            with socket.create_connection(("127.0.0.1", running.port), TIMEOUT_S) as raw:
+                raw.sendall(handshake(host))
+                assert b" 101 " in raw.recv(4096)
+
+
 def test_without_tokens_it_listens_on_this_machine_only_unless_it_is_told_to_be_open(bus_name, tmp_path):
     refused = ringmain("gateway", bus_name, "--host", "0.0.0.0")
     assert refused.returncode == USAGE
@@ -297,8 +305,23 @@ def test_who_sends_garbage_is_cut_off_with_a_code_that_says_why(guarded, sent, c
         stream = other.subscribe(guarded.topic)["stream"]
         raw.sendall(sent)
         assert close_code(raw) == code
+        guarded.gateway.wait_for("disconnected", code=code, level="warning")
         guarded.writer["points"].publish(5)
         assert values(next(other.batches(stream)), "value") == [5]
+
+
+@pytest.mark.parametrize("kind", [0, 9, 10], ids=["continuation", "ping", "pong"])
+def test_who_sends_too_many_frames_of_any_kind_is_cut_off_and_nobody_else_is(guarded, kind):
+    with guarded.connect("all") as other, raw_client(guarded) as raw:
+        stream = other.subscribe(guarded.topic)["stream"]
+        raw.sendall(b"\x01\x80" + bytes(4))  # a message begins; more of it may come, and control frames between
+        with contextlib.suppress(OSError):  # it may be before all are sent
+            for _ in range(400):
+                raw.sendall(bytes([0x80 | kind if kind else 0, 0x80]) + bytes(4))
+        assert close_code(raw) == 4429
+        guarded.gateway.wait_for("disconnected", code=4429, reason="too many messages", level="warning")
+        guarded.writer["points"].publish(9)
+        assert values(next(other.batches(stream)), "value") == [9]
 
 
 def test_text_that_is_no_message_is_answered_and_changes_nothing(guarded):

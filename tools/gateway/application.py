@@ -110,14 +110,14 @@ class Application:
         return token
 
     def _is_welcome(self, origin: str | None, host: str) -> bool:
-        """Whether a page of that origin may connect; programs have none.
+        """Whether a page of that origin may connect. Programs have none, and may; a browser names it in every handshake.
 
-        Without tokens the host asked for must be an address or localhost: a foreign page could have its own name mean ours.
+        Without tokens a page's host must be an address or localhost: a foreign page could have its own name mean ours.
         """
-        if not self._settings.tokens and not _is_literal(urlsplit(f"//{host}").hostname or ""):
-            return origin in self._settings.origins
         if origin is None or origin in self._settings.origins:
             return True
+        if not self._settings.tokens and not _is_literal(urlsplit(f"//{host}").hostname or ""):
+            return False
         parts = urlsplit(origin)
         return parts.scheme in ("http", "https") and parts.netloc == host
 

@@ -11,37 +11,39 @@ from ...bus import Batch
 from ...bus._read import owned_batch
 from ...subscribers.folding import Rows, pick
 from .connection import Framed, framed
-from .frames import Message
+from .frames import Message, json_row_bytes_max
 from .selecting import project
 
-__all__ = ["Encode", "encode_batch", "encode_pieces", "rows_behind"]
+__all__ = ["Encode", "encode_batch", "encode_pieces", "rows_behind", "rows_max"]
 
-MESSAGE_ROWS_BYTES = 128 << 10
+ROWS_BYTES = 128 << 10  # of a message
+TEXT_BYTES = 256 << 10  # or of one that is JSON; many a client takes no message above 1 MiB
 
 Encode: TypeAlias = Callable[[int, Rows, int, int, int, bool], Message]
 
 
+def rows_max(dtype: np.dtype[np.void], *, text: bool) -> int:
+    """How many rows a message has at most. text: as JSON, where each may be as long as its fields allow."""
+    return max(1, TEXT_BYTES // json_row_bytes_max(dtype) if text else ROWS_BYTES // dtype.itemsize)
+
+
 def encode_batch(
-    batch: Batch, stream: int, dtype: np.dtype[np.void], encode: Encode, *, conflated: bool = False
+    batch: Batch, stream: int, dtype: np.dtype[np.void], encode: Encode, count_max: int, *, conflated: bool = False
 ) -> Sequence[Framed]:
-    """A batch's rows, with the fields of `dtype`, in as many messages as they take."""
+    """A batch's rows, with the fields of `dtype`, in as many messages as they take. count_max: rows of each."""
     rows = project(batch.rows, dtype)
-    if len(rows) <= _rows_max(rows):
+    if len(rows) <= count_max:
         return (framed(encode(stream, rows, batch.first, batch.last, batch.lost, conflated)),)
-    return list(encode_pieces(batch, stream, dtype, encode, conflated=conflated))
+    return list(encode_pieces(batch, stream, dtype, encode, count_max, conflated=conflated))
 
 
 def encode_pieces(
-    batch: Batch, stream: int, dtype: np.dtype[np.void], encode: Encode, *, conflated: bool = False
+    batch: Batch, stream: int, dtype: np.dtype[np.void], encode: Encode, count_max: int, *, conflated: bool = False
 ) -> Iterator[Framed]:
     """The same messages one after the other, each made when it is wanted."""
     rows = project(batch.rows, dtype)
-    for piece, first, last, lost in _pieces(batch, rows, _rows_max(rows)):
+    for piece, first, last, lost in _pieces(batch, rows, count_max):
         yield framed(encode(stream, piece, first, last, lost, conflated))
-
-
-def _rows_max(rows: Rows) -> int:
-    return max(1, MESSAGE_ROWS_BYTES // rows.itemsize)
 
 
 def _pieces(batch: Batch, rows: Rows, count: int) -> Iterator[tuple[Rows, int, int, int]]:

@@ -12,7 +12,17 @@ from ...storage import Schema
 from ...subscribers.folding import Rows
 from ..row_formats import column_values
 
-__all__ = ["HEADER", "Frame", "Message", "decode_rows", "describe", "encode_binary", "encode_json", "encode_message"]
+__all__ = [
+    "HEADER",
+    "Frame",
+    "Message",
+    "decode_rows",
+    "describe",
+    "encode_binary",
+    "encode_json",
+    "encode_message",
+    "json_row_bytes_max",
+]
 
 Message: TypeAlias = bytes | str
 
@@ -59,6 +69,29 @@ def encode_json(stream: int, rows: Rows, first: int, last: int, lost: int, confl
     columns = [column_values(rows[name]) for name in names]
     objects = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     return encode_message("rows", stream=stream, first=first, last=last, lost=lost, conflated=conflated, rows=objects)
+
+
+def json_row_bytes_max(dtype: np.dtype[np.void]) -> int:
+    """How long a row can be as JSON, whatever is in it."""
+    return sum(len(f'"{name}":,'.encode()) + _json_bytes_max(dtype[name]) for name in dtype.names or ()) + len("{},")
+
+
+def _json_bytes_max(kind: np.dtype[Any]) -> int:
+    if kind.shape:
+        length = _json_bytes_max(kind.base)
+        for count in reversed(kind.shape):
+            length = len("[]") + count * (length + len(","))
+        return length
+    match kind.kind:
+        case "S":
+            return len('""') + len("\\u0000") * kind.itemsize
+        case "b":
+            return len("false")
+        case "f":
+            return len("-2.2250738585072014e-308")
+        case _:
+            limits = np.iinfo(kind)
+            return max(len(str(limits.min)), len(str(limits.max)))
 
 
 def encode_message(kind: str, **facts: Any) -> str:

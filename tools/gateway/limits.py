@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 from .settings import GatewaySettings
 
-__all__ = ["Connections", "Refused", "TokenBucket"]
+__all__ = ["TOO_MANY", "Connections", "Refused", "TokenBucket"]
+
+TOO_MANY = 4429  # the close code
 
 
 class Refused(Exception):

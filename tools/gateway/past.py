@@ -192,11 +192,11 @@ class _Reader:
             return _Piece(self._messages(rows), batch.last)
 
     def _messages(self, batch: Batch) -> Sequence[Framed]:
+        if self._newest is not None:  # before it selects, as in the present
+            batch = _newest_of(self._newest, batch)
         selected = self._selection.select(batch)
         if selected is None:
             return ()
-        if self._newest is not None:
-            selected = _newest_of(self._newest, selected)
         return self._stream.encode(selected, conflated=self._newest is not None)
 
     def close(self) -> None:

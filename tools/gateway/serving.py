@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -73,10 +74,11 @@ def _configure(settings: GatewaySettings, application: Application) -> uvicorn.C
     for path in (settings.cert, settings.key):
         if path is not None:
             readable(path)
+    of_messages = {"messages_per_s": settings.messages_per_s, "messages_burst": settings.messages_burst}
     config = uvicorn.Config(
         application,
         http=_FirmHttp,
-        ws=Connection,
+        ws=cast("type[Connection]", partial(Connection, **of_messages)),
         ws_max_size=settings.message_bytes_max,
         ws_ping_timeout=max(PING_S, settings.stall_s),
         ws_per_message_deflate=False,

@@ -21,7 +21,7 @@ from ..service_log import event
 from .connection import Connection, framed
 from .frames import describe, encode_message
 from .hub import Busy, Hub
-from .limits import Refused, TokenBucket
+from .limits import TOO_MANY, Refused
 from .outbox import Outbox
 from .past import Ahead, Past
 from .requests import Authenticate, BadMessage, Ping, Subscribe, Unsubscribe, read_request
@@ -37,9 +37,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Event]]
 Send: TypeAlias = Callable[[Event], Awaitable[None]]
 
 NORMAL, GOING_AWAY, BINARY, DEFECT = 1000, 1001, 1003, 1011
-NOT_AUTHENTICATED, TOO_SLOW, TOO_MANY = 4401, 4408, 4429
+NOT_AUTHENTICATED, TOO_SLOW = 4401, 4408
 REASON_CHARS = 40  # of a close frame, which has room for 123 bytes
-CLOSE_S = 2.0  # how long a close frame may wait for room
 
 
 class Refusal(Exception):
@@ -84,7 +83,6 @@ class Session:
         self.token, self._count_token = token, count_token
         self._receive, self._connection = receive, connection
         self._settings, self._hub, self._past = settings, hub, past
-        self._bucket = TokenBucket(settings.messages_per_s, settings.messages_burst)
         self.outbox = Outbox(connection, settings.queue_bytes, self._hand_out_held)
         self._held: dict[int, _Held] = {}
         self._dropping = set[asyncio.Task[None]]()
@@ -119,9 +117,8 @@ class Session:
             for id in tuple(self._held):
                 await self._drop(id)
         if ending.code != NORMAL:
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await self._connection.close(ending.code, ending.reason[:REASON_CHARS])
+            with contextlib.suppress(OSError):
+                await self._connection.close(ending.code, ending.reason[:REASON_CHARS])
         return ending
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
@@ -171,10 +168,12 @@ class Session:
         """The client's next message; None where the session ends instead."""
         received = await self._receive()
         if received["type"] == "websocket.disconnect":
-            lost = "reason" not in received  # a close frame has one, if an empty one
-            self.end(Ending(NORMAL, "the connection was lost" if lost else f"closed by the client, {received['code']}"))
-        elif not self._bucket.take():
-            self.end(Ending(TOO_MANY, "too many messages"))
+            if (cut_off := self._connection.cut_off) is not None:
+                self.end(Ending(*cut_off))
+            elif "reason" in received:  # a close frame has one, if an empty one
+                self.end(Ending(NORMAL, f"closed by the client, {received['code']}"))
+            else:
+                self.end(Ending(NORMAL, "the connection was lost"))
         elif received.get("text") is None:
             self.end(Ending(BINARY, "text is expected, not binary messages"))
         else:

@@ -17,8 +17,9 @@ class GatewaySettings:
     """topics: patterns of BUS/TOPIC that it offers at all.
 
     open: listen to other machines although there are no tokens. origins: of pages that may connect, beside those served under
-    the gateway's own host. queue_bytes: how much of a client's rows may wait for it. messages_per_s, messages_burst: of a client's.
-    stall_s: how long a client may take nothing at all. drain_s: how long clients have to take the rest when it stops.
+    the gateway's own host. queue_bytes: how much of a client's rows may wait for it. messages_per_s, messages_burst: of a client's,
+    counted as WebSocket frames. stall_s: how long a client may take nothing at all. drain_s: how long clients have to take the rest
+    when it stops.
     """
 
     topics: tuple[str, ...]

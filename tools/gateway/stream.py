@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ...bus import Batch
 from ...storage import Schema
-from .batches import encode_batch, encode_pieces
+from .batches import encode_batch, encode_pieces, rows_max
 from .connection import Framed
 from .frames import encode_binary, encode_json
 from .requests import Subscribe
@@ -43,6 +43,7 @@ class Stream:
         self.takers: set[StreamTaker] = set()
         self.users = 0  # who has it, joined or not
         self._encode = encode_binary if request.format == "binary" else encode_json
+        self._rows_max = rows_max(self.schema.dtype, text=request.format == "json")
         self._selection = self.selection()
         self._ended = ""
 
@@ -51,11 +52,11 @@ class Stream:
         return Selection(self.source.schema, self.request.key, self.request.where)
 
     def encode(self, batch: Batch, *, conflated: bool = False) -> Sequence[Framed]:
-        return encode_batch(batch, self.number, self.schema.dtype, self._encode, conflated=conflated)
+        return encode_batch(batch, self.number, self.schema.dtype, self._encode, self._rows_max, conflated=conflated)
 
     def encode_held(self, batch: Batch) -> Iterator[Framed]:
         """The messages of what was held back, each made when it is wanted."""
-        return encode_pieces(batch, self.number, self.schema.dtype, self._encode, conflated=True)
+        return encode_pieces(batch, self.number, self.schema.dtype, self._encode, self._rows_max, conflated=True)
 
     @property
     def conflates(self) -> bool:
