@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .messages import Kind, Message, Run, decode, encode
-from .place import Place, Shortness
+from .place import Footing, Place
 from .replica import Replica
-from .stream import NoAnswer, Refused, Shorter, Stored, Stream, StreamFull
+from .stream import NoAnswer, Refused, Stored, Stream, StreamFull
 
 __all__ = ["Following", "Timing"]
 
@@ -65,8 +65,7 @@ class Following:
         self._at_end = tail_known  # whether what it holds beyond the stream is a tail, and not the stream's own
         self._claim = b""  # appended, and not answered
         self._invited = False
-        self._recognised = False  # whether what was taken last is known to be in the stream still
-        self._shortness = Shortness(timing.lost)
+        self._footing = Footing(place, stream, timing.lost)
         self.full = False
 
     async def run(self) -> None:
@@ -78,9 +77,7 @@ class Following:
             asked = clock()
             try:
                 batch = await self._read()
-            except NoAnswer as silence:  # it says nothing of the leader's
-                if isinstance(silence, Shorter):
-                    self._shortness.meet(silence, clock())
+            except NoAnswer:  # its silence says nothing of the leader's
                 if not cut_off and clock() - heard > self._timing.quiet:
                     cut_off = True
                     await self._replica.follow("")  # who leads by now is not known
@@ -109,19 +106,12 @@ class Following:
 
     async def _read(self) -> list[Stored]:
         """What comes next. Raises as Stream.read, and Diverged where the stream is not the one that was taken from before."""
-        place = self._place
-        if not self._recognised:
-            last = await self._stream.get(place.sequence) if place.sequence else None
-            if last is not None:
-                place.check_last(decode(last.payload))
-            self._recognised = True
         try:
-            batch = await self._stream.read(place.sequence + 1)
-        except NoAnswer:  # nothing is known of what became of the stream meanwhile
-            self._recognised = False
+            await self._footing.check()
+            return await self._stream.read(self._place.sequence + 1)
+        except NoAnswer as silence:
+            self._footing.doubt(silence)
             raise
-        self._shortness.pass_by()
-        return batch
 
     # --- taking -----------------------------------------------------------------------------------------------------
 

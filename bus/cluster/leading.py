@@ -2,7 +2,8 @@
 
 1. Only one append is under way at a time, and each expects the last: a leader that was deposed can store nothing more.
 2. What was refused, or not answered, is looked up or sent again under its own id. The message that stands in its place decides:
-   its own bytes were stored; anything else is another's, and ends this leadership for good.
+   its own bytes were stored; anything else is another's, and ends this leadership for good. Before more is sent, its last message
+   must be in the stream still: a stream that lost some may by chance be as long again.
 3. A message takes more rows than it has bytes, as they pack well: as many as fit if they pack as the last ones did.
 4. After a message of many rows, but not as many as fit, it rests for a third of what that took: more rows share the next one,
    and what each message costs the servers is paid less often.
@@ -29,9 +30,9 @@ from .messages import (
     decode,
     encode,
 )
-from .place import Place, Shortness
+from .place import Footing, Place
 from .replica import Diverged, Replica
-from .stream import MESSAGE_BYTES_MAX, NoAnswer, Refused, Shorter, Stored, Stream, StreamFull
+from .stream import MESSAGE_BYTES_MAX, NoAnswer, Refused, Stored, Stream, StreamFull
 
 __all__ = ["Deposed", "Leading"]
 
@@ -79,7 +80,7 @@ class Leading:
         self._rows_bytes = ROWS_BYTES_MAX  # that are gathered for a message
         self._room_bytes = 0  # that rows may take before the stream is asked again
         self._appended = 0.0  # when, on the loop's clock
-        self._shortness = Shortness(timing.lost)
+        self._footing = Footing(place, stream, timing.lost)
         self._handover: tuple[str, float] | None = None  # to whom, and until when it may wait
         self.full = False
 
@@ -173,7 +174,6 @@ class Leading:
         if held:
             self._replica.hold(False)
         self._appended = clock()
-        self._shortness.pass_by()
         self._room_bytes -= len(payload) + STORED_BYTES
         self._place.pass_over(sequence, message)
         return len(payload)
@@ -182,29 +182,23 @@ class Leading:
         """The sequence under which it is stored; None where that is not known yet."""
         expected = self._place.sequence
         try:
+            await self._footing.check()
             return await self._stream.append(payload, expected, message_id)
         except StreamFull:
             self.full, self._room_bytes = True, 0
-        except NoAnswer:
-            pass
+        except NoAnswer as silence:
+            self._footing.doubt(silence)
         except Refused:
+            self._footing.doubt()
             try:
                 stored = await self._stream.get(expected + 1)
-                if stored is None:
-                    await self._check_goes_on(expected)
+                if stored is None and (await self._stream.state()).first > expected + 1:
+                    raise Deposed("")  # so far on that it is not kept any more
             except NoAnswer:
                 return None
             if stored is not None:
                 return self._settle(stored, payload)
         return None
-
-    async def _check_goes_on(self, expected: int) -> None:
-        """Why the stream has nothing behind this leader's last message and yet refused the next. Raises Deposed, Diverged."""
-        state = await self._stream.state()
-        if state.first > expected + 1:
-            raise Deposed("")  # so far on that it is not kept any more
-        if state.last < expected:
-            self._shortness.meet(Shorter(expected, state.last), asyncio.get_running_loop().time())
 
     def _settle(self, stored: Stored, payload: bytes) -> int:
         if stored.payload == payload:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from dataclasses import dataclass, field
 
-from .messages import Kind, Message
+from .messages import Kind, Message, decode
 from .replica import Diverged, Position
-from .stream import Shorter
+from .stream import NoAnswer, Shorter, Stream
 
-__all__ = ["Place", "Shortness"]
+__all__ = ["Footing", "Place"]
+
+SHORT_PARTS = 10  # of the patience; who was not found to be shorter for longer than one begins anew
 
 
 @dataclass(slots=True)
@@ -68,21 +72,41 @@ class Place:
                 )
 
 
-class Shortness:
-    """Whether the stream stays shorter than what was taken from it. For a while a server may answer that is behind; one that stays
-    so lost messages."""
+class Footing:
+    """Whether what was taken last is in the stream still. Wherever anything but an answer came, the servers may have lost it.
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._since: float | None = None
+    A stream that is shorter proves nothing at first: a server may answer that is behind. One that is so again and again does.
+    """
 
-    def pass_by(self) -> None:
-        """The stream was heard from, and is as long as it should be."""
-        self._since = None
+    def __init__(self, place: Place, stream: Stream, patience_s: float) -> None:
+        """patience_s: for how long it may be shorter."""
+        self._place, self._stream, self._patience_s = place, stream, patience_s
+        self._is_firm = False
+        self._short_since = self._short_at = -math.inf  # on the loop's clock; the last time it was found to be so
 
-    def meet(self, shorter: Shorter, now: float) -> None:
-        """Raises Diverged where it has been so for longer than one can be patient."""
-        if self._since is None:
-            self._since = now
-        elif now - self._since > self._patience_s:
-            raise Diverged(f"{shorter}: its servers lost what they had acknowledged")
+    async def check(self) -> None:
+        """Before more is read, or appended. Raises NoAnswer while it is not known, Diverged where the stream is another one."""
+        sequence = self._place.sequence
+        if self._is_firm:
+            return
+        last = await self._stream.get(sequence) if sequence else None
+        if last is not None:
+            self._place.check_last(decode(last.payload))
+        elif sequence:
+            state = await self._stream.state()
+            if state.last < sequence:
+                raise Shorter(sequence, state.last)
+            if state.first <= sequence:
+                raise NoAnswer(f"message {sequence} was not there yet, and is by now: it has to be looked at")
+        self._is_firm, self._short_at = True, -math.inf
+
+    def doubt(self, silence: NoAnswer | None = None) -> None:
+        """What was asked of the stream was not answered, or refused. Raises Diverged where it has been shorter for too long."""
+        self._is_firm = False
+        if isinstance(silence, Shorter):
+            now = asyncio.get_running_loop().time()
+            if now - self._short_at > self._patience_s / SHORT_PARTS:
+                self._short_since = now
+            self._short_at = now
+            if now - self._short_since > self._patience_s:
+                raise Diverged(f"{silence}: its servers lost what they had acknowledged")

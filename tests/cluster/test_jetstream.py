@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -475,11 +475,16 @@ def test_a_server_that_comes_back_with_another_configuration_is_found_and_so_is_
     run_virtually(scenario())
 
 
-def test_where_no_server_runs_each_one_is_named(one: Servers) -> None:
+def test_where_no_server_runs_each_one_is_named(one: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     host = one.hosts[0]
     access = replace(one.access("c8"), servers=(f"{host}:1", f"{host}:2"))
     assert asyncio.run(why_refused(access)).endswith(f": {host}:1: connection refused; {host}:2: connection refused")
-    words = asyncio.run(why_refused(replace(access, servers=("no-such-host.invalid:4222",))))
-    assert re.search(r"no-such-host\.invalid:4222: .*(name|resol)", words), words
+
+    def resolve(*_asked: object, **_more: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    words = asyncio.run(why_refused(replace(access, servers=("a.example.com:4222",))))
+    assert words.endswith(": a.example.com:4222: name or service not known")
     with pytest.raises(NoAnswer, match=rf"did not answer within 0\.1 s \(no server can be reached: {host}:1: "):
         asyncio.run(JetStream.open(access, one.stream("c8"), timeout_s=0.1))

@@ -9,10 +9,11 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping
+from typing import Literal
 
 import pytest
 from ringmain.bus.cluster.following import Following, Timing
-from ringmain.bus.cluster.leading import Deposed, Leading
+from ringmain.bus.cluster.leading import RESERVE_PARTS, UNANSWERED_S, Deposed, Leading
 from ringmain.bus.cluster.messages import RUN_BYTES, Kind, Message, Run, encode
 from ringmain.bus.cluster.node import Node
 from ringmain.bus.cluster.place import Place
@@ -153,6 +154,35 @@ def test_a_leader_is_heard_soon_after_an_append_that_was_long_under_way():
     assert run_virtually(lead()) < Timing().quiet  # virtual seconds
 
 
+@pytest.mark.parametrize("acknowledge", ["async", "sync"])
+def test_a_leader_that_is_not_answered_takes_rows_no_more_where_it_acknowledges_them_itself(
+    acknowledge: Literal["sync", "async"],
+):
+    """It may have been deposed, and all that it takes would be lost."""
+    chance = random.Random(1)
+
+    async def lead() -> None:
+        stream = ModelStream()
+        shelf = Shelf(stream, chance, bytes(128) * 100, 128)
+        place = Place.at(Position(stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim"), 1, "a"))
+        wire = Wire(stream, Network(), chance)
+        leading = Leading("a", 7, wire, shelf, place, Timing(), acknowledge=acknowledge, moved=lambda: None)
+        wire.cut_out = True
+        living = asyncio.create_task(leading.run())
+        await asyncio.sleep(UNANSWERED_S + 0.5)  # it has asked first, in vain, whether there is room
+        assert not shelf.held
+        await asyncio.sleep(2 * UNANSWERED_S)
+        assert shelf.held == (acknowledge == "async")
+        wire.cut_out = False
+        await shelf.all_shipped.wait()
+        assert not shelf.held
+        living.cancel()
+        shelf.end()
+        await asyncio.gather(living, shelf.syncing, return_exceptions=True)
+
+    run_virtually(lead())
+
+
 def test_the_lead_is_handed_over_to_nobody_whose_name_no_node_can_have():
     async def live() -> None:
         stream, chance = ModelStream(), random.Random(1)
@@ -180,14 +210,16 @@ def test_a_leader_whose_stream_is_full_goes_on_beating_and_leaves_room_for_anoth
     megabyte, chance = 1 << 20, random.Random(1)
 
     async def lead() -> None:
-        stream = ModelStream(bytes_max=2 * megabyte)
+        reserve = (2 * megabyte) // RESERVE_PARTS
+        stream = ModelStream(bytes_max=2 * megabyte + reserve // 2)  # a second message would take half the reserve
         shelf = Shelf(stream, chance, chance.randbytes(4 * megabyte), 128)
         place = Place.at(Position(stream.append(encode(Message(Kind.CLAIM, "a", 1, 0, 7)), 0, "claim"), 1, "a"))
         wire = Wire(stream, Network(), chance)
         leading = Leading("a", 7, wire, shelf, place, Timing(), acknowledge="sync", moved=lambda: None)
         living = asyncio.create_task(leading.run())
-        await asyncio.sleep(10)
-        assert leading.full
+        while not leading.full:
+            await asyncio.sleep(Timing().retry)
+        assert stream.bytes_max - stream.stored_bytes >= reserve
         before = stream.last
         await asyncio.sleep(10)
         assert stream.last - before > 10 / Timing().quiet
@@ -298,6 +330,50 @@ def test_a_leader_whose_last_messages_are_lost_ends():
         with pytest.raises(Diverged, match=r"ends with message 90, and message .* was taken .* lost what they had ack"):
             await run_node(stream, Position(110, 1, "a"), 120, lambda: stream.lose(90))
         assert stream.last == 90
+
+    run_virtually(live())
+
+
+@pytest.mark.parametrize("lost", [3, 20])
+def test_a_leader_whose_last_messages_are_lost_leaves_those_alone_who_go_on_without_them(lost):
+    """Though the stream is once again just as long as it expects."""
+
+    async def live() -> None:
+        stream, chance = filled(110, ("a", 1)), random.Random(1)
+        a = asyncio.create_task(run_node(stream, Position(110, 1, "a"), 60))
+        while stream.last < 115:
+            await asyncio.sleep(0.1)
+        keep = stream.last - lost
+        epoch = stream.messages()[keep - 1].epoch
+        stream.lose(keep)
+        replica = ModelReplica(Journal(position=Position(keep, epoch, "a")), Oracle(stream), 0.01, chance)
+        b = asyncio.create_task(Node("b", Wire(stream, Network(), chance), replica, chance=chance).run())
+        with pytest.raises(Diverged, match="the servers lost what they had acknowledged"):
+            await a
+        await asyncio.sleep(10)
+        assert replica.leads
+        assert {message.node for message in stream.messages()[keep:]} == {"b"}
+        b.cancel()
+        replica.end()
+        await asyncio.gather(b, replica.syncing, return_exceptions=True)
+
+    run_virtually(live())
+
+
+def test_answers_that_are_behind_now_and_then_prove_nothing():
+    async def live() -> None:
+        stream, whole = filled(109, ("b", 1)), filled(110, ("b", 1))
+
+        def meanwhile() -> None:
+            stream.has_leader = True
+
+        living = asyncio.create_task(run_node(stream, Position(110, 1, "b"), 100, meanwhile))
+        await asyncio.sleep(2)
+        stream.has_leader = False  # for 48 s
+        await asyncio.sleep(49)
+        grow(stream, whole)
+        await living
+        assert stream.last > 110
 
     run_virtually(live())
 
