@@ -17,7 +17,7 @@ from .errors import (
     WriterFailed,
 )
 from .lane_publisher import LanePublisher, open_lane
-from .leader_lane import LeaderLane
+from .leader_lane import LeaderLane, NobodyLeads
 from .publisher import Claim, Publisher
 from .replicating import Replication
 from .writer import Carried, Writer
@@ -33,6 +33,7 @@ __all__ = [
     "Fenced",
     "LanePublisher",
     "LeaderLane",
+    "NobodyLeads",
     "NotFound",
     "NotLeader",
     "Overrun",

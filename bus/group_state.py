@@ -42,12 +42,16 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
 
 @decodable
 class Group(msgspec.Struct, array_like=True):
-    """All of it. next: the first sequence that nobody was given yet."""
+    """All of it. next: the first sequence that nobody was given yet.
+
+    begin: the sequence that it was told to begin with, which may be still to come. 0: none was told, or it was taken back since.
+    """
 
     next: int
     ranges: list[Range] = msgspec.field(default_factory=list[Range])
     members: list[Member] = msgspec.field(default_factory=list[Member])
     number_last: int = 0
+    begin: int = 0
 
     @property
     def floor(self) -> int:
@@ -58,6 +62,11 @@ class Group(msgspec.Struct, array_like=True):
     def is_full(self) -> bool:
         """Whether nothing new is handed out, since too much is open."""
         return len(self.ranges) >= RANGES_MAX
+
+    @property
+    def waits_to_begin(self) -> bool:
+        """Whether it was given nothing yet, and is to begin with a certain sequence, wherever the topic ends."""
+        return self.next == self.begin
 
     # --- members ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +139,7 @@ class Group(msgspec.Struct, array_like=True):
         if self.next > newest + 1:
             self._split(newest + 1)
             self.ranges = [held for held in self.ranges if held.first <= newest]
-            self.next = newest + 1
+            self.next, self.begin = newest + 1, 0
 
     def _own(self, member: int, first: int, last: int) -> list[Range]:
         """A member's ranges from `first` to `last`, cut out of those that go on beyond."""

@@ -5,7 +5,8 @@
 2. A record may be there twice, if its leader went between appending it to the stream and telling this lane. Where that matters,
    take `resend=False`, look where the topic ends, and go on behind it.
 3. What is remembered are rows, as they went into the lane: the caller's objects may change. A row that went in, or may have, is
-   published once more by the first rule only; what of a call did not go in goes to the next leader.
+   published once more by the first rule only; what of a call did not go in goes to the next leader. Where nobody leads in time
+   the call ends with NobodyLeads: what has gone in is remembered, and what has not is the caller's again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .lane_publisher import LANE_SLOTS, LanePublisher, open_lane
 from .processes import process_state
 from .segments import split_address
 
-__all__ = ["LeaderLane"]
+__all__ = ["LeaderLane", "NobodyLeads"]
 
 _Rows: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
@@ -51,6 +52,30 @@ class _Sent(NamedTuple):
     rows: _Rows
 
 
+class NobodyLeads(TimeoutError):
+    """No node led within the time allowed.
+
+    waiting_count: records that are remembered, and published once a node leads. taken_count: how many records of this call went
+    into a lane: they are published, or wait for it, or were given up with resend=False. refused_count: how many did not, the last
+    ones of the call; they are not remembered.
+    """
+
+    def __init__(self, why: str, waiting_count: int, taken_count: int = 0, refused_count: int = 0) -> None:
+        self.why, self.waiting_count = why, waiting_count
+        self.taken_count, self.refused_count = taken_count, refused_count
+        call = ""
+        if taken_count or refused_count:
+            call = f"; of this call's records {taken_count} are taken, the last {refused_count} are not: publish only those again"
+        super().__init__(f"{why}; {waiting_count} records wait to be published{call}")
+
+    def __reduce__(self) -> tuple[type[NobodyLeads], tuple[str, int, int, int]]:
+        return type(self), (self.why, self.waiting_count, self.taken_count, self.refused_count)
+
+
+def _count(what: _Record | _Rows) -> int:
+    return 1 if isinstance(what, _Record) else len(what)
+
+
 def _ring(lane: LanePublisher) -> RingPublisher:
     return lane._ring  # pyright: ignore[reportPrivateUsage]
 
@@ -70,7 +95,8 @@ class LeaderLane:
     schema, slots: as for `open_lane`. resend: publish again, on the next leader, what was not replicated by the last one. False: it
     is given up, and counted in `unconfirmed_count`.
 
-    Raises TimeoutError where nobody led in time, and what a LanePublisher raises for records that do not fit.
+    Raises NobodyLeads, a TimeoutError, where nobody led in time: publish again what it counts as refused, and that alone. Raises
+    what a LanePublisher does for records that do not fit.
     """
 
     def __init__(
@@ -92,6 +118,7 @@ class LeaderLane:
         self._waiting: deque[_Record | _Rows] = (
             deque()
         )  # what is to be sent again; behind that, what a call has brought
+        self._rest: _Record | _Rows | None = None  # the last of those: what of a call under way is in no lane
         self._lane: LanePublisher | None = None
         self._writer = (0, 0)  # the leader's process: pid and start
         self.move_count = 0  # times that it found another leader
@@ -142,20 +169,30 @@ class LeaderLane:
 
     @property
     def _pending(self) -> int:
-        waiting = sum(1 if isinstance(what, _Record) else len(what) for what in self._waiting)
-        return waiting + sum(len(sent.rows) for sent in self._sent)
+        return sum(map(_count, self._waiting)) + sum(len(sent.rows) for sent in self._sent)
 
     def _publish(self, what: _Record | _Rows) -> None:
         self._waiting.append(what)
+        self._rest = what
         try:
             while self._waiting:
                 self._put(self._leading_lane())
+        except NobodyLeads as error:
+            refused = self._refuse()
+            raise NobodyLeads(error.why, self._pending, _count(what) - refused, refused) from None
         except BaseException:
-            if self._waiting:
-                self._waiting.pop()  # the rest of this call, which its caller is told about
+            self._refuse()
             raise
         if len(self._sent) >= REMEMBERED_MIN and not len(self._sent) % REMEMBERED_MIN:
             self._forget_replicated()
+
+    def _refuse(self) -> int:
+        """Forget what of a call is in no lane. Returns how many records that are."""
+        rest, self._rest = self._rest, None
+        if rest is None:
+            return 0
+        self._waiting.pop()
+        return _count(rest)
 
     def _put(self, lane: LanePublisher) -> None:
         """Publish what waits first, as far as there is room; leave the lane if its node does not lead."""
@@ -189,12 +226,16 @@ class LeaderLane:
         if last <= before:
             return
         self._waiting.popleft()
+        rest = None
         if isinstance(what, _Record):
             rows = np.frombuffer(ring.last_payload(), lane.schema.payload_dtype)
         else:
-            rows, rest = what[: last - before], what[last - before :]
-            if len(rest):
+            rows = what[: last - before]
+            if last - before < len(what):
+                rest = what[last - before :]
                 self._waiting.appendleft(rest)
+        if what is self._rest:
+            self._rest = rest
         self._sent.append(_Sent(last, rows))
 
     def _forget_replicated(self) -> None:
@@ -220,9 +261,8 @@ class LeaderLane:
                     break
             else:
                 if time.monotonic() >= deadline:
-                    raise TimeoutError(
-                        f"nobody led {', '.join(self.addresses)} within {self._leader_timeout:g} s; "
-                        f"{self._pending} records wait to be published"
+                    raise NobodyLeads(
+                        f"nobody led {', '.join(self.addresses)} within {self._leader_timeout:g} s", self._pending
                     )
                 time.sleep(POLL_S)
         return self._lane

@@ -58,9 +58,11 @@ class Acknowledged(Subscriber):
     directory: where the group's state lies, if not in the bus's data_dir.
     follow, wait, reopen, open_timeout: as for RealTime.
 
-    At least once: a row is never missed, and may come twice, to two members even, if the first was late.
-    Where the topic ends before what the group was given (it lost what no disk held, or a backup was put back), the group is taken
-    back to that end, and the first `poll` that finds it so raises BusError.
+    At least once: no row that is kept is missed, but as said below; it may come twice, to two members even, if the first was late.
+    Where a member finds that the topic ends before what the group was given (it lost what no disk held, or a backup was put back),
+    the group is taken back to that end, and the first `poll` that finds it so raises BusError. Where none lived meanwhile, and the
+    topic has grown past what the group was given, nobody can find it so: the group goes on there, without the rows between.
+    On a replicated bus what was replicated is not lost: where that is followed, the group waits until this host has it.
     Raises PositionRefused, NotFound, AttachError, ValueError, StorageError.
     """
 
@@ -92,7 +94,6 @@ class Acknowledged(Subscriber):
         self._lease: Range | None = None
         self._look_at_ns = 0  # when to look again for what others leave
         self._crowded = False  # too much is open to be given something new
-        self._begin = start if isinstance(start, int) else 0  # which may be a sequence that is still to come
         self._untold = ""  # what the first `poll` is to raise
         self._floor = self._next = 0  # of the group, as this member saw it last
         self._taken_back_for = 0  # the ring, by its inode, for which the group is known to have been taken back
@@ -115,6 +116,7 @@ class Acknowledged(Subscriber):
                 self._log_id,
                 _first(self._reader, start),
                 lambda position: check_position(position, KIND_GROUP, ring, folder),
+                told=isinstance(start, int),
             )
             opened.callback(self._file.close)
             pid = os.getpid()
@@ -309,7 +311,7 @@ class Acknowledged(Subscriber):
         Members that find a newer ring one after the other do so once, but where it cannot be told: then some rows come twice.
         """
         given = group.next - 1
-        if group.next == self._begin:  # it was given nothing, and may wait for what is still to come
+        if group.waits_to_begin:
             return ""
         end, succession = None, self._reader.succession
         if succession is not None and succession.inode != self._taken_back_for:

@@ -29,12 +29,15 @@ T = TypeVar("T")
 class GroupFile:
     """A member's way to the state of its group, in the folder of the group's name.
 
-    begin: the first sequence to hand out, where the group is new. check: called with what was found there.
+    begin: the first sequence to hand out, where the group is new. told: it is that one, even if it is still to come, and not where
+    the topic stands. check: called with what was found there.
     """
 
-    def __init__(self, folder: Path, log_id: int, begin: int, check: Callable[[Position], None]) -> None:
+    def __init__(
+        self, folder: Path, log_id: int, begin: int, check: Callable[[Position], None], *, told: bool = False
+    ) -> None:
         self.folder = folder
-        self._log_id, self._begin, self._check_found = log_id, begin, check
+        self._log_id, self._begin, self._told, self._check_found = log_id, begin, told, check
         self._live = shared_by_group(folder, LIVE)
         self._failure: Exception | None = None
         self._changed, self._stopping = threading.Event(), threading.Event()
@@ -85,7 +88,7 @@ class GroupFile:
         if position is None or position.boot != boot_id():
             payload = shared_by_group(self.folder, KEPT).read()
             if payload is None:
-                return Group(self._begin)
+                return Group(self._begin, begin=self._begin if self._told else 0)
             position = Position.decode(payload, self.folder / KEPT)
         self._check_found(position)
         try:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..bus import Attached, AttachError, Batch, NotFound, attach
 from ..bus._read import RingCursor
 from ..storage import PastReader
-from .reader import FINISHED, Follow, TopicReader, Wait, began_at
+from .reader import FINISHED, Follow, TopicReader, Wait, began_at, followed
 
 __all__ = ["LeaseReader"]
 
@@ -57,6 +57,7 @@ class LeaseReader(TopicReader):
             batch_rows=batch_rows,
             reopen=reopen,
         )
+        self._follows_replicated = followed(ring, follow) == "replicated"
         self.moved: Succession | None = None  # what made it move to another ring; whoever has seen to that sets it back
         self._newer: Attached | None = None
         self._open_at(ring.watermarks().published)
@@ -102,9 +103,10 @@ class LeaseReader(TopicReader):
         """Where the topic ended when the ring that is read was made, if it has not come to `given` since; else None.
 
         given: what others have read up to, known before this is asked. They may have found a newer ring: an old one tells nothing.
+        Nor does one of a replicated bus of which only what is replicated is read: that is not lost, this host is behind.
         """
         cursor, ring = self._cursor, self._ring
-        if cursor is None or ring is None:
+        if cursor is None or ring is None or (ring.header["replicates"] and self._follows_replicated):
             return None
         published = cursor.published
         if given <= published or cursor.status & FINISHED or not ring.is_current():  # in this order

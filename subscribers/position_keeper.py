@@ -103,9 +103,16 @@ class PositionKeeper(KeptPosition):
             self.check()
 
     def take_back(self, position: int) -> None:
-        """The records behind `position` are no more: what came of them is not stored, unless it is already."""
-        if self._offered.sequence > position:
-            self._withdrawn = self._offered.number
+        """The records behind `position` are no more: what came of them is not stored, unless it is already.
+
+        An older offer that waits to become safe, and goes no further than that, is as good as ever: it is made anew.
+        """
+        offered, held, withdrawn = self._offered, self._held, self._withdrawn
+        if offered.sequence > position:
+            self._withdrawn = offered.number
+            if held is not None and held.number > withdrawn and held.sequence <= position:
+                self._offered = held._replace(number=offered.number + 1)
+                self.move_to(held.sequence, anew=True)
         if self.done > position:
             self.move_to(position)
 

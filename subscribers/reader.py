@@ -382,17 +382,17 @@ class TopicReader(Subscriber):
                 raise BusError(f"{self.address}: the new writer publishes another schema: {difference}; subscribe anew")
             newest = ring.watermarks().published
             began = began_at(ring, newest)
-            restarted = newest < position or not _goes_on(old, ring, cursor.status)
+            # What it stands behind may be still to come: nothing was lost for it. A group's may have come, in the new ring.
+            waits = position > cursor.published
+            restarted = (newest < position and not waits) or not _goes_on(old, ring, cursor.status)
             same_log = ring.header["log_id"] == old.header["log_id"] != 0
-            # A group's member may have been sent further than it has read, by one in the new ring.
-            read_here = min(position, cursor.published)
             if self._log is not None:
                 self._log.forget()  # the rows behind the end of the old ring may be others now
-            if same_log and (began < read_here or restarted):
-                self._enter(ring, began if began < read_here else newest)
+            if same_log and began < position and not waits:
+                self._enter(ring, began)
                 cursor.release()
                 raise BusError(
-                    f"{self.address}: this reader had read up to {read_here}, but the topic was opened again and ended at {began}: "
+                    f"{self.address}: this reader had read up to {position}, but the topic was opened again and ended at {began}: "
                     "the records between were published and never logged, or never replicated. Reading goes on behind what is there"
                 )
             self.reopen_count += 1

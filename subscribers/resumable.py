@@ -22,7 +22,7 @@ from ..storage import HistoryGone, Schema
 from ..storage.decodable import decodable
 from .historical import Historical
 from .position_keeper import Checkpoint, PositionKeeper
-from .reader import Follow, Start, TopicReader, Wait, wait_for_topic
+from .reader import Follow, Start, TopicReader, Wait, followed, wait_for_topic
 from .real_time import RealTime
 from .stored import check_position, folder_of
 from .subscriber import Stats, Subscriber
@@ -93,7 +93,7 @@ class Resumable(Subscriber, Generic[T]):
             self._folder = folder_of(ring, name, directory)
             self._lock = NameLock(self._folder, name)
             opened.callback(self._lock.close)
-            position = self._load(ring)
+            position = self._load(ring, follow)
             stored = Checkpoint.of(position) if position is not None else None
             settings: dict[str, Any] = {
                 "follow": follow,
@@ -119,14 +119,18 @@ class Resumable(Subscriber, Generic[T]):
             self._keeper.start()
             opened.pop_all()
 
-    def _load(self, ring: Attached) -> Position | None:
-        """What is stored, if it fits the topic. A position beyond its end is taken back to that, with gap="skip"."""
+    def _load(self, ring: Attached, follow: Follow | None) -> Position | None:
+        """What is stored, if it fits the topic. A position beyond its end is taken back to that, with gap="skip".
+
+        Not where only what is replicated is read: that is not lost, this host is behind, and the rows come.
+        """
         position = read_position(self._folder)
         if position is None:
             return None
         check_position(position, KIND_RESUMABLE, ring, self._folder)
         published = ring.watermarks().published
-        if position.sequence > published:
+        waits = ring.header["replicates"] and followed(ring, follow) == "replicated"
+        if position.sequence > published and not waits:
             if self._gap != "skip":
                 raise PositionRefused(
                     f"{self._folder}: the stored position is {position.sequence}, but {self.address} ends at {published}: a copy, "

@@ -20,6 +20,7 @@ from ..bus.cluster.lag import Lag
 from ..bus.cluster.local_replica import LocalReplica
 from ..bus.cluster.node import Node
 from ..bus.cluster.peers import Peers, ask_all
+from ..bus.cluster.seeding import check_seeded
 from ..bus.cluster.server_checks import ServerWatch
 from ..bus.cluster.snapshot_sender import SnapshotSender
 from ..bus.cluster.status import status_of
@@ -116,6 +117,7 @@ class _Run:
         settings: dict[str, Any] = dict(bus.settings) | {"progress": recovery_told(bus.name, self._notifier)}
         started = time.monotonic()
         data_dir: Any = settings.pop("data_dir")
+        check_seeded(Path(data_dir))
         acknowledge = self._plan.acknowledge
         replica = LocalReplica(
             bus.name,
@@ -178,7 +180,16 @@ class _Run:
                 stream.connection,
                 plan.name,
                 plan.node,
-                lambda: status_of(node, replica, stream, lag, plan.acknowledge, bootstrap.receiving),
+                lambda: status_of(
+                    node,
+                    replica,
+                    stream,
+                    lag,
+                    plan.acknowledge,
+                    bootstrap.receiving,
+                    (servers.words, bootstrap.words),
+                    trimming.missed,
+                ),
                 node.switchover,
             )
             await peers.open()

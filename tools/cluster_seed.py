@@ -10,7 +10,7 @@ from ..bus import BusError
 from ..bus.cluster.jetstream import JetStream
 from ..bus.cluster.local_replica import LocalReplica
 from ..bus.cluster.replica import Position
-from ..bus.cluster.seeding import log_id_of, seed
+from ..bus.cluster.seeding import log_id_of, seed, seeding
 from .cluster_loading import load_cluster
 from .cluster_table import ClusterPlan
 from .configuration import BusPlan
@@ -35,13 +35,14 @@ async def _seed(bus: BusPlan, plan: ClusterPlan) -> Position:
     async with LocalReplica(
         bus.name, bus.schemas, data_dir, log_id, settings, acknowledge=plan.acknowledge, told=note
     ) as replica:
-        stream = await JetStream.open(plan.access, plan.stream, log_id=log_id)
-        try:
-            if stream.log_id != log_id:
-                raise BusError(
-                    f"the stream {plan.stream.name} is there, of another log: to begin anew with what is here, empty the servers' "
-                    "stores first"
-                )
-            return await seed(plan.node, replica, stream)
-        finally:
-            await stream.close()
+        with seeding(replica):
+            stream = await JetStream.open(plan.access, plan.stream, log_id=log_id)
+            try:
+                if stream.log_id != log_id:
+                    raise BusError(
+                        f"the stream {plan.stream.name} is there, of another log: to begin anew with what is here, empty the "
+                        "servers' stores first"
+                    )
+                return await seed(plan.node, replica, stream)
+            finally:
+                await stream.close()

@@ -20,7 +20,7 @@ from .cluster_loading import load_cluster
 from .cluster_table import ClusterPlan
 from .printing import count, memory, moment, new_table, note, pairs, plain, print_json, stdout
 
-__all__ = ["run_status", "run_switchover"]
+__all__ = ["report_of", "run_status", "run_switchover"]
 
 CONNECT_S = 5.0
 FAR_MS = 5000.0
@@ -94,12 +94,17 @@ async def _connected(plan: ClusterPlan, work: Callable[[Connection], Awaitable[R
 
 async def _look(connection: Connection, plan: ClusterPlan) -> Report:
     stream, statuses = await asyncio.gather(_stream(connection, plan), ask_all(connection, plan.name))
+    return report_of(plan.name, plan.acknowledge, statuses, stream)
+
+
+def report_of(cluster: str, acknowledge: str, statuses: list[NodeStatus], stream: StreamStatus | None) -> Report:
+    """What the nodes say, and the servers, put together. acknowledge: as configured, where nobody leads."""
     leader = max((status for status in statuses if status.leads), key=lambda status: status.epoch, default=None)
     report = Report(
-        cluster=plan.name,
+        cluster=cluster,
         leader="" if leader is None else leader.node,
         epoch=max((status.epoch for status in statuses), default=0),
-        acknowledge=plan.acknowledge if leader is None else leader.acknowledge,
+        acknowledge=acknowledge if leader is None else leader.acknowledge,
         nodes=[_report(status, leader) for status in statuses],
         stream=stream,
         claims=_claims(statuses),
@@ -167,8 +172,11 @@ def _faults(report: Report, statuses: list[NodeStatus]) -> list[str]:
         for n in report.nodes
         if n.lag_ms is not None and n.lag_ms > FAR_MS
     ]
-    known = {claim.node for claim in report.claims}
-    faults += [f"node {node} led before, and does not answer" for node in sorted(known - {s.node for s in statuses})]
+    there = {status.node for status in statuses}
+    faults += [f"node {status.node}: {words}" for status in statuses for words in status.faults]
+    missed = {node for status in statuses for node in status.missed}
+    known = {claim.node for claim in report.claims} | missed
+    faults += [f"node {node} does not answer" for node in sorted(known - there)]
     return faults
 
 

@@ -46,6 +46,7 @@ OPEN_S = 30.0  # for the sender to find all files of a large store
 PART_S = 2.0
 PATIENCE_S = 4.0  # with a piece that does not come; the sender keeps the snapshot longer
 PAUSE_S = 1.0
+PAUSE_S_MAX = 5.0  # where the same keeps it from getting on
 ASK_S = 0.5
 SYNCS_MAX = 4  # files that are being synced while the next is written
 LIST_BYTES_MAX = 64 << 20
@@ -72,10 +73,11 @@ class Bootstrap:
         self._connection, self._cluster, self._node = connection, cluster, node
         self._stream, self._replica, self._told = stream, replica, told
         self.receiving = 0
+        self.words = ""  # why it does not get on
 
     async def run(self, trimmed: Trimmed) -> None:
         """Replace this node's data by a peer's from which the stream can be followed. Tries until that is done."""
-        first, said = trimmed.oldest, ""
+        first, pause_s = trimmed.oldest, PAUSE_S
         while True:
             words = f"no node is there that has what the stream held before {first}"
             for peer in await self._peers(first):
@@ -83,6 +85,7 @@ class Bootstrap:
                     position, received = await self._receive(peer, first)
                     await self._replica.replace(position, received)
                     self._told(f"the snapshot of {peer} is in place; the stream goes on with {position.stream + 1}")
+                    self.words = ""
                     return
                 except (BusError, StorageError, OSError) as error:
                     if not self._replica.is_open:
@@ -92,10 +95,11 @@ class Bootstrap:
                     self.receiving = 0
                     if self._replica.is_open:
                         await _in_thread(discard_snapshot, self._replica.data_dir)
-            if words != said:
-                said = words
+            pause_s = PAUSE_S if words != self.words else min(2 * pause_s, PAUSE_S_MAX)
+            if words != self.words:
+                self.words = words
                 self._told(words)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s)
             with contextlib.suppress(NoAnswer):
                 first = (await self._stream.state()).first
 

@@ -306,6 +306,6 @@ def _log_id(info: StreamInfo, settings: StreamSettings) -> int:
         if (there := getattr(found, name)) != value:
             raise StreamDiffers(
                 f"the stream {settings.name} has {name} = {there}, and {value} is wanted: "
-                "change the configuration, or the stream with `nats stream edit`"
+                "it stays as it was made: change the configuration"
             )
     return int(metadata["ringmain.log_id"])

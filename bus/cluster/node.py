@@ -107,7 +107,7 @@ class Node:
     async def switchover(self, target: str = "") -> None:
         """Hand the lead over to another node, or to the first that claims it, and return once it was claimed.
 
-        Raises BusError where this node does not lead, or where nobody has taken over in time; ValueError for a name that no other
+        Raises BusError where this node does not lead, rows wait, or nobody takes over in time; ValueError for a name that no other
         node can have.
         """
         if self._leading is None:
@@ -116,6 +116,9 @@ class Node:
             raise ValueError(f"{target!r} is no node's name")
         if target == self.name:
             raise ValueError(f"{target} leads already")
+        if not self._fit() or self.stream_full:
+            why = "the servers are not fit to keep them" if not self._fit() else "the stream is full"
+            raise BusError(f"{self.name} has rows that are in no stream yet, and {why}: nothing can be handed over now")
         epoch = self.place.epoch
         self._leading.hand_over(target)
         deadline = asyncio.get_running_loop().time() + self.timing.drain + 2 * self.timing.quiet

@@ -67,6 +67,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     stored: up to this message of the stream all is on its disk. receiving: the same of a snapshot that it is receiving; 0: none.
     lag_ms: how long it took lately until what was in the stream was here; None: not known, since the stream does not answer.
+    faults: what else is wrong as this node sees it, in words. missed: nodes that it heard of before, and not now.
     """
 
     node: str
@@ -85,6 +86,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     stream: StreamStatus | None = None
     topics: dict[str, TopicStatus] = {}
     claims: list[ClaimStatus] = []
+    faults: list[str] = []
+    missed: list[str] = []
 
 
 class _Switchover(msgspec.Struct, frozen=True):

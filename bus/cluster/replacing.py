@@ -79,6 +79,8 @@ def finish_replacing(data_dir: Path) -> None:
             sync_directory(place)
         if (old / LOST_AND_FOUND).is_dir():
             rename_file(old / LOST_AND_FOUND, new / LOST_AND_FOUND)
+            sync_directory(new)
+            sync_directory(old)
         rename_file(new, own)
         sync_directory(data_dir)
         sync_directory(place)

@@ -2,7 +2,8 @@
 the stream goes on with another.
 
 The stream's first message is the node's claim, which says where each topic goes on. It is trimmed at once: so every other node
-receives a snapshot before it follows.
+receives a snapshot before it follows. Until all of that is done, a file in the data directory keeps the node from being started: it
+would follow a stream that has nothing of what it has.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import TypeVar
 
+from ...storage.files import sync_directory
 from ...storage.log_files import list_files, open_file, read_header, starting_topics
 from ..errors import BusError, NotFound
 from .local_replica import LocalReplica
@@ -21,12 +23,22 @@ from .messages import Kind, Message, decode, encode
 from .replica import Position
 from .stream import NoAnswer, Refused, Stream
 
-__all__ = ["log_id_of", "seed"]
+__all__ = ["check_seeded", "log_id_of", "seed", "seeding"]
 
 PATIENCE_S = 30.0
 PAUSE_S = 0.2
 
 Answer = TypeVar("Answer")
+
+
+class StreamBegun(BusError):
+    """The stream has messages already that are not of this seeding."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(
+            f"the stream has {last} messages already, without what is here. If this node is one of the cluster's, start it. If "
+            "others were started too early, stop them, empty their data directories and the servers' stores, and try again"
+        )
 
 
 def log_id_of(data_dir: Path) -> int:
@@ -38,6 +50,35 @@ def log_id_of(data_dir: Path) -> int:
         )
     number, path = files[-1]
     return read_header(path, number).log_id
+
+
+def _mark(data_dir: Path) -> Path:
+    return data_dir / "cluster" / "seeding"
+
+
+@contextlib.contextmanager
+def seeding(replica: LocalReplica) -> Generator[None]:
+    """Around all from the making of the stream to the end of `seed`. Broken off, it leaves its mark."""
+    mark = _mark(replica.data_dir)
+    mark.touch()
+    sync_directory(mark.parent)
+    try:
+        yield
+    except StreamBegun:
+        if not replica.position.stream:
+            raise
+        mark.unlink()  # it is one of the cluster's, and may go on
+        raise
+    mark.unlink()
+    sync_directory(mark.parent)
+
+
+def check_seeded(data_dir: Path) -> None:
+    """Raise BusError where a seeding was begun and not finished."""
+    if _mark(data_dir).exists():
+        raise BusError(
+            f"{data_dir}: `ringmain cluster seed` has not come to its end, and this node's rows would be set aside: run it again"
+        )
 
 
 async def seed(node: str, replica: LocalReplica, stream: Stream) -> Position:
@@ -71,10 +112,7 @@ async def _begin(stream: Stream, claim: Message) -> Message:
             and (there.kind, there.node, there.runs) == (claim.kind, claim.node, claim.runs)
         ):
             return there
-        raise BusError(
-            f"the stream has {last} messages already: start the node; to begin anew with what is here, empty the servers' "
-            "stores first"
-        ) from None
+        raise StreamBegun(last) from None
 
 
 def _former_ends(replica: LocalReplica) -> dict[str, int]:

@@ -89,6 +89,11 @@ class ServerWatch:
     def fit(self) -> bool:
         return not self._faults
 
+    @property
+    def words(self) -> str:
+        """What comes of their faults; "" if they have none."""
+        return f"nothing is replicated: {self._faults}" if self._faults else ""
+
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s if self.fit else self._interval_s / 10)
@@ -100,7 +105,7 @@ class ServerWatch:
         faults = _all_faults(answers, self._synced)
         if answers and faults != self._faults:  # silence says nothing
             self._faults = faults
-            self._told(f"nothing is replicated: {faults}" if faults else "the servers are fit again")
+            self._told(self.words or "the servers are fit again")
 
 
 async def _settings(connection: Connection, names: Sequence[str]) -> dict[str, _Settings]:

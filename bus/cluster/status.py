@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from typing import Literal
 
 from .. import _segment
@@ -23,6 +24,8 @@ def status_of(
     lag: Lag,
     acknowledge: Literal["sync", "async"],
     receiving: int,
+    faults: Iterable[str] = (),
+    missed: Iterable[str] = (),
 ) -> NodeStatus:
     """Cheap: it only looks. A replica that is just being opened again has no topics."""
     state = lag.state
@@ -43,6 +46,8 @@ def status_of(
         stream=None if state is None else StreamStatus(*state),
         topics=_topics(replica),
         claims=[ClaimStatus(*claim) for claim in node.claims],
+        faults=[words for words in faults if words],
+        missed=list(missed),
     )
 
 

@@ -5,7 +5,8 @@
 3. Some of it stays for nodes that are away for a short time only.
 
 Every node watches how large the stream's parts are, since any may lead next; the one that leads trims. Where nobody does, or
-a claim finds no room, any node trims: what may go is the same, whoever sees to it.
+a claim finds no room, any node trims: what may go is the same, whoever sees to it. Since it asks all nodes, it also knows which of
+them were there and are not any more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .stream import NoAnswer, Stream, StreamState
 __all__ = ["Sizes", "Trimming", "trim_to"]
 
 INTERVAL_S = 2.0
+MISSED_S = 5.0  # so long a node must not have answered; one answer may be lost
 STEP_BYTES = 64 << 20  # servers append nothing while they trim, which takes them a second a gigabyte
 POINTS_PER_KEEP = 64
 
@@ -98,7 +100,14 @@ class Trimming:
         self._several, self._told, self._interval_s = several, told, interval_s
         self._sizes = Sizes(keep_bytes // POINTS_PER_KEEP)
         self._known: set[str] = set()
+        self._heard: dict[str, float] = {}  # when, on the loop's clock, each node was heard from last
+        self._asked = 0.0
         self._complained = False
+
+    @property
+    def missed(self) -> list[str]:
+        """Nodes that were there since this one trims, and have not answered for a while."""
+        return sorted(node for node, at in self._heard.items() if self._asked - at > MISSED_S)
 
     async def run(self) -> None:
         while True:
@@ -111,11 +120,16 @@ class Trimming:
         """Trim, if it is time to. Whether more is to go at once."""
         state = await self._stream.state()
         self._sizes.look(state)
-        if not self._trims() or state.stored_bytes <= self._keep_bytes:
+        if not self._trims():
+            self._heard.clear()
             return False
         statuses = await self._statuses()
+        self._asked = asyncio.get_running_loop().time()
         for status in statuses:
+            self._heard[status.node] = self._asked
             self._known |= {status.node, *(claim.node for claim in status.claims)}
+        if state.stored_bytes <= self._keep_bytes:
+            return False
         nodes_min = max(2 if self._several else 1, len(self._known) // 2 + 1)
         keep_from = self._sizes.before_last(self._keep_bytes)
         below = trim_to(state, keep_from, self._keep_bytes, statuses, nodes_min)

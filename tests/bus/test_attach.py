@@ -17,9 +17,10 @@ from ringmain.bus import AttachError, NotFound, RingFull, Writer, _segment, atta
 from ringmain.bus.observing import Observer, schema_facts
 from ringmain.bus.segments import Segment, open_control
 from ringmain.storage import QUOTES, Schema
+from ringmain.storage.log_files import list_files
 from ringmain.subscribers import Historical, RealTime
 from support.children import TIMEOUT_S, Child, Children, read_now
-from support.logs import PAIRS, make_rows, wait_until
+from support.logs import FILE_BYTES, PAIRS, make_rows, wait_until
 
 SHM = Path("/dev/shm")
 NOBODY = 65534
@@ -343,11 +344,15 @@ def test_only_the_user_may_open_the_segments_unless_the_group_is_let_in(bus_name
 
 
 @pytest.mark.process
-def test_a_new_writer_decides_anew_who_may_attach(bus_name, children):
-    for group_readable, expected in ((True, ["0o640", "0o660"]), (False, ["0o600", "0o600"])):
+def test_a_new_writer_decides_anew_who_may_attach_and_read_the_log(bus_name, tmp_path, children):
+    given = {"bus": bus_name, "data_dir": str(tmp_path), "file_bytes": FILE_BYTES}
+    for files, (group_readable, expected) in enumerate(((True, ["0o640", "0o660"]), (False, ["0o600", "0o600"])), 1):
         child = children.start()
-        child.run("writer = Writer(bus, [PAIRS], group_readable=group)", bus=bus_name, group=group_readable)
+        opening = "writer = Writer(bus, [PAIRS], data_dir=data_dir, log_file_bytes=file_bytes, group_readable=group)"
+        child.run(opening, **given, group=group_readable)
         assert modes(bus_name)[1:] == expected
+        logged = [oct(stat.S_IMODE(path.stat().st_mode)) for _, path in list_files(tmp_path / "log")]
+        assert logged == files * expected[:1]  # those of the writer before, too
         child.kill()
 
 

@@ -211,6 +211,23 @@ def test_nothing_new_is_handed_out_while_too_much_is_open():
     assert fresh.first == 10 * RANGES_MAX + 1
 
 
+def test_a_group_waits_to_begin_until_it_is_given_something_or_taken_back():
+    group = Group(25, begin=25)
+    assert group.waits_to_begin
+    assert group.take(group.join(1, 1), 25, 10, 0, 100) is not None
+    assert not group.waits_to_begin
+    group.cut(10)
+    assert group.take(1, 24, 20, 0, 100) is not None
+    assert group.next == 25
+    assert not group.waits_to_begin  # though it stands there again
+
+
+def test_a_state_of_before_it_was_kept_with_what_a_group_began_is_read():
+    group = msgspec.msgpack.decode(msgspec.msgpack.encode([25, [[20, 22, 1, 100, 1]], [[1, 4711, 7]], 3]), type=Group)
+    assert (group.next, group.floor, group.number_last, group.begin) == (25, 19, 3, 0)
+    assert not group.waits_to_begin
+
+
 def test_only_the_rows_given_back_now_are_counted_though_their_range_grows_by_those_before():
     group = Group(1)
     member = group.join(1, 1)

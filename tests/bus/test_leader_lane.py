@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ringmain.bus import AttachError, LeaderLane, NotFound, NotLeader, Writer, _segment, attach
+from ringmain.bus.leader_lane import NobodyLeads
 from ringmain.bus.segments import Segment, lane_name, list_lanes
 from ringmain.storage import Schema
 from ringmain.storage.log_tail import cut_tail
@@ -310,6 +312,88 @@ def test_where_nobody_leads_it_says_so_after_a_while(nodes):
         wait_until(lambda: published(a) == 1, TIMEOUT_S)
         with pytest.raises(TimeoutError, match=r"1 records were not replicated within 0\.01 s"):
             lane.wait(0.01)
+
+
+def test_a_record_that_nobody_took_in_time_does_not_wait_and_its_publisher_is_told(nodes):
+    a, _ = nodes
+    a.replicating.lead()
+    with LeaderLane(address(a), leader_timeout=0.05) as lane:
+        lane.publish(0)
+        lane.publish(1)
+        wait_until(lambda: published(a) == 2, TIMEOUT_S)
+        a.replicating.follow("elsewhere")
+        with pytest.raises(NobodyLeads, match=r"; 2 records wait .* 0 are taken, the last 1 are not") as told:
+            lane.publish(2)
+        assert (told.value.waiting_count, told.value.taken_count, told.value.refused_count) == (2, 0, 1)
+        copied = pickle.loads(pickle.dumps(told.value))
+        assert (str(copied), copied.refused_count) == (str(told.value), 1)
+        with pytest.raises(NobodyLeads, match=r"; 2 records wait to be published$"):
+            lane.wait(TIMEOUT_S)
+        a.replicating.lead()
+        lane.publish(3)
+        replicate(a, 5)
+        lane.wait(TIMEOUT_S)
+        assert values(a) == [0, 1, 0, 1, 3]
+
+
+@pytest.mark.parametrize("resend", [True, False])
+def test_of_a_batch_that_nobody_takes_to_its_end_its_publisher_is_told_where_to_go_on(nodes, resend):
+    a, b = nodes
+    a.replicating.lead()
+    with LeaderLane([address(a), address(b)], leader_timeout=0.05, slots=64, resend=resend) as lane:
+        lane.publish(0)
+        replicate(a, 1)
+        lane.wait(TIMEOUT_S)
+        a.replicating.hold(True)
+        wait_until(lambda: a.replicating.holds, TIMEOUT_S)
+        rows = rows_of(range(200))
+        told: list[NobodyLeads] = []
+
+        def publish() -> None:
+            with pytest.raises(NobodyLeads) as raised:
+                lane.publish_batch(rows)
+            told.append(raised.value)
+
+        publishing = threading.Thread(target=publish)
+        publishing.start()
+        wait_until(lambda: len(lane._sent) > 0, TIMEOUT_S)  # it was told that the lane is full: what is in there counts
+        a.replicating.follow("b")
+        publishing.join(TIMEOUT_S)
+        assert (told[0].taken_count, told[0].refused_count) == (64, 136)
+        assert (told[0].waiting_count, lane.unconfirmed_count) == ((64, 0) if resend else (0, 64))
+        b.replicating.lead()
+        lane.publish_batch(rows[told[0].taken_count :])
+        first = 0 if resend else 64
+        replicate(b, 200 - first)
+        lane.wait(TIMEOUT_S)
+        assert values(b) == list(range(first, 200))
+
+
+def test_a_record_that_went_in_before_its_call_failed_is_not_dropped(nodes, monkeypatch):
+    a, b = nodes
+    a.replicating.lead()
+    with LeaderLane([address(a), address(b)], leader_timeout=0.05) as lane:
+        lane.publish(0)
+        replicate(a, 1)
+        lane.wait(TIMEOUT_S)
+        assert lane._lane is not None
+        into_lane = lane._lane.publish
+
+        def publish_and_lose_the_lead(value: int) -> None:
+            into_lane(value)
+            a.replicating.follow("b")
+            raise NotLeader(a.bus, "b")
+
+        monkeypatch.setattr(lane._lane, "publish", publish_and_lose_the_lead)
+        with pytest.raises(NobodyLeads, match="1 are taken, the last 0") as told:
+            lane.publish(7)
+        assert (told.value.waiting_count, told.value.taken_count, told.value.refused_count) == (1, 1, 0)
+        b.replicating.lead()
+        replicating = threading.Thread(target=replicate, args=(b, 1))
+        replicating.start()
+        lane.wait(TIMEOUT_S)
+        replicating.join()
+        assert values(b) == [7]
 
 
 def test_bad_addresses_and_another_schema_are_refused(nodes):

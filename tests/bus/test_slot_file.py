@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ringmain.bus.cluster.local_replica import _PositionFile
+from ringmain.bus.group_state import Group
+from ringmain.bus.positions import KEPT, Position, shared_by_group
 from ringmain.bus.shared_slot_file import SharedSlotFile
 from ringmain.bus.slot_file import SlotFile, SlotsDamaged
 from ringmain.storage import FormatMismatch, _log
@@ -22,32 +26,55 @@ from support.preload import build_preload
 SEED = int(os.environ.get("RINGMAIN_SEED", "20240601"))
 IMAGES = 20 if os.environ.get("RINGMAIN_NIGHTLY") else 3  # of each place to cut
 
-# On the recording disk: values whose every byte says which one it is, small ones and such that need more room.
+# On the recording disk, by whoever keeps values in slot files: every byte of a value says which one it is, small ones and such that
+# need more room.
 RECORDED = """if True:
     import ctypes, sys
     from pathlib import Path
     from ringmain.bus.shared_slot_file import SharedSlotFile
     from ringmain.bus.slot_file import SlotFile
     note, path = ctypes.CDLL(None).recording_note, Path(sys.argv[2])
-    sizes = [16, 700, 1, 5000, 30, 1900, 9000, 100, 40000, 8]
     if sys.argv[1] == "alone":
         file = None
-        for number, size in enumerate(sizes, start=1):
-            value = bytes([number]) * size
-            note(b"trying %d" % number)
+        def store(number, value):
+            global file
             if file is not None and file.has_room(value):
                 file.write(value, sync=True)
             else:
                 file = SlotFile.replace(path, value)
-            note(b"durable %d" % number)
-    else:
+    elif sys.argv[1] == "shared":
         file = SharedSlotFile(path.parent, path.name, sync=True, patience_s=30)
-        for number, size in enumerate(sizes, start=1):
-            note(b"trying %d" % number)
+        def store(number, value):
             if number in (4, 8):  # somebody takes over
                 SlotFile.open_new(Path(f"{path}.{file._number + 1}")).close()
-            file.change(lambda before: bytes([number]) * size)
-            note(b"durable %d" % number)
+            file.change(lambda before: value)
+    elif sys.argv[1] == "subscriber":
+        from ringmain.subscribers.position_keeper import Checkpoint, PositionKeeper
+        class Reader:
+            position, safe_position, data_segment = 0, 100, None
+            def acknowledge(self, sequence): pass
+        keeper = PositionKeeper(path, 7, None, Reader(), whole=True, every=0.001, every_rows=None)
+        keeper.start()
+        def store(number, value):
+            keeper.offer(Checkpoint(number, value))
+            keeper.sync(30)
+    elif sys.argv[1] == "group":
+        from ringmain.bus.group_state import Member
+        from ringmain.subscribers.group_file import GroupFile
+        def store(number, value):
+            file = GroupFile(path.parent, 7, 1, lambda position: None)
+            file.change(lambda group: setattr(group, "members", [Member(byte, 1, 1) for byte in value]))
+            file.close()
+    else:
+        from ringmain.bus.cluster.local_replica import _PositionFile
+        from ringmain.bus.cluster.replica import Position
+        file = _PositionFile(path)
+        def store(number, value):
+            file.store(Position(number, ends={chr(number) * len(value): number}))
+    for number, size in enumerate([16, 700, 1, 5000, 30, 1900, 9000, 100, 40000, 8], start=1):
+        note(b"trying %d" % number)
+        store(number, bytes([number]) * size)
+        note(b"durable %d" % number)
 """
 
 
@@ -120,7 +147,7 @@ def test_another_version_is_refused_and_named(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", ["alone", "shared"])
+@pytest.mark.parametrize("kind", ["alone", "shared", "subscriber", "group", "node"])
 def test_a_power_cut_at_any_instant_leaves_the_newest_durable_value_or_the_one_being_written(tmp_path, kind):
     root, journal = tmp_path / "root", tmp_path / "journal"
     (root / "folder").mkdir(parents=True)
@@ -159,8 +186,29 @@ def test_a_power_cut_at_any_instant_leaves_the_newest_durable_value_or_the_one_b
 
 
 def read_value(kind: str, folder: Path) -> bytes | None:
-    if kind == "alone":
-        return read(folder / "value") if (folder / "value").exists() else None
+    path = folder / "value"
+    if kind == "shared":
+        return read_shared(folder)
+    if kind == "group":
+        kept = shared_by_group(folder, KEPT).read()  # which counts once the machine was started anew
+        group = msgspec.msgpack.decode(Position.decode(kept, folder).body, type=Group) if kept is not None else Group(1)
+        return bytes(member.number for member in group.members)
+    if not path.exists():
+        return None
+    if kind == "node":
+        file = _PositionFile(path)
+        file.load()
+        file.close()
+        return "".join(file.position.ends).encode()
+    value = read(path)
+    if kind == "alone" or value is None:
+        return value
+    position = Position.decode(value, path)
+    assert position.body[1:2] == bytes([position.sequence] if position.sequence else b"")  # both, or neither
+    return position.body[1:]
+
+
+def read_shared(folder: Path) -> bytes | None:
     file = SharedSlotFile(folder, "value", sync=True, patience_s=30)
     before: list[bytes | None] = []
     seen = file.read()

@@ -18,7 +18,7 @@ from ringmain.bus import BusError, LanePublisher, open_lane
 from ringmain.bus.cluster import snapshot_sender
 from ringmain.bus.cluster.messages import Kind, Message, Run, encode
 from ringmain.bus.cluster.node import Node
-from ringmain.bus.cluster.peers import NodeStatus, ask_all
+from ringmain.bus.cluster.peers import ClaimStatus, NodeStatus, ask_all
 from ringmain.bus.cluster.snapshot_sender import PartAsked, SnapshotRefused, decode_part
 from ringmain.bus.cluster.stream import NoAnswer, StreamState
 from ringmain.bus.cluster.trimming import Sizes, Trimming, trim_to
@@ -426,6 +426,72 @@ def test_the_stream_is_trimmed_only_behind_what_enough_nodes_have_stored():
     assert trim(999, a, b, a_status("d", 0, receiving=700)) == 701  # and will follow from there
     assert trim(999, a, a_status("d", 0, receiving=700)) == 101  # has it not yet
     assert trim(2000, a_status("a", 1500), a_status("b", 1500)) == 1001
+
+
+def test_a_majority_of_all_nodes_ever_heard_of_must_have_stored_what_is_trimmed():
+    """Those that do not answer now count as well: one of them may be the only one that comes back."""
+
+    async def first_after(rounds: tuple[str, ...], claimed: str, several: bool) -> int:
+        """Where a stream begins after looks at which these nodes answered. They have stored up to 90, 89, … of 100 messages."""
+        stream, answers = ModelStream(), iter(rounds)
+        for number in range(1, 101):
+            stream.append(encode(Message(Kind.BEAT, "a", 1, number, 7)), number - 1, f"{number}")
+        stream.bytes_max = 100 * stream.stored_bytes
+
+        async def statuses() -> list[NodeStatus]:
+            claims = [ClaimStatus(epoch, name, 0) for epoch, name in enumerate(claimed, 1)]
+            found = [a_status(name, 90 - at) for at, name in enumerate(next(answers))]
+            return [msgspec.structs.replace(status, claims=claims) for status in found]
+
+        wire = Wire(stream, Network(), random.Random(1))
+        trimming = Trimming(wire, 1, lambda: True, statuses, several=several)
+        for _ in rounds:
+            stream.first = 1
+            await trimming._look()
+        return stream.first
+
+    def trimmed_to(*rounds: str, claimed: str = "", several: bool = True) -> int:
+        return run_virtually(first_after(rounds, claimed, several))
+
+    assert trimmed_to("abcde", "ab") == 1  # two of five
+    assert trimmed_to("abcd", "ab") == 1  # half of them are no majority
+    assert trimmed_to("abc", "ab") == 90  # two of three, the slower of which has stored 89
+    assert trimmed_to("abcde", "abc") == 89
+    assert trimmed_to("ab", claimed="acd") == 1  # two of four, as those that led tell
+    assert trimmed_to("a") == 1  # another one is to be there
+    assert trimmed_to("a", several=False) == 91
+
+
+def test_a_node_that_was_there_and_does_not_answer_for_a_while_is_missed_by_the_one_that_trims():
+    leads, there = [True], ["a", "b", "c"]
+
+    async def statuses() -> list[NodeStatus]:
+        return [a_status(node, 1) for node in there]
+
+    async def live() -> None:
+        stream = ModelStream()
+        trimming = Trimming(
+            Wire(stream, Network(), random.Random(1)), 1 << 20, lambda: leads[0], statuses, several=True
+        )
+        watching = asyncio.create_task(trimming.run())
+        await asyncio.sleep(10)
+        assert trimming.missed == []
+        there.remove("b")
+        await asyncio.sleep(3)
+        assert trimming.missed == []  # an answer may be lost
+        await asyncio.sleep(10)
+        assert trimming.missed == ["b"]
+        there.append("b")
+        await asyncio.sleep(3)
+        assert trimming.missed == []
+        there.remove("c")
+        leads[0] = False  # it is for another one to say
+        await asyncio.sleep(10)
+        assert trimming.missed == []
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    run_virtually(live())
 
 
 def test_how_much_lies_behind_a_message_is_known_from_looking():

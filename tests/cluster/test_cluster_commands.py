@@ -17,8 +17,10 @@ from support.logs import wait_until
 pytest.importorskip("nats", reason="the cluster needs `pip install ringmain[cluster]`")
 pytest.importorskip("cryptography", reason="the cluster needs `pip install ringmain[cluster]`")
 from ringmain.bus import NotFound, NotLeader, open_lane
+from ringmain.bus.cluster.peers import ClaimStatus, NodeStatus, StreamStatus
 from ringmain.bus.cluster.servers import find_server
 from ringmain.subscribers import RealTime
+from ringmain.tools.cluster_status import report_of
 from ringmain.tools.configuration import ConfigError, parse_configuration
 
 pytestmark = pytest.mark.process
@@ -119,6 +121,24 @@ def test_a_server_s_configuration_is_made_of_a_node_s_and_is_its_owner_s_alone(h
     assert '"password": "gehe\u00efm"' in text
     assert '"sync_interval": "always"' in text
     assert text.count('"verify": true') == 2  # for clients, and for its peers
+
+
+def test_what_nodes_know_to_be_wrong_is_a_fault_and_so_is_a_node_that_one_of_them_misses() -> None:
+    def status(node: str, **more: Any) -> NodeStatus:
+        facts: dict[str, Any] = {"bus": "x", "pid": 1, "leads": node == "a", "leader": "a", "epoch": 1, "sequence": 9}
+        facts |= {"acknowledge": "sync", "server": "", "lag_ms": 1.0}
+        return NodeStatus(node=node, **facts, **more)
+
+    def faults(*statuses: NodeStatus) -> list[str]:
+        stream = StreamStatus(1, 9, 100, 1000, "s1", 0)
+        return report_of("demo", "sync", [*statuses], stream).faults
+
+    assert faults(status("a"), status("b")) == []
+    unfit = "nothing is replicated: s3: it acknowledges messages minutes before it syncs them"
+    assert faults(status("a", faults=[unfit]), status("b")) == [f"node a: {unfit}"]
+    assert faults(status("a", missed=["b", "c"]), status("c")) == ["node b does not answer"]
+    led = [ClaimStatus(1, "b", 1), ClaimStatus(2, "a", 2)]
+    assert faults(status("a", claims=led, missed=["b"])) == ["node b does not answer"]
 
 
 def test_a_directory_that_was_made_otherwise_is_not_used_as_if_it_were_as_asked(tmp_path: Path) -> None:

@@ -258,6 +258,23 @@ def test_once_retired_it_tells_when_all_that_was_published_was_handed_out(bus_na
     run(test)
 
 
+def test_what_is_in_the_stream_is_replicated_only_once_it_is_on_the_leaders_disk_as_well(bus_name, tmp_path):
+    async def test() -> None:
+        async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID, {"sync_interval": 3600}) as replica:
+            await replica.lead(1, {})
+            with open_lane(f"{bus_name}/pairs") as lane:
+                lane.publish_batch(make_rows(PAIRS, 1, 10))
+                await gather_all(replica, {"pairs": 10})
+                replica.raise_replicated({"pairs": 10})
+                ring = attach(f"{bus_name}/pairs")
+                assert (ring.watermarks().replicated, ring.watermarks().durable) == (0, 0)
+                waiting = asyncio.create_task(asyncio.to_thread(lane.wait, 10, "replicated", timeout=TIMEOUT_S))
+                replica.writer.replicating.journal.request_stop()  # which syncs
+                await waiting
+
+    run(test)
+
+
 def test_a_retiring_that_failed_is_not_taken_for_drained(bus_name, tmp_path, monkeypatch):
     async def test() -> None:
         async with LocalReplica(bus_name, [PAIRS], tmp_path, LOG_ID) as replica:

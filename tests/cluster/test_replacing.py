@@ -284,6 +284,41 @@ def test_killed_at_any_step_it_starts_again_with_all_of_the_old_or_all_of_the_ne
     run(test)
 
 
+def test_each_rename_is_on_the_disk_before_what_rests_on_it(tmp_path, monkeypatch):
+    """A kill loses no name, but a power cut does: of one that is not synced, in any order."""
+    place, steps = snapshot_place(tmp_path), list[str]()
+    for folder in (tmp_path, place):
+        for name in ("archive", "store", "log"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "file").touch()
+    (tmp_path / "log" / "lost+found").mkdir()
+    (place / "position").touch()
+
+    def named(path: Path) -> str:
+        return path.relative_to(tmp_path).as_posix()
+
+    def listening(work: Callable[..., Any], word: str) -> Callable[..., Any]:
+        def step(*paths: Path) -> None:
+            steps.append(" ".join([word, *map(named, paths)]))
+            work(*paths)
+
+        return step
+
+    monkeypatch.setattr(replacing, "rename_file", listening(replacing.rename_file, "rename"))
+    monkeypatch.setattr(replacing, "sync_directory", listening(replacing.sync_directory, "sync"))
+    monkeypatch.setattr(replacing, "discard_snapshot", lambda _data_dir: steps.append("discard"))
+    replacing.finish_replacing(tmp_path)
+    expected: list[str] = []
+    for name in ("archive", "store", "log"):
+        new, old = f"cluster/snapshot/{name}", f"cluster/snapshot/old-{name}"
+        expected += [f"rename {name} {old}", "sync cluster/snapshot"]
+        if name == "log":
+            expected += [f"rename {old}/lost+found {new}/lost+found", f"sync {new}", f"sync {old}"]
+        expected += [f"rename cluster/snapshot/{name} {name}", "sync .", "sync cluster/snapshot"]
+    expected += ["rename cluster/snapshot/position cluster/position", "sync cluster", "discard"]
+    assert steps == expected
+
+
 def test_a_reader_of_a_log_goes_on_in_another_one_with_the_same_rows(tmp_path):
     for name, file_bytes, count in (("one", FILE_BYTES, 400_000), ("other", 2 * FILE_BYTES, 500_000)):
         log = Log(tmp_path / name, [PAIRS], bus="test", file_bytes=file_bytes, sync_files=False)

@@ -11,8 +11,9 @@ import pytest
 from ringmain.bus import BusError, Writer, open_lane
 from ringmain.bus.cluster.jetstream import JetStream
 from ringmain.bus.cluster.local_replica import LocalReplica
+from ringmain.bus.cluster.messages import Kind, Message, encode
 from ringmain.bus.cluster.replica import Position
-from ringmain.bus.cluster.seeding import log_id_of, seed
+from ringmain.bus.cluster.seeding import check_seeded, log_id_of, seed, seeding
 from ringmain.storage import LogReader
 from ringmain.subscribers import RealTime
 from support.command import ringmain
@@ -43,7 +44,8 @@ async def seeded(servers: Servers, cluster: str, bus: str, data_dir: Path) -> Po
     try:
         assert stream.log_id == log_id
         async with LocalReplica(bus, [PAIRS], data_dir, log_id) as replica:
-            return await seed("a", replica, stream)
+            with seeding(replica):
+                return await seed("a", replica, stream)
     finally:
         await stream.close()
 
@@ -98,9 +100,31 @@ def test_what_was_broken_off_is_finished_and_what_has_begun_is_not_begun_again(
             patch.setattr(owner, method, fail)
             with pytest.raises(OSError, match="as if it were killed"):
                 asyncio.run(begin())
+        with pytest.raises(
+            BusError, match="has not come to its end, and this node's rows would be set aside: run it again"
+        ):
+            check_seeded(tmp_path / "data")
     assert asyncio.run(begin()) == Position(1, 1, "a", {"pairs": 100, "points": 10})
-    with pytest.raises(BusError, match="the stream has 1 messages already: start the node; to begin anew"):
+    with pytest.raises(BusError, match=r"the stream has 1 messages already, without what is here\. If this node"):
         asyncio.run(begin())
+    check_seeded(tmp_path / "data")  # it is one of the cluster's, and may be started
+
+
+def test_a_node_is_not_started_whose_rows_others_began_without(servers, bus_name, tmp_path):
+    """Its rows would be set aside: they are not in the stream."""
+    write(bus_name, tmp_path / "data", 100)
+
+    async def scenario() -> None:
+        log_id = log_id_of(tmp_path / "data")
+        stream = await JetStream.open(servers.access("c3"), servers.stream("c3"), log_id=log_id)
+        await stream.append(encode(Message(Kind.CLAIM, "b", 1, 0, 7)), 0, "claim")
+        await stream.close()
+        with pytest.raises(BusError, match="has 1 messages already, without what"):
+            await seeded(servers, "c3", bus_name, tmp_path / "data")
+
+    asyncio.run(scenario())
+    with pytest.raises(BusError, match="run it again"):
+        check_seeded(tmp_path / "data")
 
 
 def test_the_command_begins_a_stream_with_which_the_node_goes_on(servers, bus_name, tmp_path):
@@ -125,7 +149,10 @@ def test_the_command_begins_a_stream_with_which_the_node_goes_on(servers, bus_na
     assert done.returncode == 0, done.stderr
     assert b"the stream ringmain-c2 begins with what a has: pairs up to 500" in done.stderr
     again = ringmain("cluster", "seed", config)
-    assert (again.returncode, b"has 1 messages already: start the node" in again.stderr) == (1, True), again.stderr
+    assert (
+        again.returncode,
+        b"has 1 messages already, without what is here. If this node is one of the cluster's, start it" in again.stderr,
+    ) == (1, True), again.stderr
 
     with service("cluster", "node", str(config)) as node:
         node.wait_for("leads", epoch=2)

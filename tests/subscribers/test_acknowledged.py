@@ -368,6 +368,22 @@ def test_rows_that_nobody_acknowledges_go_to_a_function(bus_name, tmp_path):
         assert (one.stats.acknowledged, one.stats.dead_count) == (10, 1)
 
 
+def test_rows_that_a_member_was_given_and_left_before_it_saw_them_were_not_handed_out(bus_name, tmp_path):
+    """They do not go to the dead letters for it."""
+    buried: list[tuple[int, int]] = []
+    settings = {"batch_rows": 100, "tries": 1, "dead_letter": lambda batch: buried.append((batch.first, batch.last))}
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], SLOTS - 5)
+        with member(bus_name, start="latest", **settings) as one:
+            publish(writer["points"], 50)
+            batch = one.take(TIMEOUT_S)  # it ends where the ring does
+            assert (batch.first, batch.deliveries) == (SLOTS - 4, 1)
+            assert batch.last < SLOTS + 45
+        with member(bus_name, **settings) as two:
+            take(two, batch.last + 1, SLOTS + 45)
+        assert buried == [(batch.first, batch.last)]
+
+
 def test_rows_that_nobody_acknowledges_go_to_a_topic(bus_name, tmp_path):
     with open_writer(bus_name, tmp_path) as writer:
         with member(bus_name, tries=1, dead_letter=writer["dead"]) as one, RealTime(f"{bus_name}/dead") as dead:
@@ -480,6 +496,19 @@ def test_a_group_of_another_log_or_kind_is_refused(bus_name, tmp_path):
     shutil.copytree(tmp_path / "a" / "positions", tmp_path / "b" / "positions")
     with open_writer(bus_name, tmp_path / "b"), pytest.raises(PositionRefused, match=r"belongs to log [0-9a-f]{16}"):
         member(bus_name)
+
+
+def test_a_member_ends_when_the_bus_goes_on_with_another_log(bus_name, tmp_path):
+    with open_writer(bus_name, tmp_path / "a") as writer:
+        one = member(bus_name, reopen=True)
+        publish(writer["points"], 10)
+        one.ack(one.take(TIMEOUT_S))
+    with open_writer(bus_name, tmp_path / "b") as writer, one:
+        publish(writer["points"], 20)
+        with pytest.raises(PositionRefused, match="another log"):
+            one.take(TIMEOUT_S)
+        assert one.ended
+    assert stored(tmp_path / "a") == 10
 
 
 def test_wrong_settings_are_refused(bus_name, tmp_path):
@@ -601,6 +630,79 @@ def test_a_group_may_begin_with_a_sequence_that_is_still_to_come(bus_name, tmp_p
             assert one.poll() is two.poll() is None
             publish(writer["points"], 20)
             take(one, 25, 30)
+
+
+@pytest.mark.parametrize("start", ["latest", "earliest", 15])
+def test_a_group_that_waits_for_its_first_sequence_does_so_whoever_joins_it(bus_name, tmp_path, start):
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 10)
+        with member(bus_name, start=25) as one, member(bus_name, start=start) as two:
+            assert two.poll() is one.poll() is None
+            publish(writer["points"], 20)
+            take(two, 25, 30)
+
+
+@pytest.mark.parametrize("kept", [10, 20])
+def test_a_group_that_waits_for_its_first_sequence_does_so_when_its_topic_is_opened_again(bus_name, tmp_path, kept):
+    """With as much as before, or with less."""
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], kept)
+    shutil.copytree(tmp_path / "log", tmp_path / "copy")
+    with open_writer(bus_name, tmp_path) as writer:
+        one = member(bus_name, start=25, reopen=True)
+        publish(writer["points"], 20 - kept)
+        assert one.poll() is None
+    shutil.rmtree(tmp_path / "log")
+    (tmp_path / "copy").rename(tmp_path / "log")
+    with one, open_writer(bus_name, tmp_path) as writer, member(bus_name):
+        publish(writer["points"], 3)
+        assert one.take(0.1) is None
+        publish(writer["points"], 27 - kept)
+        take(one, 25, 30)
+
+
+def test_a_group_that_began_where_its_topic_ended_is_taken_back_with_that_though_it_was_given_nothing(
+    bus_name, tmp_path
+):
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 10)
+    shutil.copytree(tmp_path / "log", tmp_path / "copy")
+    with open_writer(bus_name, tmp_path) as writer:
+        publish(writer["points"], 10)
+        member(bus_name, start="latest").close()
+    shutil.rmtree(tmp_path / "log")
+    (tmp_path / "copy").rename(tmp_path / "log")
+    with open_writer(bus_name, tmp_path) as writer, member(bus_name) as one:
+        publish(writer["points"], 5)
+        with pytest.raises(BusError, match=LOST):
+            one.poll()
+        take(one, 11, 15)
+
+
+def apply(writer: Writer, first: int, last: int) -> None:
+    """Apply a leader's rows, which are replicated then."""
+    assert writer.replicating.apply("pairs", row_bytes(PAIRS, first, last - first + 1)) == last - first + 1
+    writer.replicating.raise_replicated("pairs", last)
+    wait_until(lambda: attach(f"{writer.bus}/pairs").watermarks().replicated == last, TIMEOUT_S)
+
+
+def test_a_host_that_is_behind_its_group_takes_nothing_back_and_goes_on_when_it_has_caught_up(bus_name, tmp_path):
+    """Not when its writer is opened again meanwhile, either."""
+    with open_replicated(f"{bus_name}a", tmp_path / "a") as writer:
+        apply(writer, 1, 500)
+        with Acknowledged(f"{bus_name}a/pairs", "group", start=1) as one:
+            one.ack(one.take(TIMEOUT_S))
+            assert one.stats.acknowledged == 500
+    shutil.copytree(tmp_path / "a" / "positions", tmp_path / "b" / "positions")
+    with open_replicated(f"{bus_name}b", tmp_path / "b") as writer:
+        apply(writer, 1, 480)
+        one = Acknowledged(f"{bus_name}b/pairs", "group", start=1, reopen=True)
+        assert one.poll() is None
+    with one, open_replicated(f"{bus_name}b", tmp_path / "b", {"pairs": 480}) as writer:
+        assert one.take(0.1) is None
+        apply(writer, 481, 510)
+        batch = take_from(one, 501)
+        assert (batch.last, one.stats.acknowledged) == (510, 500)
 
 
 def open_cut(bus: str, data_dir: Path, kept: int = 0) -> Writer:

@@ -96,6 +96,14 @@ def test_rows_that_are_seen_late_are_not_kept_any_longer(bus_name):
         assert reader.poll() is not None  # the interval was over before it was looked at
 
 
+def test_after_the_clock_was_set_back_a_batch_comes_an_interval_after_its_first_row_was_seen(bus_name, monkeypatch):
+    time_ns = time.time_ns
+    with open_writer(bus_name) as writer, delayed(bus_name) as reader:
+        publish(writer["points"], 3)
+        monkeypatch.setattr(time, "time_ns", lambda: time_ns() - int(LONG * 1e9))
+        assert check_batch(taken(reader), 1) == 4
+
+
 def test_a_small_interval_in_one_piece_is_handed_out_in_place(bus_name):
     with open_writer(bus_name, slots=SLOTS) as writer, delayed(bus_name) as reader:
         publish(writer["points"], 10)

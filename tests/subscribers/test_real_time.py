@@ -746,6 +746,24 @@ def test_a_reader_that_was_away_while_a_topic_was_opened_with_less_hands_out_not
         assert reader.take(TIMEOUT_S) is None
 
 
+@pytest.mark.parametrize("kept", [5, 10])
+def test_a_reader_that_waits_for_what_is_still_to_come_loses_nothing_when_its_topic_is_opened_again(
+    bus_name, tmp_path, kept
+):
+    """With as much as before, or with less."""
+    with open_replicated(bus_name, tmp_path, slots=SLOTS) as writer:
+        apply_all(writer, make_rows(PAIRS, 1, 10))
+        reader = RealTime(f"{bus_name}/pairs", start=25, follow="published")
+        assert reader.poll() is None
+        writer.close_to_cut({"pairs": kept})
+    assert cut_tail(tmp_path, {"pairs": kept}).row_count == 10 - kept
+    with reader, open_replicated(bus_name, tmp_path, {"pairs": kept}, slots=SLOTS) as writer:
+        assert reader.take(0.1) is None
+        rows = make_rows(PAIRS, kept + 1, 30 - kept)
+        apply_all(writer, rows)
+        assert read_up_to(reader, 30, TIMEOUT_S).tobytes() == rows[24 - kept :].tobytes()
+
+
 def test_without_a_log_a_new_bus_of_the_same_name_begins_at_one_again(bus_name):
     with subscribe_after_open(bus_name, None) as reader, open_writer(bus_name) as writer:
         publish(writer["points"], 3)

@@ -24,6 +24,7 @@ from ringmain.subscribers import Resumable
 from ringmain.subscribers.position_keeper import Checkpoint, PositionKeeper
 from support.children import Child, Children
 from support.logs import FILE_BYTES, POINTS, flip, wait_until
+from support.replicas import apply as replicate
 from support.replicas import open_replicated, read_up_to, row_bytes
 from support.streams import TIMEOUT_S, check_batch, publish
 
@@ -180,14 +181,20 @@ def test_positions_are_stored_by_and_by_while_it_reads_and_while_it_waits(bus_na
             assert last == 10 * count
 
 
-def test_many_rows_are_stored_sooner(bus_name, tmp_path):
-    with open_writer(bus_name, tmp_path) as writer, resume(bus_name, every=1e6, every_rows=100) as reader:
-        wait_until(lambda: stored(tmp_path) == 0, TIMEOUT_S)
-        for count in (99, 1):
+def test_many_rows_are_stored_sooner_and_fewer_are_not(bus_name, tmp_path):
+    with (
+        open_writer(bus_name, tmp_path) as writer,
+        resume(bus_name, every=1e6, every_rows=100) as reader,
+        resume(bus_name, "other", every=1e6, every_rows=99) as other,
+    ):
+        wait_until(lambda: stored(tmp_path) == stored(tmp_path, "other") == 0, TIMEOUT_S)
+        for count, before in ((99, 0), (1, 100)):
             last = publish(writer["points"], count)
             writer["points"].wait(last, "durable", TIMEOUT_S)
             read(reader, last)
-        wait_until(lambda: stored(tmp_path) == 100, TIMEOUT_S)
+            read(other, last)
+            wait_until(lambda: stored(tmp_path, "other") == 99, TIMEOUT_S)
+            wait_until(lambda before=before: stored(tmp_path) == before, TIMEOUT_S)
 
 
 def test_a_position_is_never_ahead_of_what_the_log_has_on_the_disk(bus_name, tmp_path):
@@ -251,19 +258,6 @@ def test_a_state_is_stored_although_its_position_was_before(bus_name, tmp_path):
 def kept_state(data_dir: Path) -> bytes | None:
     position = read_position(data_dir / "positions" / "points" / "me")
     return position.body[1:] if position is not None else None
-
-
-def test_a_state_is_stored_although_newer_ones_come_all_the_time(bus_name, tmp_path):
-    """Each commit is ahead of the log's last sync when it is made; the one before is not."""
-    with open_writer(bus_name, tmp_path) as writer, resume(bus_name, state=bytes, start=1, every=0.001) as reader:
-        deadline = time.monotonic() + TIMEOUT_S
-        while stored(tmp_path) < 50:
-            assert time.monotonic() < deadline
-            publish(writer["points"], 1)
-            batch = reader.take(TIMEOUT_S)
-            reader.commit(b"%d" % batch.last)
-            position = read_position(tmp_path / "positions" / "points" / "me")
-            assert position is None or position.sequence == 0 or position.body == b"\1%d" % position.sequence
 
 
 def test_commit_takes_a_state_where_one_is_kept_and_nowhere_else(bus_name, tmp_path):
@@ -349,6 +343,31 @@ class Reader:
         self.acknowledged = sequence
 
 
+def test_a_state_is_stored_although_newer_ones_come_all_the_time(tmp_path):
+    """Each is ahead of the log's last sync when the keeper looks; the one before is not."""
+
+    class Hurried(Reader):
+        hurries = True
+
+        @property
+        def safe_position(self) -> int:
+            newest = keeper._offered.sequence
+            if self.hurries:
+                keeper.offer(Checkpoint(newest + 1, b"%d" % (newest + 1)))
+            return newest - self.hurries
+
+    reader = Hurried()
+    keeper = PositionKeeper(tmp_path / "position", 7, None, reader, whole=True, every=0.001, every_rows=None)
+    keeper.start()
+    try:
+        wait_until(lambda: keeper.stored > 60, TIMEOUT_S)
+        position = read_position(tmp_path)
+        assert position.body == b"\1%d" % position.sequence
+    finally:
+        reader.hurries = False
+        keeper.close()
+
+
 def test_a_state_that_was_not_stored_when_its_records_were_taken_back_is_never_stored(tmp_path):
     """Not even when the log is as far again, with others."""
     reader = Reader()
@@ -369,6 +388,35 @@ def test_a_state_that_was_not_stored_when_its_records_were_taken_back_is_never_s
     keeper.sync(TIMEOUT_S)
     assert read_position(tmp_path).body == b"\1of the new ones"
     keeper.close()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_state_that_waits_to_become_safe_is_stored_though_a_later_one_is_taken_back(tmp_path, closes):
+    reader = Reader()
+    keeper = PositionKeeper(tmp_path / "position", 7, None, reader, whole=True, every=0.001, every_rows=None)
+    keeper.start()
+    keeper.sync(TIMEOUT_S)
+    keeper.offer(Checkpoint(70, b"of what is kept"))
+    wait_until(lambda: keeper._held is not None, TIMEOUT_S)
+    keeper.offer(Checkpoint(100, b"of what is lost"))
+    keeper.take_back(80)
+    assert keeper.done == 70
+    reader.safe_position = 80
+    if not closes:
+        keeper.sync(TIMEOUT_S)
+    keeper.close()
+    position = read_position(tmp_path)
+    assert (position.sequence, position.body) == (70, b"\1of what is kept")
+
+
+def test_a_state_that_was_taken_back_does_not_come_again_with_the_next_that_is(tmp_path):
+    keeper = PositionKeeper(tmp_path / "position", 7, None, Reader(), whole=True, every=1, every_rows=None)
+    keeper.offer(Checkpoint(100, b"of the old ones"))
+    assert keeper._due() is None  # it waits to become safe
+    keeper.take_back(60)
+    keeper.offer(Checkpoint(130, b"of the new ones"))
+    keeper.take_back(120)
+    assert keeper._covers(keeper._wanted())  # nothing is to be stored
 
 
 def test_a_state_that_is_offered_while_one_of_a_greater_position_is_being_stored_is_stored_after_it(
@@ -452,22 +500,26 @@ def test_it_ends_when_the_bus_goes_on_with_another_log(bus_name, tmp_path):
     assert stored(tmp_path / "a") == 3
 
 
-def test_a_position_beyond_the_end_of_the_topic_is_refused_or_skipped(bus_name, tmp_path):
+@pytest.mark.parametrize("state", [None, bytes])
+def test_a_position_beyond_the_end_of_the_topic_is_refused_or_skipped_and_its_state_kept(bus_name, tmp_path, state):
+    states = [b"of 20"] if state is not None else []
     with open_writer(bus_name, tmp_path) as writer:
         publish(writer["points"], 10)
     shutil.copytree(tmp_path / "log", tmp_path / "copy")
-    with open_writer(bus_name, tmp_path) as writer, resume(bus_name) as reader:
+    with open_writer(bus_name, tmp_path) as writer, resume(bus_name, state=state) as reader:
         publish(writer["points"], 10)
         read(reader, 20)
+        reader.commit(*states)
     shutil.rmtree(tmp_path / "log")
     (tmp_path / "copy").rename(tmp_path / "log")
     with open_writer(bus_name, tmp_path) as writer:
         with pytest.raises(PositionRefused, match=r"the stored position is 20, but .* ends at 10"):
-            resume(bus_name)
-        with resume(bus_name, gap="skip") as reader:
-            assert reader.position == 10
+            resume(bus_name, state=state)
+        with resume(bus_name, gap="skip", state=state) as reader:
+            assert (reader.position, [reader.state]) == (10, states or [None])
             publish(writer["points"], 1)
             read(reader, 11)
+            reader.commit(*states)
         assert stored(tmp_path) == 11
 
 
@@ -591,3 +643,19 @@ def test_a_killed_writer_costs_nothing(bus_name, tmp_path, children):
         read(reader, 80)
         reader.sync(TIMEOUT_S)
     assert stored(tmp_path) == 80
+
+
+@pytest.mark.parametrize("gap", ["raise", "skip"])
+def test_a_position_that_this_host_of_several_has_not_reached_yet_is_waited_for(bus_name, tmp_path, gap):
+    """What is replicated is not lost where it is not here yet."""
+    with open_replicated(f"{bus_name}a", tmp_path / "a", schemas=[POINTS]) as writer:
+        replicate(writer, POINTS, 1, 500)
+        with Resumable(f"{bus_name}a/points", "sums", start=1) as one:
+            read_up_to(one, 500, TIMEOUT_S)
+    shutil.copytree(tmp_path / "a" / "positions", tmp_path / "b" / "positions")
+    with open_replicated(f"{bus_name}b", tmp_path / "b", schemas=[POINTS]) as writer:
+        replicate(writer, POINTS, 1, 480)
+        with Resumable(f"{bus_name}b/points", "sums", gap=gap) as one:
+            assert one.poll() is None
+            replicate(writer, POINTS, 481, 30)
+            assert read_up_to(one, 510, TIMEOUT_S)["sequence"].tolist() == list(range(501, 511))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ringmain.bus import Writer
 from ringmain.storage import LogReader, Schema, StoreSettings, to_arrow
-from ringmain.tools import column_formats
+from ringmain.tools import column_formats, exporting
 from ringmain.tools.exit_codes import FAILED, INTERRUPTED, MISSING, OK, USAGE
 from support.command import environment, facts, on_terminal, private_shm, ringmain, started, succeed
 from support.logs import POINTS, START_NS, Builder, check_rows, flip, wait_until
@@ -300,6 +300,22 @@ def test_a_file_that_is_there_is_replaced_only_by_force(store: Path, tmp_path: P
     assert path.read_text() == "mine"
     succeed("export", store, "tape", path, "--force")
     assert len(read(path)) == 10
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tape.csv"]
+
+
+def test_a_file_that_somebody_makes_meanwhile_is_not_replaced(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, copy = tmp_path / "tape.csv", exporting._copy
+
+    def copy_and_make(*given: Any) -> int:
+        path.write_text("mine")
+        return copy(*given)
+
+    monkeypatch.setattr(exporting, "_copy", copy_and_make)
+    with pytest.raises(FileExistsError, match=r"tape\.csv"):
+        exporting.export(store, "tape", path)
+    assert path.read_text() == "mine"
     assert [entry.name for entry in tmp_path.iterdir()] == ["tape.csv"]
 
 
