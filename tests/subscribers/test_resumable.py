@@ -652,6 +652,7 @@ def test_a_position_that_this_host_of_several_has_not_reached_yet_is_waited_for(
         replicate(writer, POINTS, 1, 500)
         with Resumable(f"{bus_name}a/points", "sums", start=1) as one:
             read_up_to(one, 500, TIMEOUT_S)
+            one.commit()
     shutil.copytree(tmp_path / "a" / "positions", tmp_path / "b" / "positions")
     with open_replicated(f"{bus_name}b", tmp_path / "b", schemas=[POINTS]) as writer:
         replicate(writer, POINTS, 1, 480)
