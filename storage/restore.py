@@ -33,7 +33,10 @@ __all__ = ["Restored", "restore"]
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was restored. backup: the number of the one that the tables are from. last: each topic's newest sequence."""
+    """What was restored. backup: the number of the one that the tables are from. last: each topic's newest sequence.
+
+    passed_over: newer backups, by number, and what is wrong with their lists; the log that they share has brought their rows.
+    """
 
     directory: Path
     backup: int
@@ -41,6 +44,7 @@ class Restored:
     file_count: int
     restored_bytes: int
     seconds: float
+    passed_over: Mapping[int, StorageError]
 
 
 def restore(
@@ -56,7 +60,8 @@ def restore(
 
     to: sequences by topic; the log is cut behind those rows, and a topic that is not named ends with what the log held before the
     last of them. A number will do where there is one topic. time_ns: every topic ends with the last row stamped at or before it.
-    Neither: all that there is, and then the newest backup's list must be readable; with backup, just what that one holds.
+    Neither: all there is; with backup, just what that one holds. Where the newest backup's list is damaged, and its log goes on
+    in an older one's folder, that is taken (`passed_over`); where it has a log of its own, BackupDamaged.
     backup: take the tables from this one, and no newer one.
     progress: called with (bytes done, bytes in all), from any thread; a byte counts when it is copied and when it is proven.
 
@@ -73,7 +78,8 @@ def restore(
         _move_archived(plan, beside)
         put_in_place(beside, place)
     count = len(plan.logs) + len(plan.tables)
-    return Restored(place, plan.backup.number, last, count, plan.size_bytes, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Restored(place, plan.backup.number, last, count, plan.size_bytes, seconds, plan.passed_over)
 
 
 def _build(plan: RestorePlan, beside: Path, tally: Tally) -> None:

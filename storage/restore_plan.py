@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -51,7 +51,8 @@ class Restorable:
 class RestorePlan:
     """What to copy. logs: the log's files, oldest first, with how many bytes of each. cut: what then becomes of the log.
 
-    last: the sequence that each topic ends with.
+    last: the sequence that each topic ends with. passed_over: by number, what is wrong with the lists of newer backups, whose rows
+    the log has.
     """
 
     repository: Repository
@@ -60,6 +61,7 @@ class RestorePlan:
     logs: list[tuple[Path, int]]
     cut: LogCut | None
     last: Mapping[str, int]
+    passed_over: Mapping[int, StorageError] = field(default_factory=dict[int, StorageError])
 
     @property
     def tables(self) -> list[ListedFile]:
@@ -122,7 +124,7 @@ class _Planner:
 
     def plan(self, to: int | Mapping[str, int] | None, time_ns: int | None) -> RestorePlan:
         if to is None and time_ns is None:
-            return self._plan_all(self._newest())
+            return self._plan_all(self.chosen[-1])
         rows = self._rows_named(to) if to is not None else dict[str, int]()
         reasons: list[str] = []
         for item in reversed(self.chosen):
@@ -150,22 +152,34 @@ class _Planner:
             + (f". What cannot be read was left out: backup {left_out}" if left_out else "")
         )
 
-    def _newest(self) -> BackupList:
-        """The newest that is chosen. Raises what is wrong with a newer one: an older one must not pass for all there is."""
-        newest = self.chosen[-1]
-        later = max(self.unreadable, default=0)
-        if self.number is None and later > newest.number:
-            problem = self.unreadable[later]
-            problem.args = (f"{problem}. `--backup {newest.number}` restores the one before it",)
-            raise problem
-        return newest
+    def _newer_unreadable(self, newest: BackupList) -> Mapping[int, StorageError]:
+        """Newer backups whose lists are damaged and whose log is that of `newest`, so that nothing is lost without them.
+
+        Raises what is wrong with one that has a log of its own, or may have: an older one must not pass for all there is.
+        """
+        newer = {number: self.unreadable[number] for number in sorted(self.unreadable) if number > newest.number}
+        for number, problem in reversed(newer.items()):
+            if isinstance(problem, FormatMismatch) or list_files(self.repository.folder(number)):
+                problem.args = (f"{problem}. {self._way_out(newest)}",)
+                raise problem
+        return newer
+
+    def _way_out(self, newest: BackupList) -> str:
+        """What can be had instead of a newer backup."""
+        try:
+            reach = self._reach(newest)
+        except StorageError:  # its log is damaged as well
+            return f"`--backup {newest.number}` restores only what that one held"
+        topics = ", ".join(f"{name} {highest}" for name, (_, highest) in sorted(reach.topics.items()))
+        return f"`--time {_moment(reach.to_ns)}` restores up to {topics}; `--backup {newest.number}` only what that one held"
 
     def _plan_all(self, item: BackupList) -> RestorePlan:
         """All that there is, or just what the backup holds that was asked for by its number."""
         if self.number is None:
+            passed_over = self._newer_unreadable(item)
             last = {name: topic.next_sequence - 1 for name, topic in self._ends_of(item).items()}
             logs = _with_ends(self._log_of(item))
-            return RestorePlan(self.repository, item, self._manifest(item, last), logs, None, last)
+            return RestorePlan(self.repository, item, self._manifest(item, last), logs, None, last, passed_over)
         listed = [(self.repository.find(file), file.file_bytes) for file in item.files if file.is_log]
         last = {name: topic.last for name, topic in item.topics.items()}
         return RestorePlan(self.repository, item, item.manifest, sorted(listed), None, last)

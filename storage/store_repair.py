@@ -5,6 +5,9 @@
 2. What the log and its archive still hold of the lost rows is taken from there. A row that is lost otherwise lies within the
    keys and sequences of an entry in `lost`; older rows of these keys may show again.
 3. In the end the whole store is verified, and anything left is an error.
+4. Which topics are kept by key only the manifest tells. Without it a bus's topic of which there is no table counts as logged only:
+   the next writer that keeps it takes it in from the log, whereas in the manifest it would hold the log for ever. A remark tells of
+   it, and of its rows before the log's: they have expired, or their tables are lost too.
 
 The log's own repair is repair.py's, a topic's tables are topic_repair.py's.
 """
@@ -193,15 +196,20 @@ class _Repair:
 
     def _holes(self) -> dict[str, tuple[int, Path]]:
         """Topics of which rows behind the checkpoint are not in the log's folder: where it begins, and in which file."""
+        checkpoints = (
+            self.evidence.checkpoints if not self.topics else {n: t.checkpoint for n, t in self.topics.items()}
+        )
+        begins = self._beginnings()
+        return {name: place for name, place in begins.items() if place[0] > checkpoints.get(name, place[0]) + 1}
+
+    def _beginnings(self) -> dict[str, tuple[int, Path]]:
+        """By topic, the sequence that it begins with in the log's folder, and in which file."""
         found: dict[str, tuple[int, Path]] = {}
         for item in self.contents.files if self.contents.directory == self.log else ():
             if item.path.parent == self.log:
                 for name, begins in item.begins.items():
                     found.setdefault(name, (begins, item.path))
-        checkpoints = (
-            self.evidence.checkpoints if not self.topics else {n: t.checkpoint for n, t in self.topics.items()}
-        )
-        return {name: place for name, place in found.items() if place[0] > checkpoints.get(name, place[0]) + 1}
+        return found
 
     def _pass_holes(self) -> None:
         """Where log files behind the tables are missing, see what the archive has, and go on from where the log begins."""
@@ -247,16 +255,29 @@ class _Repair:
         """The topics, from the manifest, and where that is not whole from tables and log."""
         infos, checkpoints = dict(self.evidence.topics), dict(self.evidence.checkpoints)
         shadowed: set[str] = set()
+        kept = {info.topic for info in self.evidence.tables.values()} | checkpoints.keys() | self.keep_versions
+        takes_all = all(not item.header.bus for item in self.contents.files[-1:])  # a Store keeps all that it logs
         for _, path in list_tables(self.store) if not self.evidence.is_whole else ():
             file = read_table_file(path)
             schema = file.schema()
-            if schema is None or file.footer is None or (file.header is not None and file.header.log_id != self.log_id):
+            if file.header is not None and file.header.log_id != self.log_id:
+                continue
+            if file.header is not None:
+                kept.add(file.header.topic)
+            elif schema is not None:
+                kept.add(schema.name)
+            else:
+                takes_all = True  # it may be of any topic
+            if schema is None or file.footer is None:
                 continue
             infos.setdefault(schema.name, TopicInfo(schema=schema.to_json().decode()))
             checkpoints[schema.name] = max(checkpoints.get(schema.name, 0), file.footer.sequence_max)
             shadowed |= {schema.name} if file.footer.shadowed_count else set()
         for name, known in self.contents.topics.items() if not self.evidence.is_whole else ():
-            infos.setdefault(name, TopicInfo(schema=known.schema.to_json().decode()))
+            if takes_all or name in infos.keys() | kept:
+                infos.setdefault(name, TopicInfo(schema=known.schema.to_json().decode()))
+            else:
+                self._leave_to_log(name)
         for name, info in infos.items():
             if name not in self.evidence.topics:
                 keeps = name in (self.keep_versions or shadowed)
@@ -276,6 +297,17 @@ class _Repair:
                 self.notes,
                 manifest_is_whole=self.evidence.is_whole,
             )
+
+    def _leave_to_log(self, name: str) -> None:
+        """A topic of the log that nothing else tells of."""
+        begins, _ = self._beginnings().get(name, (1, self.log))
+        before = (
+            f"; its rows up to sequence {begins - 1} have expired, or are lost with the manifest" if begins > 1 else ""
+        )
+        self.notes.remarks.append(
+            f"topic {name!r}: no table has rows of it, so it counts as one that is only logged{before}. A writer that keeps it by "
+            "key takes its rows in from the log"
+        )
 
     def _wanted(self) -> list[tuple[int, str]]:
         """The numbers and topics of all tables that there should be, or may be."""

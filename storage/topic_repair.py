@@ -201,7 +201,7 @@ class TopicRepair:
         mine, before = nowhere[inside], max(0, min(counted, last + 1) - first)
         if count := len(mine) + before:
             begins, ends = first if before else int(mine[0]), int(mine[-1]) if len(mine) else first + before - 1
-            at_most = count != last - first + 1
+            at_most = count != last - first + 1 or not self.placed  # without a table they may have been deleted as well
             relative = self.notes.relative(path)
             self.notes.lost.append(LostRows(self.schema.name, relative, None, begins, ends, count, at_most))
         return nowhere[~inside]

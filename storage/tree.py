@@ -275,9 +275,16 @@ def rows_by_sequence(
 
 
 def _items(values: Any) -> np.ndarray[Any, Any]:
-    """An array as it is, a sequence as one that has each item: numpy alone makes floats of 1 and 2**63, bytes of b"x" and 5."""
+    """An array as it is, a sequence as one that has each item: numpy alone makes floats of 1 and 2**63, bytes of b"x" and 5.
+
+    Of scalars of one type it makes an array that has them all, far quicker than one by one.
+    """
     array: np.ndarray[Any, Any] = np.asarray(values)
-    return array if isinstance(values, np.ndarray) or array.dtype.kind not in "fS" else np.asarray(values, object)
+    if isinstance(values, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "fS":
+        return array
+    types = set(map(type, values))
+    is_exact = len(types) == 1 and issubclass(types.pop(), (float, bytes, np.generic))
+    return array if is_exact else np.asarray(values, object)
 
 
 def _checked(values: np.ndarray[Any, Any], dtype: np.dtype[Any], topic: str, name: str) -> np.ndarray[Any, Any]:

@@ -133,7 +133,8 @@ def parse_configuration(content: bytes, path: Path) -> Configuration:
     checkers = (_BusChecker(document, folder, name) for name in tables.bus)
     plans = tuple(checker.plan(tables.bus[checker.name]) for checker in checkers)
     topics = {plan.name: [*(schema.name for schema in plan.schemas), HEALTH.name] for plan in plans}
-    gateway = None if tables.gateway is None else read_gateway(document, tables.gateway, folder, topics)
+    data_dirs = {plan.name: plan.settings["data_dir"] for plan in plans if "data_dir" in plan.settings}
+    gateway = None if tables.gateway is None else read_gateway(document, tables.gateway, folder, topics, data_dirs)
     cluster = None if tables.cluster is None else read_cluster(document, tables.cluster, folder, list(tables.bus))
     if cluster is not None and "data_dir" not in plans[0].settings:
         raise document.error(f"bus.{plans[0].name}", "data_dir: a node of a cluster keeps a log")

@@ -21,6 +21,7 @@ from .printing import (
     memory,
     moment,
     new_table,
+    note,
     pairs,
     plain,
     plain_lines,
@@ -59,7 +60,8 @@ class UnreadableFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoredFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was restored. last: each topic's newest sequence."""
+    """What was restored. last: each topic's newest sequence. passed_over: newer backups whose lists are damaged, though not what is
+    in them."""
 
     directory: str
     backup: int
@@ -67,6 +69,7 @@ class RestoredFacts(msgspec.Struct, frozen=True, kw_only=True):
     file_count: int
     restored_bytes: int
     seconds: float
+    passed_over: list[int]
 
 
 def restore_command(
@@ -115,6 +118,8 @@ def restore_command(
         raise ValueError("--to, --time: one of them, not both")
     with byte_progress("restoring") as progress:
         restored = restore(target, directory, to=rows, time_ns=time_ns, backup=number, progress=progress)
+    for passed_over, problem in sorted(restored.passed_over.items()):
+        note(f"warning: backup {passed_over} was passed over, the log has its rows: {problem}")
     if as_json:
         print_json(
             RestoredFacts(
@@ -124,6 +129,7 @@ def restore_command(
                 file_count=restored.file_count,
                 restored_bytes=restored.restored_bytes,
                 seconds=round(restored.seconds, 3),
+                passed_over=sorted(restored.passed_over),
             )
         )
     else:

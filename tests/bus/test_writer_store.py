@@ -3,16 +3,19 @@
 # pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from ringmain.bus import Fenced, Writer, WriterFailed, attach
-from ringmain.storage import Log, LogReader, Schema, Shape, StorageError, Store, StoreReader, StoreSettings
+from ringmain.storage import Log, LogReader, Schema, Shape, StorageError, Store, StoreReader, StoreSettings, table_files
 from ringmain.storage.backup import backup
 from ringmain.storage.log_files import list_files
+from ringmain.storage.manifest import read_manifest
 from ringmain.storage.restore import restore
+from ringmain.storage.store_repair import repair_store
 from ringmain.storage.store_verify import verify_store
 from ringmain.storage.tree_writer import TreeWriter
 from ringmain.subscribers import RealTime
@@ -229,6 +232,56 @@ def test_a_topic_that_is_kept_by_key_and_is_in_no_table_yet_holds_the_log_beside
         assert values(writer.store["c"]) == [7]
 
 
+def test_a_repair_without_the_manifest_tells_no_expired_row_of_a_topic_that_is_only_logged_as_lost_and_lets_the_log_expire(
+    bus_name, tmp_path
+):
+    settings = {"data_dir": tmp_path, "log_file_bytes": FILE_BYTES, "retention_bytes": 0}
+
+    def publish_and_see_files_go() -> None:
+        with Writer(bus_name, [A, B], store=StoreSettings(topics=["a"], memtable_bytes=1 << 20), **settings) as writer:
+            before = numbers(tmp_path / "log")[0]
+            for _ in range(20):
+                writer["a"].publish_batch(batch(0, 10_000, 1_000))
+                last = writer["b"].publish_batch(np.zeros(10_000, B.payload_dtype))
+            writer["b"].wait(last, "logged", TIMEOUT_S)
+            writer.store.snapshot()
+            wait_until(lambda: numbers(tmp_path / "log")[0] > before, TIMEOUT_S)
+
+    publish_and_see_files_go()
+    begins = LogReader(tmp_path / "log", "b").oldest
+    assert begins > 1
+    (tmp_path / "store" / "MANIFEST").unlink()
+    report = repair_store(tmp_path)
+    assert [entry for entry in report.lost if entry.topic == "b"] == []
+    (remark,) = (remark for remark in report.remarks if "topic 'b'" in remark)
+    assert f"only logged; its rows up to sequence {begins - 1} have expired, or are lost with the manifest." in remark
+    assert list(read_manifest(tmp_path / "store").topics) == ["a"]
+    assert verify_store(tmp_path).findings == ()
+    publish_and_see_files_go()
+    with Writer(bus_name, [A, B], store=SMALL, **settings) as writer:
+        last = writer["b"].publish(7)
+        writer["b"].wait(last, "indexed", TIMEOUT_S)
+        assert values(writer.store["b"])[-2:] == [0, 7]
+
+
+@pytest.mark.parametrize("damage", ["footer", "header and footer"])
+def test_a_repair_without_the_manifest_takes_in_a_topic_of_which_a_damaged_table_is_or_may_be(
+    damage, bus_name, tmp_path
+):
+    with Writer(bus_name, [A, B], data_dir=tmp_path, store=SMALL) as writer:
+        for topic, fields in (("a", (1, 1)), ("b", (1,))):
+            writer[topic].wait(writer[topic].publish(*fields), "indexed", TIMEOUT_S)
+            writer.store.snapshot()
+    tables = read_manifest(tmp_path / "store").versions["b"].tables()
+    (table,) = (tmp_path / "store" / f"{info.number:010d}.sst" for info in tables)
+    data = table.read_bytes()[:-4096] + bytes(4096)
+    table.write_bytes(data if damage == "footer" else bytes(4096) + data[4096:])
+    (tmp_path / "store" / "MANIFEST").unlink()
+    assert repair_store(tmp_path).lost == ()
+    with StoreReader(tmp_path) as store:
+        assert (values(store["a"]), values(store["b"])) == ([1], [1])
+
+
 def test_a_bus_on_a_stores_directory_leaves_no_hole_behind_its_archive(bus_name, tmp_path):
     with Store(tmp_path, [A], log_file_bytes=FILE_BYTES, sync="never") as store:
         for first in range(0, 400_000, 20_000):
@@ -355,6 +408,48 @@ def test_a_writer_stopped_within_an_edit_of_the_manifest_and_taken_over_does_not
         writer["a"].wait(writer["a"].publish(1, 11), "indexed", TIMEOUT_S)
         writer.store.compact()
         assert values(writer.store["a"]) == [11]
+    assert verify_store(tmp_path).findings == ()
+
+
+STOPPED_AT_A_NEW_TABLE = """if True:
+    from ringmain.storage import StorageError
+    rename, raised = os.rename, ""
+
+    def stop_before(*names):
+        os.rename = rename
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        rename(*names)
+
+    os.rename = stop_before
+    try:
+        writer.store.snapshot()
+    except StorageError as error:
+        raised = str(error)
+"""
+
+
+def test_a_writer_stopped_as_it_names_a_new_table_and_taken_over_does_not_name_one_of_its_successor(
+    bus_name, tmp_path, children, monkeypatch
+):
+    def let_the_old_one_go_first(*names):
+        monkeypatch.undo()
+        old.resume()
+        old.settle()
+        rename(*names)
+
+    old, rename = children.start(), os.rename
+    settings = {"data_dir": tmp_path, "store": SMALL}
+    old.run("writer = Writer(bus, [schema], **settings)", bus=bus_name, schema=A, settings=settings)
+    old.run("writer['a'].wait(writer['a'].publish(1, 10), 'indexed', 30)")
+    old.begin(STOPPED_AT_A_NEW_TABLE)
+    wait_until(old.is_stopped, TIMEOUT_S)
+    with Writer(bus_name, [A], take_over=True, **settings) as writer:
+        writer["a"].wait(writer["a"].publish(2, 20), "indexed", TIMEOUT_S)
+        monkeypatch.setattr(table_files.os, "rename", let_the_old_one_go_first)
+        writer.store.snapshot()
+        assert "No such file" in old.ask("raised")
+        assert writer.store.stats()["a"].failure is None
+        assert values(writer.store["a"]) == [10, 20]
     assert verify_store(tmp_path).findings == ()
 
 

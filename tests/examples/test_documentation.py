@@ -40,14 +40,20 @@ def pasted(code: str, folder: Path) -> Generator[subprocess.Popen[str]]:
             process.kill()
 
 
+def complaint(process: subprocess.Popen[str]) -> str:
+    """What a process that did not say what it should wrote to standard error. It is ended."""
+    process.kill()
+    return process.communicate()[1]
+
+
 def test_the_start_of_the_readme_works_in_two_terminals(bus_name: str, tmp_path: Path) -> None:
     first, second, *_ = pieces("README.md", bus_name)
     with pasted(first, tmp_path) as writer:
         assert writer.stdout is not None
-        assert writer.stdout.read(len("Enter ends it")) == "Enter ends it"
+        assert writer.stdout.read(len("Enter ends it")) == "Enter ends it", complaint(writer)
         with pasted(second, tmp_path) as subscriber:
             assert subscriber.stdout is not None
-            assert subscriber.stdout.readline() == "100\n"
+            assert subscriber.stdout.readline() == "100\n", complaint(subscriber)
             assert writer.communicate("\n", TIMEOUT_S) == ("", "")
             assert subscriber.communicate(timeout=TIMEOUT_S) == ("", "")
     assert (writer.returncode, subscriber.returncode) == (0, 0)

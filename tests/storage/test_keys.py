@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringmain.storage import Schema, SchemaError
 from ringmain.storage._tree import KEY_BYTES_MAX, KeyCodec, Memtable, Merge, State
-from ringmain.storage.tree import Tree
+from ringmain.storage.tree import Tree, _items
 from support.keyed import (
     BYTES,
     KEY_TYPES,
@@ -330,3 +330,18 @@ def test_keys_between_which_numpy_finds_no_common_type_are_told_apart():
     rows, found = tree.get_many(keys)
     assert np.asarray(keys).dtype == float  # which does not have the second one
     assert (rows["k0"].tolist(), found.tolist()) == ([1, (1 << 63) + 1, 0], [True, True, False])
+
+
+def test_zeros_behind_a_key_of_bytes_are_no_part_of_it_in_a_list_as_in_an_array():
+    tree = tree_of("S3", [b"ab"])
+    keys = [b"ab\0\0", b"\0", b"ab", b"a"]
+    for form in (keys, tuple(keys), np.array(keys)):
+        assert tree.get_many(form)[1].tolist() == [True, False, True, False]
+
+
+def test_keys_of_one_type_are_taken_from_a_list_as_numpy_reads_it():
+    """One by one they take several times as long."""
+    for items in ([1.5, math.nan], [np.float32(0.1)] * 2, [b"a", b"bc"], [np.bytes_(b"a")]):
+        assert _items(items).dtype == np.asarray(items).dtype
+    for items in ([1.5, 1], [b"a", 5], [np.float32(1), 1.0]):
+        assert _items(items).dtype == object

@@ -383,10 +383,30 @@ def test_a_damaged_list_is_found_and_the_other_backups_can_be_used(day: Day, cop
     assert before <= {item.name for item in copy.glob("*/*")}
 
 
-def test_a_newest_list_that_cannot_be_read_is_told_and_no_older_backup_is_taken_for_it(
+def test_a_newest_list_that_is_damaged_is_passed_over_where_its_log_is_that_of_an_older_backup(
+    copy: Path, tmp_path: Path
+) -> None:
+    paths = [copy / f"{number:010d}" / "LIST" for number in (3, 4)]
+    for path in paths:
+        flip(path, 100)
+    restored = restore(copy, tmp_path / "restored")
+    assert (restored.backup, sorted(restored.passed_over)) == (2, [3, 4])
+    for path, problem in zip(paths, restored.passed_over.values(), strict=True):
+        assert str(problem).startswith(f"{path}: damaged at byte ")
+    shutil.rmtree(tmp_path / "restored")
+    assert check_restored(copy, tmp_path / "restored")["book"] == 9000
+    restored = restore(copy, tmp_path / "restored", backup=2)
+    assert (restored.last["book"], restored.passed_over) == (4000, {})
+
+
+def test_a_newest_list_that_cannot_be_read_is_told_where_the_backup_may_have_a_log_of_its_own(
     day: Day, copy: Path, tmp_path: Path
 ) -> None:
     path, place = copy / "0000000004" / "LIST", tmp_path / "restored"
+    end = restorable(copy)[2]
+    reach = (
+        rf"`--time (\S+)` restores up to book 9000, tape {end.topics['tape'][1]}; `--backup 3` only what that one held$"
+    )
     whole = path.read_bytes()
     damages: list[tuple[bytes, type[StorageError]]] = [
         (whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], BackupDamaged),
@@ -396,9 +416,13 @@ def test_a_newest_list_that_cannot_be_read_is_told_and_no_older_backup_is_taken_
     ]
     for data, kind in damages:
         path.write_bytes(data)
-        with pytest.raises(kind, match="`--backup 3` restores the one before it") as refused:
+        if kind is BackupDamaged:
+            shutil.copy(list_files(copy / "0000000001")[0][1], path.parent)
+        with pytest.raises(kind, match=reach) as refused:
             restore(copy, place)
         assert str(refused.value).startswith(f"{path}: ")
+        for own in path.parent.glob("*.log"):
+            own.unlink()
         for to in (None, {"book": day.backups[2]}):
             with pytest.raises(kind) as refused:
                 restore(copy, place, to=to, backup=4)

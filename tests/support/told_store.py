@@ -55,7 +55,7 @@ class Note(msgspec.Struct, omit_defaults=True):
     """What the process says of a topic of the store in a directory, `where` by name; it is busy with that store from then on.
 
     trying: the next rows, (key, whether it is deleted), as one batch. durable: everything so far is acknowledged.
-    stands: the store was opened, and has the rows up to this one.
+    stands: the store was opened, and has the rows up to this one. begun, done: something else that is done with the directory.
     """
 
     where: str
@@ -63,6 +63,8 @@ class Note(msgspec.Struct, omit_defaults=True):
     trying: list[tuple[int, bool]] = []
     durable: bool = False
     stands: int | None = None
+    begun: str = ""
+    done: str = ""
 
 
 @dataclass

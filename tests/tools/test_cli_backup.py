@@ -193,7 +193,7 @@ def test_what_can_be_restored_is_listed(target: Path) -> None:
     assert re.search(r" 1 .* full, .* 2 .* incremental, ", text)
 
 
-def test_a_backup_whose_list_is_damaged_is_listed_as_that_and_no_older_one_is_restored_for_it(
+def test_a_backup_whose_list_is_damaged_is_listed_as_that_and_all_its_rows_are_restored_from_the_log_that_it_shares(
     target: Path, tmp_path: Path
 ) -> None:
     path = target / "0000000002" / "LIST"
@@ -209,13 +209,33 @@ def test_a_backup_whose_list_is_damaged_is_listed_as_that_and_no_older_one_is_re
     assert re.search(r" 1 .* full, .* 2 damaged ", text)
     assert f"DAMAGED backup 2: {path}: damaged at byte " in text
     place = tmp_path / "restored"
-    for options, words in (((), "`--backup 1` restores the one before it"), (("--backup", "2"), f"{path}: damaged")):
-        done = ringmain("restore", target, place, *options)
-        assert done.returncode == FAILED
-        assert words in done.stderr.decode()
-        assert done.stderr.decode().count("\n") == 1
-        assert not place.exists()
-    assert facts("restore", target, place, "--backup", "1")["last"] == {"book": 2000, "tape": 3}
+    done = ringmain("restore", target, place, "--backup", "2")
+    assert done.returncode == FAILED
+    assert f"{path}: damaged" in done.stderr.decode()
+    assert not place.exists()
+    done = ringmain("restore", target, place, "--json")
+    assert (done.returncode, done.stderr.decode().count("\n")) == (OK, 1)
+    assert f"backup 2 was passed over, the log has its rows: {path}: damaged at byte " in done.stderr.decode()
+    assert json.loads(done.stdout)["last"] == newest(place) == {"book": 3000, "tape": 4}
+    assert facts("restore", target, tmp_path / "first", "--backup", "1")["last"] == {"book": 2000, "tape": 3}
+
+
+def test_no_older_backup_is_restored_for_one_that_has_a_log_of_its_own_and_what_can_be_had_is_told(
+    target: Path, tmp_path: Path
+) -> None:
+    with open_store(tmp_path / "data") as store:
+        write_on(store["book"], 3500)
+    backup(tmp_path / "data", target, full=True)
+    path, place = target / "0000000003" / "LIST", tmp_path / "restored"
+    flip(path, 100)
+    done = ringmain("restore", target, place)
+    error = done.stderr.decode()
+    assert (done.returncode, error.count("\n")) == (FAILED, 1)
+    assert f"{path}: damaged" in error
+    told = re.search(r"`--time (\S+)` restores up to book 3000, tape 4; `--backup 2` only what that one held\n", error)
+    assert told is not None
+    assert not place.exists()
+    assert facts("restore", target, place, "--time", told[1])["last"] == newest(place) == {"book": 3000, "tape": 4}
 
 
 def test_what_cannot_be_restored_is_said_in_a_line_and_nothing_is_made(

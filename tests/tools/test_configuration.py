@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ringmain.bus import Writer
+from ringmain.bus import Writer, attach
 from ringmain.storage import SHIPPED, Schema, Shape
+from ringmain.storage.log_files import list_files
 from ringmain.tools import cluster_table, configuration
 from ringmain.tools.configuration import BusPlan, ConfigError, load_configuration, parse_configuration
 from ringmain.tools.gateway import table as gateway_table
@@ -181,7 +182,10 @@ def test_a_gateway_s_pattern_that_matches_no_topic_is_refused_before_a_client_fi
         gateway_topics("exchange/ticks", pattern)
     assert (caught.value.line, caught.value.where) == (34, "gateway.topics")
     topics = "exchange/ticks, exchange/trades, exchange/_health, second/quotes, second/_health"
-    assert caught.value.expected == f"topics of this file ({topics}), or patterns of them, not {pattern!r}"
+    expected = (
+        f"topics that this file declares ({topics}) or that a bus's log has, or patterns of them, not {pattern!r}"
+    )
+    assert caught.value.expected == expected
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,30 @@ def test_a_gateway_s_pattern_that_matches_no_topic_is_refused_before_a_client_fi
 )
 def test_a_gateway_s_pattern_may_match_a_topic_or_be_of_another_process_s_bus(pattern):
     assert gateway_topics(pattern) == (pattern,)
+
+
+def test_a_gateway_s_pattern_may_match_a_topic_that_only_the_log_of_a_bus_has(tmp_path, bus_name):
+    def offered(*patterns: str) -> tuple[str, ...]:
+        text = (
+            f'[bus.{bus_name}]\ndata_dir = "data"\ntopics.trades = {{}}\n[gateway]\ntopics = {json.dumps(patterns)}\n'
+        )
+        gateway = parse_configuration(text.encode(), tmp_path / "ringmain.toml").gateway
+        assert gateway is not None
+        return gateway.topics
+
+    old, other = f"{bus_name}/old", f"{bus_name}/other"
+    with pytest.raises(ConfigError, match=f"not '{old}'"):
+        offered(old)
+    with Writer(bus_name, [Schema("old", {"value": "u8"})], data_dir=tmp_path / "data"):
+        pass
+    with Writer(bus_name, [SHIPPED["trades"]], data_dir=tmp_path / "data"):
+        assert attach(old).topic == "old"  # a ring of its own
+    assert offered(old, f"{bus_name}/o*") == (old, f"{bus_name}/o*")
+    with pytest.raises(ConfigError, match=f"not '{other}'"):
+        offered(other)
+    newest = list_files(tmp_path / "data" / "log")[-1][1]
+    newest.write_bytes(bytes(4096))  # what it has is not known then; the writer tells what is wrong
+    assert offered(other) == (other,)
 
 
 def test_a_file_of_schemas_that_is_not_there_or_not_sound_is_named(tmp_path):

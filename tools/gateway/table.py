@@ -20,12 +20,14 @@ topics = ["exchange/trades", "exchange/quotes"]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from ...storage import StorageError
+from ...storage.log_files import list_files, open_file, starting_topics
 from ..quantities import read_bytes, read_seconds
 from ..toml_document import TomlDocument, TomlError
 from .settings import GatewaySettings, readable
@@ -94,9 +96,14 @@ AMOUNTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 def read_gateway(
-    document: TomlDocument, given: Any, folder: Path, topics: Mapping[str, Sequence[str]]
+    document: TomlDocument,
+    given: Any,
+    folder: Path,
+    topics: Mapping[str, Sequence[str]],
+    data_dirs: Mapping[str, Path],
 ) -> GatewaySettings:
-    """What the table [gateway] of a document says. folder: of the file. topics: of each bus of the file; offered unless told.
+    """What the table [gateway] of a document says. folder: of the file. topics: that the file declares, by bus; those are offered
+    unless told. data_dirs: by bus; in its log a bus may have more topics, of an earlier configuration.
 
     Raises the document's error naming the place and what was expected.
     """
@@ -106,7 +113,7 @@ def read_gateway(
         if (value := getattr(table, name)) is not None:
             chosen[setting] = _attempt(document, f"gateway.{name}", read, value)
     if table.topics is not None:
-        _check_patterns(document, table.topics, topics)
+        _check_patterns(document, table.topics, topics, data_dirs)
     chosen["topics"] = tuple(table.topics if table.topics is not None else [f"{bus}/*" for bus in topics])
     chosen["origins"] = tuple(table.origins or ())
     for name in ("cert", "key"):
@@ -142,16 +149,40 @@ def _tokens(document: TomlDocument, given: Mapping[str, Any], where: str) -> tup
     return tuple(tokens)
 
 
-def _check_patterns(document: TomlDocument, patterns: Sequence[str], topics: Mapping[str, Sequence[str]]) -> None:
-    """Each must match a topic of the file, unless it may be of another process's bus, of which nothing is known here."""
+def _check_patterns(
+    document: TomlDocument,
+    patterns: Sequence[str],
+    topics: Mapping[str, Sequence[str]],
+    data_dirs: Mapping[str, Path],
+) -> None:
+    """Each must match a topic that the file declares, or that its bus's log has: the writer makes rings for those too.
+
+    One that may be of another process's bus, of which nothing is known here, need not.
+    """
     addresses = [f"{bus}/{topic}" for bus, names in topics.items() for topic in names]
     for pattern in patterns:
         bus, slash, _ = pattern.partition("/")
         foreign = bus not in topics and (slash or WILDCARDS.intersection(pattern))
-        if not foreign and not any(matches(address, [pattern]) for address in addresses):
+        if foreign or any(matches(address, [pattern]) for address in addresses):
+            continue
+        logged = _logged_topics(data_dirs[bus]) if bus in data_dirs else ()
+        if logged is not None and not any(matches(f"{bus}/{topic}", [pattern]) for topic in logged):
             raise document.error(
-                "gateway.topics", f"topics of this file ({', '.join(addresses)}), or patterns of them, not {pattern!r}"
+                "gateway.topics",
+                f"topics that this file declares ({', '.join(addresses)}) or that a bus's log has, or patterns of them, "
+                f"not {pattern!r}",
             )
+
+
+def _logged_topics(data_dir: Path) -> Collection[str] | None:
+    """The topics of a bus's log, by its newest file; None where that cannot be read."""
+    try:
+        found = list_files(data_dir / "log")
+        return starting_topics(open_file(found[-1][1], found[-1][0])) if found else ()
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, StorageError):
+        return None
 
 
 def _attempt(document: TomlDocument, where: str, call: Callable[..., Value], *arguments: Any) -> Value:
