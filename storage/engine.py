@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ._tree import KeyCodec, MemoryPool, Memtable, State, Table, TreeCore
-from .errors import Corruption, StorageError, TablesFailed
+from .errors import Corruption, FormatMismatch, StorageError, TablesFailed
 from .files import lower_priority, make_directory, sync_directory
 from .levels import Shape, pick, pick_all
 from .log import Log
@@ -52,8 +52,8 @@ LOOK_S = 1.0  # how often to look for compactions that no flush has called for
 class StoreSettings:
     """How topics are kept by key.
 
-    topics: which; None: all that there are. keep_versions: those of which all versions are kept, not only the newest; fixed when
-    the topic is first stored.
+    topics: which; None: all that there are. A topic that is not among them and was kept by key once holds the log until it is kept
+    again. keep_versions: those of which all versions are kept, not only the newest; fixed when the topic is first stored.
     memtable_bytes: memory of one memtable; up to immutable_max full ones of a topic wait for the flush, then writing waits.
     compression: of tables below level 0: "none", "zstd" or "lz4". shape: levels and their sizes.
     snapshot_interval: seconds until what lies in memtables is written to tables even if they are not full; None: only when full.
@@ -207,12 +207,23 @@ class Engine:
                     raise _hole(self._log.directory, name, checkpoint + 1, checkpoint)
 
     def _add_topics(self, schemas: Mapping[str, Schema]) -> ManifestState:
-        """The manifest's state once it has these topics. What the log has given up of a new one before is left out."""
+        """The manifest's state once it has these topics. What the log has given up of a new one before is left out.
+
+        Raises FormatMismatch where all versions are to be kept of a topic that is stored without them.
+        """
         state = self._manifest.state
         new = {name: schema for name, schema in schemas.items() if name not in state.topics}
+        kept = frozenset(self._settings.keep_versions)
+        if late := sorted(name for name in kept - new.keys() if not state.topics[name].keep_versions):
+            raise FormatMismatch(
+                self.directory / "store",
+                f"keep_versions of topic {', '.join(map(repr, late))}",
+                "all versions",
+                "only the newest row of each key",
+                "history cannot begin later: leave it out of keep_versions, or store the rows under a new topic name",
+            )
         if not new:
             return state
-        kept = frozenset(self._settings.keep_versions)
         oldest = {
             name: LogReader(self._log.directory, name, self.directory / "archive").oldest
             for name in new

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 import select
@@ -34,12 +35,18 @@ from .files import (
     holds_lock,
     lock_directory,
     make_directory,
+    naming,
+    open_file_to_change,
+    open_file_to_read,
+    sync_data,
     sync_directory,
     sync_file,
+    write_around_cache,
+    write_at,
 )
 from .log_files import LogTopic, file_path, list_files, open_file, read_header
 from .log_retention import Archive, Numbered, Retention
-from .recovery import Contents, examine
+from .recovery import Contents, FileContents, examine
 from .schema import Schema
 from .unfinished_cut import finish_cut
 
@@ -49,6 +56,8 @@ LOG_FILE_BYTES = 64 << 20
 LOG_FILE_BYTES_MIN = 4 << 20
 SPARE_COUNT = 2  # made ahead
 SPARE_COUNT_MAX = 8  # with expired ones: a store gives up several files at a time, and fills as many until the next
+WRITE_AGAIN_BYTES = 8 << 20  # at a time: more than a frame
+DIRECT_BYTES = 4096  # what writing past the page cache goes by
 BUS_BYTES_MAX = 63
 
 
@@ -82,7 +91,7 @@ class Log:
 
     found: the files that were there when this was opened, examined, oldest first. recovered: that in figures.
     Raises LogLocked, Corruption (nothing is changed then; see `ringmain log repair`), FormatMismatch (also for a log with another
-    log_id), StorageError for an archive that is not named, OSError.
+    log_id), StorageError for an archive that is not named, or for an end that the disk never had, OSError.
     """
 
     def __init__(
@@ -182,6 +191,8 @@ class Log:
         self.topics = _merge_topics(self.directory, contents, schemas)
         for item in contents.files:  # what a killed writer left in the system's hands
             item.path.chmod(self._mode)
+            if self._sync_files and item is contents.files[-1]:
+                _write_again(item)
             sync_file(item.path)
         for path in self.directory.glob("spare-*"):
             path.unlink()
@@ -371,6 +382,59 @@ class Log:
         sync_directory(self.directory)  # before a new header is written into it: its old name must not come back then
         self.appender.add_spare(descriptor, name)
         return True
+
+
+def _write_again(item: FileContents) -> None:
+    """Write what a log's last file does not know to be on the disk once more, byte for byte, and sync it.
+
+    A writer before may have failed to sync it. The kernel then takes its pages for written: they are still read from memory, and
+    a sync alone would say that all is well. It is written past the page cache: there ext4 has also noted that the file's reserved
+    blocks are in use, and would never say so on the disk. Where it had failed, who has the file mapped may for that moment read
+    there what the disk has. Raises StorageError where it is not what was examined any more.
+    """
+    buffer = memoryview(mmap.mmap(-1, WRITE_AGAIN_BYTES))  # a map begins where a page does
+    start, at = item.header.start_position, item.durable_end
+    source, target = open_file_to_read(item.path), open_file_to_change(item.path)
+    try:
+        with naming(item.path):
+            while at < item.end:
+                first = at // DIRECT_BYTES * DIRECT_BYTES
+                part = buffer[: min(len(buffer), _whole_pages(item.end) - first)]
+                part = part[: os.preadv(source, [part], first)]
+                _, proven_bytes = _log.scan(
+                    part,
+                    start_position=start + first,
+                    epoch=item.header.epoch,
+                    offset=at - first,
+                    limit=item.end - first,
+                )
+                if first + proven_bytes == at:  # memory has let go of it meanwhile
+                    raise StorageError(
+                        f"{item.path}: what was read at byte {at} is gone, since the disk never had it. Open the log again: it "
+                        "then ends before"
+                    )
+                _write_past_memory(target, part[: _whole_pages(proven_bytes)], first)
+                at = first + proven_bytes
+            sync_data(target)  # through this descriptor, which no error since can have passed by
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _write_past_memory(descriptor: int, part: memoryview, offset: int) -> None:
+    """Write into an open file around the page cache, where the file system can."""
+    write_around_cache(descriptor, len(part) % DIRECT_BYTES == 0)
+    try:
+        write_at(descriptor, part, offset)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        write_around_cache(descriptor, False)  # a file system with rules of its own
+        write_at(descriptor, part, offset)
+
+
+def _whole_pages(size_bytes: int) -> int:
+    return -(-size_bytes // DIRECT_BYTES) * DIRECT_BYTES
 
 
 def _has_files(archive: Path, log_id: int) -> bool:

@@ -49,6 +49,7 @@ class FileContents:
     frame_count: int
     record_count: int
     durable_position: int  # the newest one that this file knows
+    durable_end: int  # where the first frame begins that is not known to be on the disk
     begins: Mapping[str, int]  # where each topic that it declares stood: its next sequence
 
 
@@ -205,6 +206,7 @@ def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None, 
         frames, end = _judge_tail(contents, file, frames, end, last=last)
     rows = row_frames(frames)
     begins = _follow_topics(contents, file, frames)
+    durable_position = newest_durable(file, frames)
     item = FileContents(
         path=file.path,
         header=file.header,
@@ -212,12 +214,19 @@ def _examine_file(contents: Contents, file: LogFile, successor: LogFile | None, 
         closed=_closed(frames),
         frame_count=len(frames),
         record_count=int(rows["row_count"].sum()),
-        durable_position=newest_durable(file, frames),
+        durable_position=durable_position,
+        durable_end=_frame_at(frames, durable_position - file.header.start_position, end),
         begins=begins,
     )
     contents.files.append(item)
     contents.record_count += item.record_count
     contents.checked_bytes += end
+
+
+def _frame_at(frames: Frames, offset: int, end: int) -> int:
+    """Where the frame that holds `offset` begins: there, unless a repair's gap lies over it. `end` where there is none."""
+    place = int(np.searchsorted(frames["offset"], offset, side="right"))
+    return int(frames["offset"][place - 1]) if place and offset < end else end
 
 
 def _closed(frames: Frames) -> bool:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -173,14 +174,24 @@ class Tree(KeysAt):
     def at(self, sequence: int | None = None) -> View:
         """A view of the tree as of a sequence (now, by default) that stays as it is. Use it in a `with` statement.
 
-        Raises ViewGone where rows that were visible then may have been dropped.
+        Where a sequence lies ahead, the view ends with the newest one. Raises ViewGone where rows that were visible then may have
+        been dropped.
         """
         with self.lock:
-            wanted = self.core.visible if sequence is None else sequence
+            wanted = self.wanted_sequence(sequence, self.core.visible)
             if wanted < self.dropped_through and not self.keeps_versions and wanted not in self._views:
                 raise ViewGone(self.schema.name, wanted, self.dropped_through)
             self._views[wanted] += 1
         return View(self, wanted)
+
+    def wanted_sequence(self, sequence: int | None, visible: int) -> int:
+        """The sequence that `at` reads at: at most `visible`. Raises ValueError, TypeError for what is no sequence."""
+        if sequence is None:
+            return visible
+        wanted = operator.index(sequence)
+        if wanted < 0:
+            raise ValueError(f"topic {self.schema.name!r}: at: a sequence, 0 or more, is expected, got {wanted}")
+        return min(wanted, visible)
 
     def close_view(self, sequence: int) -> None:
         """What View.close does."""

@@ -4,7 +4,8 @@
    the writer has removed one of them meanwhile, the manifest says something newer, and both are taken from there.
 2. The memtables hold the rows behind the checkpoint without a gap, oldest first. One goes when a checkpoint covers all of it; in
    one that is covered in part some rows are in a table as well, which changes no answer: the newest row of a key decides.
-3. `visible` is set before a state is: who takes the state first sees no newer sequence than that state can answer for.
+3. Who reads takes the state and the newest sequence in it together (`_seen`), which are replaced together: a thread that reads
+   while another takes in what is new sees a moment before or after, and never half of a batch.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class TreeReader(Tree):
         self._tables: dict[int, Table] = {}
         self._memtables: list[Memtable] = []  # the oldest first
         self._position = 0  # the newest sequence that is in the memtables, or covered by the checkpoint
+        self._seen = self.core.state, self._position  # what reading sees
         self._refreshed_at, self._refresh_s = float("-inf"), settings.refresh_s
         self._closed = False
         self.refresh()
@@ -107,8 +109,7 @@ class TreeReader(Tree):
     @property
     def sequence(self) -> int:
         """The newest sequence that is read now."""
-        self._look()
-        return self.core.visible
+        return self._now()[1]
 
     @property
     def checkpoint(self) -> int:
@@ -126,15 +127,14 @@ class TreeReader(Tree):
         A sequence that lies ahead is looked for at once; where it is not there yet, the view ends with the newest one.
         Raises ViewGone where rows that were visible then may have been dropped.
         """
-        self._look()
-        if sequence is not None and sequence > self.core.visible:
+        if sequence is not None and sequence > self.sequence:
             self.refresh()
         with self.lock:
-            visible = self.core.visible
-            wanted = visible if sequence is None else min(sequence, visible)
+            state, visible = self._now()
+            wanted = self.wanted_sequence(sequence, visible)
             if wanted < self.dropped_through and not self.keeps_versions:
                 raise ViewGone(self.schema.name, wanted, self.dropped_through)
-            return FrozenView(self, wanted, self.core.state)
+            return FrozenView(self, wanted, state)
 
     def refresh(self) -> Refreshed:
         """Take in what the writer has done since the last time, and say how much it was."""
@@ -155,15 +155,17 @@ class TreeReader(Tree):
             self._log = None
             self._memtables, self._tables = [], {}
             self.core.set_state(State(self.codec, (), (), ()))
+            self._seen = self.core.state, 0
 
     def _get(self, *key: Any) -> np.void | None:
         """The newest row of a key, as a record of its own (a copy), or None where there is none."""
         self._look()
-        return self.core.get(*key)
+        state, visible = self._seen
+        return state.get(key, visible)
 
     def _now(self) -> tuple[State, int]:
         self._look()
-        return super()._now()
+        return self._seen
 
     def _look(self) -> None:
         """Refresh, if it is time to."""
@@ -209,6 +211,7 @@ class TreeReader(Tree):
         self.core.visible = self._position
         if version is not self._version or tuple(reversed(self._memtables)) != self.core.state.memtables:
             self._show(version)
+        self._seen = self.core.state, self._position
         self.dropped_through = checkpoint
         return Refreshed(row_count, table_count)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +14,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ringmain.storage import Log, LogFailed
-from ringmain.storage.recovery import examine
-from support.logs import FILE_BYTES, POINTS, append, check_rows, read_rows
+from ringmain.storage import Log, LogFailed, StorageError
+from ringmain.storage import log as log_module
+from ringmain.storage.files import write_around_cache, write_at
+from ringmain.storage.log_files import list_files, open_file
+from ringmain.storage.recovery import Contents, examine, newest_durable
+from support.logs import FILE_BYTES, PAIRS, POINTS, Builder, append, check_rows, read_rows
+from support.power_cut import Content, Cut, Disk, Start, read_journal
 from support.preload import build_preload
 from support.small_disk import mounted
 
@@ -171,6 +177,120 @@ def test_a_failed_sync_stops_the_log_and_is_never_tried_again(run, nth):
     assert outcome.durable < outcome.appended
     assert [line.split()[0] for line in run.trace].count("fdatasync") == nth
     run.reopen(outcome)
+
+
+ENDING = """if True:
+    import sys
+    from ringmain.storage import Log, LogFailed
+    from support.logs import FILE_BYTES, POINTS, append
+    log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES)
+    for _ in range(3):
+        append(log, POINTS, 1000)
+        log.appender.sync()
+    append(log, POINTS, 60_000)
+    try:
+        log.close()
+    except LogFailed as error:
+        print(error)
+"""
+OPENING = """if True:
+    import sys
+    from ringmain.storage import Log, log
+    from support.logs import FILE_BYTES, POINTS
+    log.WRITE_AGAIN_BYTES = (1 << 20) + 4096  # so that it takes several turns
+    log = Log(sys.argv[1], [POINTS], bus="test", file_bytes=FILE_BYTES)
+    print(log.recovered.record_count)
+"""
+
+
+def without_unsynced(start: Start, path: Path, scratch: Path) -> Start:
+    """The same disk, but of this log file it holds only what the file knows to be on the disk. Memory has had the rest."""
+    ((number, _),) = list_files(path.parent)
+    file = open_file(path, number)
+    durable_bytes = newest_durable(file, file.scan()[0]) - file.header.start_position
+    scratch.write_bytes(file.data[:durable_bytes])
+    os.truncate(scratch, len(file.data))
+    files = {**start.files, path.stat().st_ino: Content.read_from(scratch)}
+    return Start(start.root, start.directories, files, start.names)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("nth", [4, 5], ids=["rows", "close"])
+def test_what_a_sync_failed_to_bring_to_the_disk_is_written_again_when_the_log_is_opened(
+    run, tmp_path, monkeypatch, nth
+):
+    """Its pages are clean in memory: a sync alone writes none of them, and the next file would say that they are durable."""
+    said = run.child(ENDING, "fdatasync", ".log", nth, errno.EIO).decode()
+    assert "sync at byte" in said
+    root, journal = tmp_path / "disk", tmp_path / "journal"
+    root.mkdir()
+    run.directory = run.directory.rename(root / "the-log")
+    start = without_unsynced(Start.of(root), run.directory / "0000000001.log", tmp_path / "scratch")
+    monkeypatch.setattr(run, "library", build_preload("recording_disk", tmp_path))
+    places = {"RECORDED_ROOT": str(root), "RECORDED_JOURNAL": str(journal)}
+    recovered = int(run.child(OPENING, "none", "the-log", 1, 0, **places))
+    assert recovered == 63_000
+    disk = Disk(start)
+    for operation in read_journal(journal):
+        disk.apply(operation)
+    disk.write_image(tmp_path / "image", "the-log", Cut(names=0, contents=0), random.Random(0))
+    contents = examine(tmp_path / "image" / "the-log")
+    assert contents.problems == []
+    assert contents.record_count == recovered
+
+
+def open_ended(directory: Path) -> Path:
+    """A log of 2000 rows whose writer was killed: the second half is not known to be on the disk. Returns its file."""
+    builder = Builder(directory)
+    builder.begin()
+    builder.rows(POINTS, 1000)
+    builder.sync()
+    builder.rows(POINTS, 1000)
+    os.truncate(builder.path, FILE_BYTES)
+    return builder.path
+
+
+@pytest.mark.parametrize("sync_files", [True, False])
+def test_what_is_written_again_goes_to_the_disk_itself_and_changes_nothing(tmp_path, monkeypatch, sync_files):
+    """Through memory ext4 writes it too, but not that the blocks, reserved and never written, are in use."""
+    path = open_ended(tmp_path)
+    before, (item,), written = path.read_bytes(), examine(tmp_path).files, []
+
+    def note(descriptor: int, data: memoryview, offset: int) -> None:
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+        written.append((offset, offset + len(data)))
+        write_at(descriptor, data, offset)
+
+    with path.open("r+b") as file:
+        write_around_cache(file.fileno(), True)
+        if not fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_DIRECT:
+            pytest.skip("the file system of the temporary folder cannot write past the page cache")
+    monkeypatch.setattr(log_module, "write_at", note)
+    Log(tmp_path, [POINTS, PAIRS], bus="test", file_bytes=FILE_BYTES, sync_files=sync_files).close()
+    page = 4096
+    expected = [(item.durable_end // page * page, -(-item.end // page) * page)]
+    assert written == (expected if sync_files else [])
+    assert path.read_bytes()[: item.end] == before[: item.end]
+
+
+def test_a_log_whose_end_memory_loses_while_it_is_opened_says_so_and_opens_without_it(tmp_path, monkeypatch):
+    path = open_ended(tmp_path)
+
+    def examine_and_lose(directory: Path, progress: object) -> Contents:
+        contents = examine(directory)
+        with path.open("r+b") as file:
+            file.seek(contents.files[-1].durable_end)
+            file.write(bytes(FILE_BYTES - file.tell()))
+        return contents
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log_module, "examine", examine_and_lose)
+        with pytest.raises(StorageError, match=r"0000000001\.log: what was read at byte .* is gone"):
+            Log(tmp_path, [POINTS, PAIRS], bus="test", file_bytes=FILE_BYTES)
+    log = Log(tmp_path, [POINTS, PAIRS], bus="test", file_bytes=FILE_BYTES)
+    assert log.recovered.record_count == 1000
+    log.close()
+    assert examine(tmp_path).problems == []
 
 
 @pytest.mark.process

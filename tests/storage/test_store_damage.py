@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ringmain.storage import Corruption, LogLocked, Schema, StorageError
+from ringmain.storage import Corruption, LogLocked, Schema, Shape, StorageError
 from ringmain.storage.log_files import list_files
 from ringmain.storage.manifest import read_manifest
 from ringmain.storage.store import Store
@@ -36,7 +36,7 @@ from support.damaged_store import (
     parts_of,
     replace,
 )
-from support.logs import wait_until
+from support.logs import FILE_BYTES, wait_until
 from support.sstables import needs, write_table
 
 SEED = int(os.environ.get("RINGMAIN_SEED", "20230601"))
@@ -285,6 +285,7 @@ def test_with_the_manifest_lost_all_tables_of_a_topic_may_be_missing_too(name, t
     assert verify_store(copy).findings == ()
     changed = check_repaired(whole, copy, report.lost)
     assert name == "bare" or (changed, report.lost) == (0, ())
+    assert all(entry.at_most for entry in report.lost)  # nothing tells what was replaced or deleted
 
 
 def test_what_only_the_log_has_comes_back_to_the_last_byte_between_the_fields(packed, tmp_path):
@@ -528,3 +529,28 @@ def test_a_log_that_ends_before_the_tables_is_not_written_to(plain, tmp_path):
     repair_store(copy)
     with open_store(copy) as store:
         assert store["book"].put(1, b"B", 1, b"new") > 1 << 32  # no sequence is used twice
+
+
+@pytest.mark.parametrize("opened", [["a", "b"], ["b"]])
+def test_an_older_manifest_behind_which_the_log_has_expired_is_refused_and_no_table_goes(opened, tmp_path):
+    """The tables that it does not know have what is not in the log any more; also where their topic is not opened."""
+    schemas = {name: Schema(name, {"key": "u4", "value": "S1000"}, key=("key",)) for name in ("a", "b")}
+    settings = {"archive": False, "log_file_bytes": FILE_BYTES, "sync": "never", "shape": Shape(level0_tables=9)}
+    log, manifest = tmp_path / "log", tmp_path / "store" / "MANIFEST"
+    with Store(tmp_path, schemas.values(), **settings) as store:
+        for tree in map(store.__getitem__, schemas):
+            tree.put(0, b"first")
+        store.snapshot()
+        older = manifest.read_bytes()
+        rows = np.zeros(1500, schemas["a"].payload_dtype)
+        rows["key"] = np.arange(len(rows))
+        for _ in range(3):
+            store["a"].put_batch(rows)
+            store.snapshot()
+        wait_until(lambda: list_files(log)[0][0] > 1)
+    manifest.write_bytes(older)
+    tables = [path for path in listing(tmp_path / "store") if path[0].endswith(".sst")]
+    assert len(tables) == 5
+    with pytest.raises(StorageError, match=r"topic 'a': sequence 2 is missing in the log"):
+        Store(tmp_path, [schemas[name] for name in opened], **settings)
+    assert [path for path in listing(tmp_path / "store") if path[0].endswith(".sst")] == tables

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 import ringmain.storage
-from ringmain.storage import Schema, StorageError, Store
+from ringmain.storage import Schema, StorageError, Store, ViewGone
 from ringmain.storage.log_files import list_files
 from ringmain.storage.table_files import TableFiles
 from support.logs import wait_until
@@ -118,6 +118,50 @@ def test_a_row_that_was_handed_out_stays_when_what_it_was_found_in_is_gone(tmp_p
         assert row is not None
         assert row.flags.owndata
         assert row.item()[2:] == (at % 50, at % 50 + 1000)
+
+
+def test_after_a_restart_a_view_as_of_what_tables_have_replaced_is_refused_and_not_empty(tmp_path):
+    with Store(tmp_path, [A], memtable_bytes=1 << 16) as store:
+        for key, value in ((1, 10), (2, 20), (1, 11)):
+            last = store["a"].put(key, value)
+        store.snapshot()
+    with Store(tmp_path, [A], memtable_bytes=1 << 16) as store:
+        for gone in range(1, last):
+            with pytest.raises(ViewGone, match=f"{last} is the oldest"):
+                store["a"].at(gone)
+        with store["a"].at(last) as view:
+            assert [row.item()[2:] for rows in view.scan() for row in rows] == [(1, 11), (2, 20)]
+
+
+def test_a_view_of_a_sequence_that_lies_ahead_ends_with_the_newest_and_stays_so(tmp_path):
+    with Store(tmp_path, [A]) as store:
+        last = store["a"].put(1, 10)
+        with store["a"].at(1000) as view:
+            store["a"].put(1, 11)
+            row = view.get(1)
+            assert view.sequence == last
+            assert row is not None
+            assert row["value"] == 10
+
+
+@pytest.mark.parametrize("keep_versions", [(), ("a",)])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_no_sequence_makes_no_view_and_stops_no_flush(tmp_path, keep_versions, read_only):
+    with Store(tmp_path, [A], keep_versions=keep_versions) as store, Store.open(tmp_path, read_only=True) as reader:
+        last = store["a"].put(1, 10)
+        reader.refresh()
+        tree = (reader if read_only else store)["a"]
+        for sequence, error in ((-1, ValueError), (-(2**64), ValueError), (10.0, TypeError), ("1", TypeError)):
+            with pytest.raises(error):
+                tree.at(sequence)  # pyright: ignore[reportArgumentType]
+        with tree.at(2**64) as view:
+            assert view.sequence == last
+            store["a"].put(1, 11)
+            store.snapshot()
+            row = view.get(1)
+            assert row is not None
+            assert row["value"] == 10
+        assert store.stats()["a"].failure is None
 
 
 def test_closing_waits_for_the_batch_that_another_thread_is_putting(tmp_path):

@@ -20,7 +20,9 @@ from ringmain.storage.repair import repair
 from ringmain.storage.store import Store
 from ringmain.storage.store_reader import StoreReader
 from ringmain.storage.tree import Tree, ViewGone
+from ringmain.storage.tree_reader import TreeReader
 from ringmain.storage.tree_writer import TreeWriter
+from ringmain.storage.version import Version
 from support.followed_store import BOOK, KEY_COUNT, Child, Oracle, deletes, key_of, open_store, write_on
 from support.logs import flip, wait_until
 
@@ -317,6 +319,44 @@ def test_threads_share_a_reader(tmp_path):
 
 
 # --- topics ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_thread_that_reads_while_another_refreshes_sees_no_half_of_a_batch(tmp_path, monkeypatch):
+    """A batch may lie in two memtables, of which the reader shows the newer one late."""
+    pairs, count = Schema("pairs", {"key": "u4", "turn": "u8"}, key=("key",)), 400
+    rows = np.zeros(count, pairs.payload_dtype)
+    rows["key"] = np.arange(count)
+    seen = list[set[int]]()
+    show = TreeReader._show
+
+    def look(tree: TreeReader) -> None:
+        found = [int(turn) for batch in tree.scan() for turn in batch["turn"]]
+        found += [value(tree, key) for key in range(count)]
+        found += [int(turn) for batch in tree.by_sequence() for turn in batch["turn"]]
+        assert len(found) == 3 * count
+        seen.append(set(found))
+
+    def show_slowly(tree: TreeReader, version: Version) -> None:
+        if tree.sequence:
+            pool.submit(look, tree).result()
+        show(tree, version)
+        if tree.sequence:
+            pool.submit(look, tree).result()
+
+    monkeypatch.setattr(TreeReader, "_show", show_slowly)
+    with (
+        Store(tmp_path, [pairs], sync="never") as store,
+        StoreReader(tmp_path, refresh_s=math.inf, memtable_bytes=1 << 16) as reader,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for turn in range(1, 31):
+            rows["turn"] = turn
+            store["pairs"].put_batch(rows)
+            reader["pairs"].refresh()
+            look(reader["pairs"])
+            assert seen[-1] == {turn}
+    assert len(seen) > 30 + 4  # some batches went into a new memtable
+    assert all(len(turns) == 1 for turns in seen)
 
 
 def test_a_topic_that_a_later_writer_adds_appears(tmp_path):

@@ -122,6 +122,19 @@ def test_a_topic_keeps_the_schema_that_it_was_stored_with(tmp_path):
         assert store["a"].put(1, 1) == 1
 
 
+def test_all_versions_are_kept_from_when_a_topic_is_first_stored_or_not_at_all(tmp_path):
+    with open_store(tmp_path, [A], keep_versions=["a"]) as store:
+        store["a"].put(1, 1)
+    with open_store(tmp_path, [A, B]) as store:  # need not be named again
+        store["a"].put(1, 2)
+        store["b"].put(1, 1)
+    with pytest.raises(FormatMismatch, match=r"keep_versions of topic 'b'.* history cannot begin later"):
+        open_store(tmp_path, [A, B, C], keep_versions=["a", "b", "c"])
+    with open_store(tmp_path, [A, B, C], keep_versions=["a", "c"]) as store:  # c was not stored when that was refused
+        assert store["a"].history(1)["value"].tolist() == [2, 1]
+        assert [store[name].keeps_versions for name in "abc"] == [True, False, True]
+
+
 def test_rows_of_a_topic_without_a_key_cannot_be_deleted(tmp_path):
     with open_store(tmp_path, [C]) as store:
         store["c"].put(7)
