@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,11 @@ class LogReader:
         self._notice_replacement()
         for number in self._numbers():
             try:
-                part = self._load(number)
+                topic = self._begins(number) or self._load(number).topic
             except FileNotFoundError:
                 continue
-            if part.topic is not None:
-                return part.topic.next_sequence
+            if topic is not None:
+                return topic.next_sequence
         raise StorageError(f"{self.directory}: no topic {self.topic!r} in this log")
 
     @property
@@ -246,18 +247,26 @@ class LogReader:
 
     def find_time(self, timestamp_ns: int) -> int:
         """The sequence of the first record stamped at or after that time; one behind the last where all are earlier."""
-        following = None
-        for number in reversed(self._numbers()):
-            try:
-                part = self._load(number)
-            except FileNotFoundError:
+        self._notice_replacement()
+        numbers = self._numbers()
+        at = behind = self._newest(numbers, lambda topic: topic.last_timestamp_ns < timestamp_ns)
+        found, end = None, 1
+        while found is None and behind < len(numbers):  # one file, unless a repair gave up what was there
+            part = self._load_kept(numbers[behind])
+            if part is not None and part.topic is not None:
+                found, end = self._find_time_in(part, timestamp_ns), self._end_of(part)
+            behind = max(behind + 1, self._newest(numbers, lambda topic, end=end: topic.next_sequence <= end))
+        while at:  # a time that a repair declared may be too early: look at the rows just before the file too
+            part = self._load_kept(numbers[at])
+            if part is None or part.topic is None or part.topic.next_sequence == 1:
                 break
-            if part.topic is None:
-                break
-            following = self._find_time_in(part, timestamp_ns) or following or self._end_of(part)
             if len(part.frames) and int(part.frames["first_timestamp_ns"][0]) < timestamp_ns:
                 break
-        return following if following is not None else 1
+            first = part.topic.next_sequence
+            at = self._newest(numbers[:at], lambda topic, first=first: topic.next_sequence < first)
+            part = self._load_kept(numbers[at])
+            found = (self._find_time_in(part, timestamp_ns) if part is not None else None) or found
+        return found or end
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -293,6 +302,13 @@ class LogReader:
         self._extend(part)
         self._part = part
         return part
+
+    def _load_kept(self, number: int) -> _Part | None:
+        """As `_load`; None where the file has expired."""
+        try:
+            return self._load(number)
+        except FileNotFoundError:
+            return None
 
     def _extend(self, part: _Part) -> None:
         """Find what was appended since the last look, up to where the next file says that this one ends."""
@@ -330,22 +346,9 @@ class LogReader:
                 return part
         self._notice_replacement()
         numbers = self._numbers()
-        low, high = 0, len(numbers) - 1
-        while low < high:  # the newest file that begins at or before the sequence
-            middle = (low + high + 1) // 2
-            try:
-                begins = self._begins(numbers[middle])
-            except FileNotFoundError:  # recycled meanwhile: it was too old anyway
-                low = middle
-                continue
-            if begins is not None and begins <= sequence:
-                low = middle
-            elif begins is None:
-                low = middle  # a file from before the topic existed
-            else:
-                high = middle - 1
+        newest = self._newest(numbers, lambda topic: topic.next_sequence <= sequence)
         try:
-            part = self._load(numbers[low])
+            part = self._load(numbers[newest])
         except FileNotFoundError:
             return self._gone(sequence)
         if part.topic is None:
@@ -354,10 +357,25 @@ class LogReader:
             return self._gone(sequence)
         return part
 
-    def _begins(self, number: int) -> int | None:
-        """The topic's next sequence where a file begins; None where the file does not know the topic."""
+    def _newest(self, numbers: list[int], began: Callable[[LogTopic], bool]) -> int:
+        """Which is the newest file with `began` true of the topic as it stood when the file began; the oldest where none is.
+
+        Only what files declare at their beginnings is read. Files that are gone, or are from before the topic, count as true.
+        """
+
+        def is_later(at: int) -> bool:
+            try:
+                topic = self._begins(numbers[at])
+            except FileNotFoundError:  # expired or recycled meanwhile: it was too old anyway
+                return False
+            return topic is not None and not began(topic)
+
+        return bisect_left(range(1, len(numbers)), True, key=is_later)
+
+    def _begins(self, number: int) -> LogTopic | None:
+        """The topic as it stood when a file began; None where the file does not know it then."""
         if self._part is not None and self._part.file.header.file_number == number:
-            return self._part.topic.next_sequence if self._part.topic is not None else None
+            return self._part.topic
         file = self._open(number)
         offset = _log.LOG_HEADER_BYTES
         while True:
@@ -366,7 +384,7 @@ class LogReader:
                 frames, end = file.scan(offset)
             for topic in read_topics(file, frames):
                 if topic.schema.name == self.topic:
-                    return topic.next_sequence
+                    return topic
             if not len(frames) or (frames["kind"] != _log.FRAME_TOPIC).any():
                 return None
             offset = end

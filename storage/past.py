@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._tree import KeyCodec, Table
+from ._tree import KeyCodec, Merge, Table
 from .log_reader import BATCH_ROWS_MAX, HistoryGone, LogReader, Rows
 from .manifest_reader import ManifestFollower
 from .table_files import TableFiles
-from .tree import WINDOW_ROWS, rows_by_sequence
+from .tree import BATCH_ROWS, WINDOW_ROWS
 
 __all__ = ["PastReader"]
+
+Sequences: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What tables hold of the sequences from `first` to `last`: the rows in that order, and where there were deletes.
+
+    sequences: the rows'. ends: places in `rows` behind which sequences are missing, and the end. tombstones: their sequences.
+    """
+
+    first: int
+    last: int
+    rows: Rows
+    sequences: Sequences
+    ends: np.ndarray[Any, np.dtype[np.int64]]
+    tombstones: Sequences
+
+    def find(self, sequence: int) -> tuple[int, int, int]:
+        """The first row at or behind a sequence: its place and sequence (one behind `last` for none), tombstones before it."""
+        at = int(np.searchsorted(self.sequences, np.uint64(sequence)))
+        found = int(self.sequences[at]) if at < len(self.sequences) else self.last + 1
+        begin, end = np.searchsorted(self.tombstones, np.array([sequence, found], "u8"))
+        return at, found, int(end - begin)
+
+    def batch(self, at: int, count_max: int) -> Rows:
+        """Consecutive rows from a place on."""
+        end = int(self.ends[np.searchsorted(self.ends, at, side="right")])
+        return self.rows[at : min(end, at + count_max)]
 
 
 class PastReader(LogReader):
@@ -25,9 +56,10 @@ class PastReader(LogReader):
     """
 
     def __init__(self, directory: str | os.PathLike[str], topic: str) -> None:
-        super().__init__(Path(directory) / "log", topic, Path(directory) / "archive")
-        self._store, self._held = Path(directory) / "store", np.empty(0, self.schema.dtype)
+        self._store = Path(directory) / "store"
         self._tables: tuple[Table, ...] = ()
+        self._window: _Window | None = None
+        super().__init__(Path(directory) / "log", topic, Path(directory) / "archive")
         try:
             with ManifestFollower(self._store, self.log_id) as manifest:
                 info = manifest.state.topics.get(topic)
@@ -39,7 +71,7 @@ class PastReader(LogReader):
 
     def forget(self) -> None:
         super().forget()
-        self._tables = ()
+        self._tables, self._window = (), None
 
     @property
     def oldest(self) -> int:
@@ -48,22 +80,34 @@ class PastReader(LogReader):
         return min((table.sequence_min for table in self._open_tables()), default=oldest) if oldest > 1 else oldest
 
     def read(self, sequence: int, last: int | None = None, rows_max: int = BATCH_ROWS_MAX) -> Rows | None:
-        """As LogReader.read."""
-        if last is not None and sequence > last:
-            return None
-        rows = self._slice(sequence, last, rows_max)
-        if rows is not None:
-            return rows
-        try:
-            return super().read(sequence, last, rows_max)
-        except HistoryGone:
-            if sequence < self.oldest or not self._hold_rows(sequence, super().oldest - 1):
-                raise
-        first = int(self._held["sequence"][0])
-        if last is not None and first > last:
-            return None
-        self.lost_count += first - sequence
-        return self._slice(first, last, rows_max)
+        """As LogReader.read. What is neither in the log nor in a table, nor was deleted, is counted in `lost_count`."""
+        lost_count = tombstone_count = 0
+        rows: Rows | None = None
+        while rows is None:
+            if last is not None and sequence > last:
+                return None
+            window = self._window
+            if window is None or not window.first <= sequence <= window.last:
+                try:
+                    rows = super().read(sequence, last, rows_max)
+                    if rows is None:
+                        return None
+                    break
+                except HistoryGone as gone:
+                    if sequence < gone.oldest:
+                        raise
+                    window = self._hold_rows(sequence, super().oldest - 1)
+                    if window is None:
+                        raise
+            at, found, deleted = window.find(sequence)
+            tombstone_count += deleted
+            lost_count += found - sequence - deleted
+            sequence = found
+            if found <= window.last and (last is None or found <= last):
+                rows = window.batch(at, rows_max if last is None else min(rows_max, last - found + 1))
+        self.lost_count += lost_count
+        self.tombstone_count += tombstone_count
+        return rows
 
     def find_time(self, timestamp_ns: int) -> int:
         """As LogReader.find_time."""
@@ -75,30 +119,15 @@ class PastReader(LogReader):
                     found = min(found, int(rows["sequence"][rows["timestamp_ns"] >= timestamp_ns].min()))
         return found
 
-    def _slice(self, sequence: int, last: int | None, rows_max: int) -> Rows | None:
-        """Consecutive rows of those that are held, from `sequence` on."""
-        held = self._held["sequence"]
-        at = int(np.searchsorted(held, sequence))
-        if at == len(held) or int(held[at]) != sequence:
+    def _hold_rows(self, sequence: int, last: int) -> _Window | None:
+        """Hold what tables have from `sequence` to `last`, as far as that goes at once. None where there is nowhere to look."""
+        if self._codec is None or sequence > last:
             return None
-        end = min(len(held), at + rows_max) if last is None else min(len(held), at + rows_max, at + last - sequence + 1)
-        behind = held[at:end] != np.arange(sequence, sequence + end - at, dtype="u8")
-        return self._held[at : at + int(np.argmax(behind)) if behind.any() else end]
-
-    def _hold_rows(self, sequence: int, last: int) -> bool:
-        """Hold the rows from `sequence` on that are in tables, as far as that goes at once. False where there are none."""
-        if self._codec is None:
-            return False
-        tables = self._open_tables()
-        last = min(last, max((table.sequence_max for table in tables), default=0))
-        while sequence <= last:
-            end = min(sequence + WINDOW_ROWS - 1, last)
-            self._held = rows_by_sequence(self._codec, self.schema, [], tables, end, sequence, end, all_versions=True)
-            self._held.flags.writeable = False
-            if len(self._held):
-                return True
-            sequence = end + 1
-        return False
+        tables = [table for table in self._open_tables() if table.sequence_max >= sequence]
+        begins = max(sequence, min((table.sequence_min for table in tables), default=last))
+        end = min(begins + WINDOW_ROWS - 1, last)
+        self._window = _merge(self._codec, [table for table in tables if table.sequence_min <= end], sequence, end)
+        return self._window
 
     def _open_tables(self) -> tuple[Table, ...]:
         """The topic's tables, as the manifest has them now; again while the writer removes some of them."""
@@ -119,3 +148,24 @@ class PastReader(LogReader):
                 if not tries_left:
                     raise
         return self._tables
+
+
+def _merge(codec: KeyCodec, tables: list[Table], first: int, last: int) -> _Window:
+    """Bring all versions that some tables have of the sequences from `first` to `last` into order."""
+    merge = Merge(codec, [], tables)
+    merge.begin_scan(last, True)
+    chunk, flags = np.empty(BATCH_ROWS, codec.dtype), np.empty(BATCH_ROWS, "u1")
+    parts, marks = [chunk[:0]], [flags[:0]]
+    while count := merge.fill(chunk, flags):
+        wanted = chunk["sequence"][:count] >= first
+        parts.append(chunk[:count][wanted])
+        marks.append(flags[:count][wanted])
+    rows, deleted = np.concatenate(parts), np.concatenate(marks) != 0
+    order = np.argsort(rows["sequence"], kind="stable")
+    deleted = deleted[order]
+    tombstones = rows["sequence"][order[deleted]]
+    rows = rows[order[~deleted]]
+    rows.flags.writeable = False
+    sequences = np.ascontiguousarray(rows["sequence"])
+    ends = np.append(np.flatnonzero(np.diff(sequences) != 1) + 1, len(sequences))
+    return _Window(first, last, rows, sequences, ends, tombstones)

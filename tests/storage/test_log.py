@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from ringmain.storage import (
     StorageError,
     _log,
     log_reader,
+    log_retention,
 )
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
 from ringmain.storage.log_files import LogFile, file_path, list_files, open_file
+from ringmain.storage.log_retention import Retention
 from ringmain.storage.recovery import examine
 from support.logs import FILE_BYTES, PAIRS, POINTS, append, check_rows, make_rows, read_rows
 
@@ -476,6 +479,122 @@ def test_retention_by_age_gives_back_what_is_wholly_older(tmp_path):
     log.close()
     assert numbers(tmp_path) == [4]
     assert examine(tmp_path).problems == []
+
+
+class Clocks:
+    """Both clocks of retention, in seconds, in place of its module `time`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = self.steady = 1_000_000.0
+        monkeypatch.setattr(log_retention, "time", self)
+
+    def time_ns(self) -> int:
+        return int(self.wall * 1e9)
+
+    def monotonic_ns(self) -> int:
+        return int(self.steady * 1e9)
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall, self.steady = self.wall + seconds, self.steady + seconds
+
+
+def make_headers(directory: Path, created: Sequence[float | None]) -> list[tuple[int, Path]]:
+    """Log files that were begun at these times, in seconds; None: with a damaged header."""
+    files = [(number, file_path(directory, number)) for number in range(1, len(created) + 1)]
+    for (number, path), created_s in zip(files, created, strict=True):
+        header = _log.encode_file_header(
+            log_id=1,
+            file_number=number,
+            start_position=0,
+            previous_end=0,
+            epoch=1,
+            created_ns=int((created_s or 0) * 1e9),
+            file_bytes=FILE_BYTES,
+            start_bytes=_log.LOG_HEADER_BYTES,
+            bus="test",
+        )
+        path.write_bytes(header if created_s is not None else header[:100].ljust(len(header), b"x"))
+    return files
+
+
+def expired(retention: Retention, files: list[tuple[int, Path]]) -> list[int]:
+    return [number for (number, _), _ in retention.expired(files[:-1], files[-1])]
+
+
+DAY = 86_400.0
+YEAR = 365 * DAY
+
+
+@pytest.mark.parametrize(
+    ("created", "gone"),
+    [
+        ([0, -9 * DAY, -8 * DAY, -6 * DAY, -1 * DAY], [1, 2]),
+        ([0, YEAR, YEAR, -8 * DAY, -6 * DAY], [1, 2, 3]),  # the clock ran ahead, and was put right
+        ([YEAR, YEAR, YEAR, -6 * DAY, -1 * DAY], []),
+        ([YEAR, YEAR, YEAR, YEAR, YEAR], []),
+        ([YEAR, 3 * DAY, -9 * DAY, YEAR, -8 * DAY], [1, 2, 3, 4]),
+        ([0, None, -9 * DAY, None, -6 * DAY], [1, 2]),
+        ([0, None, None, None, None], []),
+        ([-9 * DAY, -6 * DAY, -5 * DAY, -49 * YEAR, -1 * DAY], []),  # for a moment it was behind
+    ],
+)
+def test_a_file_begun_in_the_future_keeps_no_file_from_expiring(tmp_path, monkeypatch, created, gone):
+    clocks = Clocks(monkeypatch)
+    clocks.wall = 50 * YEAR
+    times = [clocks.wall + time if time is not None else None for time in created]
+    assert expired(Retention(None, 7 * DAY), make_headers(tmp_path, times)) == gone
+
+
+def test_retention_reads_no_more_headers_than_it_needs(tmp_path, monkeypatch):
+    files = make_headers(tmp_path, [1_000_000.0 - DAY] * 10 + [2_000_000.0] * 80 + [1_000_000.0] * 10)
+    read: list[int] = []
+    read_header = log_retention.read_header
+    monkeypatch.setattr(
+        log_retention, "read_header", lambda path, number: read.append(number) or read_header(path, number)
+    )
+    Clocks(monkeypatch)
+    assert expired(Retention(None, 3600), files) == list(range(1, 10))
+    assert read == list(range(2, 92))  # each once, up to the first that tells
+    read.clear()
+    assert expired(Retention(None, 2 * DAY), files) == []
+    assert read == [2]
+
+
+def test_a_clock_that_is_ahead_for_a_moment_gives_nothing_up(tmp_path, monkeypatch):
+    clocks = Clocks(monkeypatch)
+    clocks.wall = 50 * YEAR
+    retention = Retention(None, 7 * DAY)
+    files = make_headers(tmp_path, [clocks.wall + day * DAY for day in (-9, -8, -6, -1)])
+    assert expired(retention, files) == [1]
+    clocks.wall += YEAR
+    for _ in range(3):
+        assert expired(retention, files) == [1]
+        clocks.pass_by(1000)
+    clocks.wall -= YEAR
+    assert expired(retention, files) == [1]
+    clocks.pass_by(2 * DAY)  # nobody looked meanwhile
+    assert expired(retention, files) == [1, 2]
+    clocks.wall += YEAR
+    assert expired(retention, files) == [1, 2]
+    clocks.pass_by(3601)
+    assert expired(retention, files) == [1, 2, 3]  # it has lasted, and is believed
+
+
+def test_a_step_ahead_is_believed_after_the_age_to_keep_where_that_is_short(tmp_path, monkeypatch):
+    clocks = Clocks(monkeypatch)
+    retention = Retention(None, 100)
+    files = make_headers(tmp_path, [clocks.wall - 50] * 3)
+    assert expired(retention, files) == []
+    clocks.wall += DAY
+    assert expired(retention, files) == []
+    clocks.pass_by(30)
+    assert expired(retention, files) == []
+    clocks.pass_by(40)
+    assert expired(retention, files) == [1, 2]  # by the time that has passed, whatever the clock says
+    later = make_headers(tmp_path, [clocks.wall - 200] * 3)  # begun behind the step
+    assert expired(retention, later) == []
+    clocks.pass_by(40)
+    assert expired(retention, later) == [1, 2]
 
 
 def test_expired_files_are_used_again_and_their_old_frames_never_come_back(tmp_path):

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from ringmain.storage import Corruption, FormatMismatch, HistoryGone, Log, LogReader, Schema, StorageError
-from ringmain.storage.log_files import file_path, list_files, open_file, read_topics
+from ringmain.storage._log import FRAME_HEADER_BYTES, FRAME_TOPIC, LOG_HEADER_BYTES
+from ringmain.storage.log_files import LogFile, file_path, list_files, open_file, read_topics
 from ringmain.storage.recovery import examine
+from ringmain.storage.repair import repair
 from support.logs import (
     FILE_BYTES,
     PAIRS,
@@ -227,18 +229,28 @@ def test_an_archive_of_another_log_beside_one_without_an_archive_is_no_matter(pl
         log.close()
 
 
-def test_damage_in_the_archive_stops_no_writer(places):
+@pytest.mark.parametrize("archive_age_s", [None, 3600.0])
+def test_damage_in_the_archive_stops_no_writer(places, archive_age_s):
     log = open_log(places)
     last = fill_files(log, 2)
     log.close()
     flip(file_path(places[1], 2), 20)
-    log = open_log(places)
+    log = open_log(places, archive_age_s=archive_age_s)
     append(log, POINTS, 1)
     log.close()
     reader = LogReader(places[0], "points", places[1])
     with pytest.raises(Corruption):
         read_from(reader)
     assert read_from(reader, last + 1) == last + 1
+
+
+def test_damage_in_the_log_stops_no_writer_that_looks_how_old_its_files_are(places):
+    log = open_log(places, retention_bytes=None, retention_age_s=3600)
+    fill_files(log, 2)
+    flip(file_path(places[0], 2), 20)
+    append(log, POINTS, 1)
+    assert numbers(places[0]) == [1, 2, 3]
+    log.close()
 
 
 def test_an_archive_on_another_file_system_is_refused(places, bus_name):
@@ -391,6 +403,117 @@ def test_an_archive_that_is_not_there_is_an_empty_one(places):
     build(places, 0)
     places[1].rmdir()
     assert read_from(LogReader(places[0], "points", places[1])) == 60
+
+
+@pytest.fixture
+def scanned(monkeypatch) -> list[int]:
+    """The numbers of the files of which more than the beginning was read."""
+    found: list[int] = []
+    scan = LogFile.scan
+
+    def counting(self, offset=LOG_HEADER_BYTES, limit=2**63, **options):
+        frames, end = scan(self, offset, limit, **options)
+        if limit == 2**63 and end > offset:
+            found.append(self.header.file_number)
+        return frames, end
+
+    monkeypatch.setattr(LogFile, "scan", counting)
+    return found
+
+
+def test_a_time_is_looked_for_in_one_file_or_two_however_many_there_are(places, scanned):
+    build(places, 30, count=40)
+    for sequence in range(1, 401):
+        reader = LogReader(places[0], "points", places[1])
+        scanned.clear()
+        assert reader.find_time(START_NS + sequence * 1000) == sequence
+        assert set(scanned) <= {(sequence + 9) // 10, (sequence + 8) // 10}  # the one before, for a file's first row
+    scanned.clear()
+    assert LogReader(places[0], "points", places[1]).oldest == 1
+    assert scanned == [40]  # for the schema
+
+
+def test_a_time_between_two_rows_far_apart_is_looked_for_in_the_files_that_hold_them(places, scanned):
+    builder = Builder(places[0])
+    for number in range(1, 41):
+        builder.begin()
+        builder.rows(POINTS, 10)
+        if number in (5, 30):
+            builder.rows(PAIRS, 1)
+    for time_ns, sequence, files in ((1000, 1, {5}), (1001, 2, {5, 30}), (2000, 2, {5, 30}), (2001, 3, {30, 40})):
+        reader = LogReader(places[0], "pairs")
+        scanned.clear()
+        assert reader.find_time(START_NS + time_ns) == sequence
+        assert set(scanned) <= files
+        assert len(scanned) <= 2
+
+
+@pytest.mark.parametrize("declared", [3, 4], ids=["where a file begins", "behind its beginning"])
+def test_a_time_is_found_of_a_topic_that_was_declared_later(places, scanned, declared):
+    builder = Builder(places[0], [POINTS])
+    for number in range(1, 9):
+        if number == 3:
+            builder.next["pairs"], builder.last_ns["pairs"] = 1, 0
+            builder.schemas = [POINTS, PAIRS] if declared == 3 else [POINTS]
+        builder.begin()
+        builder.rows(POINTS, 5)
+        if number == 3 and declared == 4:
+            builder.schemas = [POINTS, PAIRS]
+            builder._add(
+                FRAME_TOPIC, PAIRS.to_json(), topic=1, first_sequence=1, first_timestamp_ns=0, row_bytes=PAIRS.row_bytes
+            )
+        if number >= 3:
+            builder.rows(PAIRS, 10)
+    for sequence in range(1, 61):
+        reader = LogReader(places[0], "pairs")
+        scanned.clear()
+        assert reader.find_time(START_NS + sequence * 1000) == sequence
+        assert len(scanned) <= 2
+    reader = LogReader(places[0], "pairs")
+    assert reader.find_time(0) == reader.find_time(-5) == 1
+    assert reader.find_time(START_NS + 61_000) == 61
+
+
+def test_a_time_whose_rows_a_repair_gave_up_is_that_of_the_next_row_wherever_that_is(places, scanned):
+    builder = Builder(places[0])
+    for number in range(1, 21):
+        path = builder.begin()
+        builder.rows(PAIRS, 1)
+        offset = builder.rows(POINTS, 10) if number in (3, 4, 15) else 0
+        builder.mark()
+        if number == 4:
+            flip(path, offset + FRAME_HEADER_BYTES + 3)
+    assert [(lost.first, lost.count) for lost in repair(places[0]).lost] == [(11, 10)]
+    reader = LogReader(places[0], "points")
+    for sequence in range(1, 31):
+        scanned.clear()
+        assert reader.find_time(START_NS + sequence * 1000) == (21 if 11 <= sequence <= 20 else sequence)
+        assert len(scanned) <= 4
+    assert reader.find_time(START_NS + 31_000) == 31
+
+
+def test_a_time_is_found_though_a_repair_declared_too_early_a_one(places):
+    """Made again, a declaration names the first time stamp of the last frame before it, not the last one."""
+    builder = Builder(places[0])
+    for number in range(1, 7):
+        if number == 4:
+            builder.last_ns["points"] = START_NS + 21_000  # and not 30,000
+        builder.begin()
+        if number != 5:
+            builder.rows(POINTS, 10)
+    for sequence in range(1, 51):
+        assert LogReader(places[0], "points").find_time(START_NS + sequence * 1000) == sequence
+
+
+def test_a_time_is_found_while_files_expire(places, monkeypatch):
+    build(places, 4)
+    reader = LogReader(places[0], "points", places[1])
+    looked_at = reader._numbers()
+    for number in (1, 2):
+        file_path(places[1], number).unlink()
+    monkeypatch.setattr(reader, "_numbers", lambda: looked_at)
+    for sequence in range(1, 61):
+        assert reader.find_time(START_NS + sequence * 1000) == max(21, sequence)
 
 
 def test_rows_that_the_archive_has_given_up_are_gone(places):
