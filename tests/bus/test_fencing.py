@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ringmain.bus import Fenced, RingFull, Writer, WriterAlive, WriterFailed, attach
@@ -54,7 +55,7 @@ def log_content(data_dir: Path) -> list[int]:
     """The sequences of all that the log holds, in a sound log with the content that belongs to them."""
     assert examine(data_dir / "log").problems == []
     rows = read_rows(data_dir / "log", PAIRS)
-    assert (rows["left"] == make_rows(PAIRS, 1, len(rows))["left"]).all()
+    assert (rows["left"] == make_rows(PAIRS, int(rows["sequence"][0]), len(rows))["left"]).all()
     return rows["sequence"].tolist()
 
 
@@ -235,6 +236,26 @@ def test_what_a_fenced_writer_still_writes_into_its_log_file_is_no_part_of_the_l
         with Writer(bus_name, [PAIRS], data_dir=tmp_path) as writer:
             assert writer["pairs"].watermarks.published == 200
     assert log_content(tmp_path) == sequences(1, 200)
+
+
+@pytest.mark.process
+def test_the_log_file_of_a_fenced_writer_is_not_used_again_when_it_expires_since_that_one_may_still_write_there(
+    bus_name, tmp_path, children
+):
+    settings: dict[str, Any] = {"log_file_bytes": FILE_BYTES, "retention_bytes": 1}
+    old = start_writer(children, bus_name, tmp_path, **settings)
+    old.pause()
+    first_file = list_files(tmp_path / "log")[0][1]
+    with Writer(bus_name, [PAIRS], data_dir=tmp_path, take_over=True, **settings) as writer:
+        last = 100
+        while first_file.exists() or list_files(tmp_path / "log")[-1][0] < 6:
+            last = publish(writer, 20_000)
+            writer["pairs"].wait(last, timeout=TIMEOUT_S)
+        old.resume()
+        old.run("rows = make_rows(PAIRS, 101, 500); rows['left'] = foreign", foreign=FOREIGN)
+        old.run("appender = writer._parts.log.appender; appender.append(0, rows); appender.sync()")
+        found = log_content(tmp_path)
+        assert found == sequences(found[0], last)
 
 
 @pytest.mark.process

@@ -11,11 +11,13 @@ import pytest
 from rich.console import Console
 from ringmain.bus import BusError, NotLeader, Writer, attach, open_lane
 from ringmain.bus.observing import Observer
-from ringmain.storage import FormatMismatch, LogReader
+from ringmain.storage import FormatMismatch, Log, LogReader, Schema, StoreSettings
+from ringmain.storage.log_files import list_files
+from ringmain.storage.tree_writer import TreeWriter
 from ringmain.subscribers import Acknowledged, Delayed, Filtered, Historical, RealTime, Resumable
 from ringmain.tools.inspecting import print_bus
 from support.children import TIMEOUT_S, Children
-from support.logs import PAIRS, POINTS, check_rows, make_rows, wait_until
+from support.logs import FILE_BYTES, PAIRS, POINTS, check_rows, make_rows, wait_until
 from support.replicas import LOG_ID, apply, open_replicated, read_up_to, row_bytes
 
 
@@ -263,7 +265,46 @@ def test_publishers_wait_for_what_the_bus_acknowledges_by(bus_name, tmp_path, ac
         topic.wait(1, timeout=TIMEOUT_S)
 
 
+def test_a_leader_that_is_cut_off_keeps_its_log_until_the_rows_are_replicated_whatever_its_retention_says(
+    bus_name, tmp_path, monkeypatch
+):
+    turns, keep = [], Log.keep
+    monkeypatch.setattr(Log, "keep", lambda log, timeout_s: turns.append(keep(log, timeout_s)))
+    wide = Schema("wide", {"value": "S1000"})
+    settings = {"schemas": [wide], "slots": 1 << 15, "log_file_bytes": FILE_BYTES, "retention_bytes": 1}
+    with open_replicated(bus_name, tmp_path, **settings) as writer:
+        writer.replicating.lead()
+        last = writer["wide"].publish_batch(np.zeros(4 * FILE_BYTES // wide.row_bytes, wide.payload_dtype))
+        writer["wide"].wait(last, "durable", TIMEOUT_S)
+        assert list_files(tmp_path / "log")[-1][0] > 4
+        seen = len(turns)
+        wait_until(lambda: len(turns) > seen + 1, TIMEOUT_S)  # the keeper has looked at all of it
+        log = LogReader(tmp_path / "log", "wide")
+        assert (log.oldest, log.newest) == (1, last)
+        writer.replicating.raise_replicated("wide", last)
+        wait_until(lambda: LogReader(tmp_path / "log", "wide").oldest > 1, TIMEOUT_S)
+
+
 # --- opening again ------------------------------------------------------------------------------------------------------
+
+
+def test_while_it_opens_what_was_known_to_be_replicated_goes_into_tables_and_does_not_fill_the_memory(
+    bus_name, tmp_path, monkeypatch
+):
+    left, take_back = [], TreeWriter.take_back
+
+    def look_behind(self, memtables):
+        take_back(self, memtables)
+        left.append((len(self.immutables), self.tree.dropped_through))
+
+    with open_replicated(bus_name, tmp_path) as writer:
+        apply(writer, PAIRS, 1, 20_000)
+    monkeypatch.setattr(TreeWriter, "take_back", look_behind)
+    small = StoreSettings(memtable_bytes=1 << 16, immutable_max=1, snapshot_interval=None)
+    for ends in ({}, {"pairs": 20_000}):  # no table is made of what may still be cut off
+        with open_replicated(bus_name, tmp_path, ends, store=small):
+            waiting_count, flushed = left.pop()
+            assert (waiting_count < 3, flushed > 10_000) == (bool(ends), bool(ends))
 
 
 def test_when_the_bus_is_closed_to_be_cut_its_readers_wait_and_read_no_further_than_what_stays(bus_name, tmp_path):

@@ -1024,6 +1024,24 @@ def test_a_ring_too_small_for_what_waits_to_be_logged_is_refused_and_nothing_is_
     assert_content(POINTS, read_rows(tmp_path / "log", POINTS), 1, 100)
 
 
+@pytest.mark.process
+def test_an_opening_refused_at_one_topic_leaves_what_it_had_carried_over_of_another_for_the_next(
+    bus_name, tmp_path, children
+):
+    settings = {"data_dir": tmp_path, "slots": 1024}
+    child = children.start()
+    child.run("writer = Writer(bus, [POINTS, PAIRS], **settings)", bus=bus_name, settings=settings)
+    child.run("writer._parts.journal.request_stop(); writer._parts.threads[0].join()")  # nothing more is logged
+    child.run("for schema in (POINTS, PAIRS): writer[schema.name].publish_batch(make_rows(schema, 1, 500))")
+    child.kill()
+    with pytest.raises(ValueError, match="500 records of topic 'pairs' wait to be logged"):
+        Writer(bus_name, [POINTS, PAIRS], data_dir=tmp_path, slots={"points": 1024, "pairs": 64})
+    with Writer(bus_name, [POINTS, PAIRS], **settings) as writer:
+        assert writer.carried.from_rings == {"points": 500, "pairs": 500}
+    for schema in (POINTS, PAIRS):
+        assert_content(schema, read_rows(tmp_path / "log", schema), 1, 500)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

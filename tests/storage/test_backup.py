@@ -199,6 +199,21 @@ def test_the_newest_backups_are_kept_and_what_only_older_ones_had_goes(
             assert check_restored(target, tmp_path / "restored", backup=number)["book"] == last
 
 
+def test_of_a_log_whose_files_expire_the_backups_that_are_kept_have_no_more_files_than_they_list(
+    places: tuple[Path, Path],
+) -> None:
+    directory, target = places
+    folder = Repository(target).folder(1)
+    with open_wide(directory, archive_bytes=2 * FILE_BYTES) as store:
+        for _ in range(3):
+            fill_wide(store, 1)
+            made = backup(directory, target, keep=1).backup
+            assert made.log_folder == 1  # one copy of the log, that goes on
+            logs = {path for path in listed(target, made).values() if path.suffix == ".log"}
+            assert {path for _, path in list_files(folder)} == logs
+    assert list_files(folder)[0][0] > 1
+
+
 def test_a_backup_after_more_log_has_expired_than_the_last_one_has_begins_a_copy_of_the_log_anew(
     places: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import msgspec
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ringmain.storage import Schema, engine, tree_writer
 from ringmain.storage.levels import SEQUENCE_MAX, Compaction, Shape, pick, pick_all, scores
+from ringmain.storage.store import Store
 from ringmain.storage.version import LEVEL_COUNT, TableInfo, Version
+from support.logs import wait_until
 from support.tables import table
 
 ROW_BYTES = 10
@@ -444,3 +451,81 @@ def test_a_tree_that_once_had_more_levels_keeps_what_lies_there():
 def test_a_shape_that_cannot_be_is_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         Shape(**settings)
+
+
+# --- what keeps them from being in the way --------------------------------------------------------------------------------
+
+POINTS = Schema("points", {"key": "u8"}, key=("key",))
+
+
+def test_compactions_write_no_faster_than_they_may_and_a_pause_saves_up_a_tenth_of_a_second(monkeypatch):
+    now_s, slept = 100.0, list[float]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        slept.append(seconds)
+        now_s += seconds
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
+    rate = engine._Rate(1000, lambda: None)
+    for _ in range(51):
+        rate.take(100)
+    assert sum(slept) == pytest.approx(5.0)
+    now_s += 60.0
+    rate.take(1000)
+    assert slept[-1] == pytest.approx(0.9)
+    slept.clear()
+    engine._Rate(None, lambda: None).take(1 << 40)
+    assert slept == []
+
+
+def test_all_that_a_compaction_writes_counts_and_its_thread_steps_back_behind_others(tmp_path, monkeypatch):
+    taken, seen = list[int](), set[tuple[str, bool]]()
+
+    def take(rate: object, count: int) -> None:
+        thread = psutil.Process(threading.get_native_id())
+        taken.append(count)
+        seen.add((threading.current_thread().name, thread.nice() >= 10))
+
+    monkeypatch.setattr(engine._Rate, "take", take)
+    with Store(tmp_path, [POINTS], sync="never") as store:
+        for first in (0, 100):
+            for key in range(first, first + 200):
+                store["points"].put(key)
+            store.snapshot()
+        assert taken == []  # flushing waits for nobody
+        store.compact()
+    assert sum(taken) == 300 * POINTS.row_bytes
+    assert seen == {("ringmain-compaction", True)}
+
+
+def test_the_more_tables_wait_for_a_compaction_the_longer_a_full_memtable_waits_and_at_last_until_it_is_done(
+    tmp_path, monkeypatch
+):
+    slept, compact, go_on = list[float](), tree_writer.TreeWriter.compact, threading.Event()
+
+    def compact_late(*arguments: Any) -> None:
+        assert go_on.wait(30)
+        compact(*arguments)
+
+    monkeypatch.setattr(tree_writer.TreeWriter, "compact", compact_late)
+    shape = Shape(level0_tables=2, slowdown_tables=2, stop_tables=4)
+    with Store(tmp_path, [POINTS], sync="never", shape=shape) as store, contextlib.ExitStack() as behind:
+        behind.callback(go_on.set)
+        writer = store._trees["points"]
+        monkeypatch.setattr(tree_writer, "time", SimpleNamespace(**vars(tree_writer.time) | {"sleep": slept.append}))
+        for number in range(1, 4):
+            store["points"].put(number)
+            store.snapshot()
+            writer.rotate()
+        assert slept == [tree_writer.SLOWDOWN_S, 2 * tree_writer.SLOWDOWN_S]
+        assert store.stats()["points"].counts.slowdown_count == 2
+        store["points"].put(4)
+        store.snapshot()
+        waiting = threading.Thread(target=writer.rotate)
+        waiting.start()
+        wait_until(lambda: store.stats()["points"].counts.stall_count > 0)
+        assert waiting.is_alive()
+        go_on.set()
+        waiting.join(30)
+        assert not waiting.is_alive()

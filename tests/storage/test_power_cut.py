@@ -21,9 +21,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from ringmain.storage import StorageError
+from ringmain.storage.backup_repository import is_repository
+from ringmain.storage.backup_verify import verify_backups
+from ringmain.storage.log_files import list_files
+from ringmain.storage.log_tail import cut_tail
+from ringmain.storage.recovery import examine
 from ringmain.storage.store_reader import StoreReader
 from ringmain.storage.store_verify import verify_store
 from support import recorded_store
+from support.logs import make_rows, read_rows
 from support.power_cut import OPERATIONS, Cut, Disk, Operation, Start, cuts, read_journal
 from support.preload import build_preload
 from support.told_store import Note, Told, check_goes_on, check_opened, check_rows, check_tidy, file_kind, open_store
@@ -32,6 +38,7 @@ SEED = int(os.environ.get("RINGMAIN_SEED", "20230301"))
 NIGHTLY = bool(os.environ.get("RINGMAIN_NIGHTLY"))
 OPENINGS = {"log files": 5_500, "tables": 3_500} if NIGHTLY else {"log files": 260, "tables": 180}
 STORES_CUT_TWICE, OPENINGS_CUT_TWICE = (100, 1_000) if NIGHTLY else (4, 60)
+STEPS = 1_000 if NIGHTLY else 30  # of a backup, a restore, a cut of a log
 OPENINGS_NEVER_SYNCED = 500 if NIGHTLY else 30
 TRIES_TO_FIND_OUT = 150
 MEMTABLE_BYTES = 1_100_000  # as small as it can be with FILLER's batches: openings are many
@@ -47,6 +54,7 @@ CUTS = (
     Cut(names=0.5, contents=0.9),
     Cut(names=0.8, contents=0.1),
 )
+CUTS_OF_STEPS = (Cut(names=0, contents=0), Cut(names=1, contents=0), *[Cut(names=0.5, contents=1)] * 2)
 
 
 @pytest.fixture(scope="module")
@@ -304,3 +312,83 @@ def test_a_disk_that_forgets_a_sync_is_found_out(what, recorder, tmp_image):
     with pytest.raises((AssertionError, StorageError, OSError)):  # noqa: PT012  which cut is the one is a matter of chance
         for image in images(recording, chosen, rng, tmp_image, FORGOTTEN[what]):
             check_image(image)
+
+
+# --- what is done with a store's directory ------------------------------------------------------------------------------------
+
+
+def places_of(recording: Recording, what: str) -> tuple[list[int], list[int]]:
+    """Where a cut matters most to something that is done: each change of a name while it goes on; and where it is just done."""
+    during, behind = list[int](), list[int]()
+    under_way, last = False, 0
+    for place, operation in enumerate(recording.operations):
+        if operation.kind == "N":
+            note = msgspec.json.decode(operation.data, type=Note)
+            under_way = (under_way or note.begun == what) and note.done != what
+            behind += [last] if note.done == what else []
+        else:
+            last = place
+            during += [place] if under_way and operation.kind in "RLUK" else []
+    return during, behind
+
+
+def step_images(recording: Recording, what: str, top: str, target: Path) -> Iterator[tuple[Path, int]]:
+    """What cuts leave of a directory while something is done there, and behind it; and how often it was done by then."""
+    rng = random.Random(f"{SEED} {what}")
+    during, behind = places_of(recording, what)
+    chosen = {place: list(CUTS_OF_STEPS) for place in behind}
+    for _ in range(0, STEPS, len(during)):
+        for place in rng.sample(during, min(len(during), STEPS)):
+            chosen.setdefault(place, []).append(rng.choice(CUTS_OF_STEPS))
+    disk, done_count = Disk(recording.start), 0
+    for place, notes in cuts(disk, recording.operations):
+        done_count += sum(msgspec.json.decode(text, type=Note).done == what for text in notes)
+        for cut in chosen.get(place, ()):
+            print(f"behind operation {place}, {recording.operations[place]!r:.300}: {cut}")
+            disk.write_image(target, top, cut, rng)
+            yield target / top, done_count
+            shutil.rmtree(target)
+
+
+@pytest.mark.process
+def test_a_backup_that_is_listed_after_a_power_cut_is_whole_and_the_newest_that_was_made_is_there(recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    for directory, done_count in step_images(recorder.life("backup"), "backup", "backups", tmp_image):
+        if done_count or (directory.exists() and is_repository(directory)):
+            found = verify_backups(directory)
+            assert found.findings == ()
+            assert max(found.sound) >= done_count
+
+
+@pytest.mark.process
+def test_a_restored_store_has_its_name_after_a_power_cut_only_when_it_is_whole(recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    for directory, done_count in step_images(recorder.life("backup"), "restore", "restored", tmp_image):
+        if done_count or directory.exists():
+            assert verify_store(directory).findings == ()
+
+
+@pytest.mark.process
+def test_what_is_cut_off_a_log_is_there_once_after_a_power_cut_as_its_end_or_set_aside(recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    whole = make_rows(recorded_store.CUT, 1, recorded_store.CUT_ROWS)
+    for directory, done_count in step_images(recorder.life("cut"), "cut", "life", tmp_image):
+        assert examine(directory / "log").problems == []  # for who only reads, before the cut is finished
+        cut = cut_tail(directory, {"cut": recorded_store.CUT_AT})
+        assert not (cut.row_count and done_count)
+        [aside] = (directory / "lost+found").iterdir()
+        for log, expected in (
+            (directory / "log", whole[: recorded_store.CUT_AT]),
+            (aside, whole[recorded_store.CUT_AT :]),
+        ):
+            assert examine(log).problems == []
+            assert read_rows(log, recorded_store.CUT).tobytes() == expected.tobytes()
+
+
+@pytest.mark.process
+def test_between_the_files_of_a_log_and_its_archive_none_is_missing_after_a_power_cut(recorder, tmp_image):
+    print(f"RINGMAIN_SEED={SEED}")
+    for directory, done_count in step_images(recorder.life("archive"), "archive", "life", tmp_image):
+        numbers = {number for place in ("archive", "log") for number, _ in list_files(directory / place)}
+        assert numbers == set(range(min(numbers), max(numbers) + 1))
+        assert not done_count or numbers

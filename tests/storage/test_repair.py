@@ -579,6 +579,26 @@ def test_damage_after_a_repair_is_repaired_too_and_every_damaged_file_is_kept(tm
     assert examine(tmp_path).lost_count == 7
 
 
+def test_a_log_opens_where_a_gap_lies_over_the_end_of_what_is_known_to_be_on_the_disk(tmp_path):
+    log = Builder(tmp_path)
+    log.begin()
+    log.rows(POINTS, 5)
+    damaged = [log.rows(POINTS, 5)]
+    log.sync()
+    damaged.append(log.rows(POINTS, 5))
+    log.rows(POINTS, 5)  # knows that half of the damaged place was on the disk
+    for offset in damaged:
+        flip(log.path, offset + 20)
+        flip(log.path, offset + _log.FRAME_HEADER_BYTES)
+    repair(tmp_path)
+    (item,) = examine(tmp_path).files
+    assert item.durable_end < item.durable_position - item.header.start_position
+    opened = Log(tmp_path, [POINTS, PAIRS], bus="test", file_bytes=FILE_BYTES)
+    assert opened.topic("points").next_sequence == 21
+    opened.close()
+    assert examine(tmp_path).problems == []
+
+
 def test_progress_is_told(tmp_path):
     builder, frames = build(tmp_path)
     flip(builder.path, frames[4][0][0] + 70)

@@ -16,15 +16,20 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from ringmain.storage import log, manifest
+from ringmain.storage import Log, Schema, log, manifest
+from ringmain.storage.backup import backup
 from ringmain.storage.log import LOG_FILE_BYTES_MIN
 from ringmain.storage.log_files import NAME
+from ringmain.storage.log_tail import cut_tail
+from ringmain.storage.restore import restore
 from ringmain.storage.store import Store
-from support.logs import wait_until
+from support.logs import append, wait_until
 from support.told_store import FILLER_ROWS, GROUPS_OF_A_FILE, KEYS, SCHEMAS, Note, open_store, value_of
 
 ROUNDS_MAX = 12
 NEVER_S = 1e6
+CUT = Schema("cut", {"value": "u8", "nothing": "S60000"})  # rows fill log files, and are nearly all zeros
+CUT_ROWS, CUT_AT = 150, 30
 
 # --- the process ------------------------------------------------------------------------------------------------------
 
@@ -99,6 +104,13 @@ class Life:
         with os.scandir(self.directory / "log") as entries:  # no stat: another thread may move a file meanwhile
             return {entry.inode(): int(match[1]) for entry in entries if (match := NAME.fullmatch(entry.name))}
 
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Something that is not the store's own work, told as it begins and as it is done."""
+        self._note(SCHEMAS[0].name, begun=what)
+        yield
+        self._note(SCHEMAS[0].name, done=what)
+
     def _all_is_durable(self) -> None:
         for schema in SCHEMAS if self._sync != "never" else ():
             self._note(schema.name, durable=True)
@@ -166,11 +178,50 @@ def recover(life: Life) -> None:
         life.snapshot()
 
 
+def be_backed_up(life: Life) -> None:
+    """Backups are made as a log grows by whole files, only the newest two are kept, and the newest is restored."""
+    place = life.directory.parent
+    with life.open("always"):
+        for _ in range(4):
+            for _ in range(GROUPS_OF_A_FILE):
+                life.fill()
+            life.snapshot()
+            life.write()
+            with life.step("backup"):
+                backup(life.directory, place / "backups", keep=2)
+    with life.step("restore"):
+        restore(place / "backups", place / "restored")
+
+
+def be_archived(life: Life) -> None:
+    """Several log files go into the archive at once, and as many from there, for which there is no room."""
+    archive = life.directory / "archive"
+    with life.open("always", memtable_bytes=64 << 20, archive_bytes=LOG_FILE_BYTES_MIN):
+        for _ in range(5 * GROUPS_OF_A_FILE):
+            life.fill()
+        with life.step("archive"):
+            life.snapshot()
+            wait_until(lambda: len(life.log_files()) == 1 and len(os.listdir(archive)) < 3)
+
+
+def be_cut(life: Life) -> None:
+    """A log's end is cut off, of which there are several files."""
+    log = Log(life.directory / "log", [CUT], file_bytes=LOG_FILE_BYTES_MIN)
+    for _ in range(CUT_ROWS // 10):
+        append(log, CUT, 10)
+    log.close()
+    with life.step("cut"):
+        cut_tail(life.directory, {"cut": CUT_AT})
+
+
 LIVES = {
     "log files": live_with_log_files,
     "tables": live_with_tables,
     "no syncs": live_without_syncs,
     "recovery": recover,
+    "backup": be_backed_up,
+    "archive": be_archived,
+    "cut": be_cut,
 }
 
 

@@ -172,7 +172,8 @@ def open_store(directory: Path | str, choice: random.Random, topics: Sequence[To
         snapshot_interval=choice.choice([None, 0.01]),
         compaction_bytes_per_s=choice.choice([None, 16 << 20]),
         log_file_bytes=LOG_FILE_BYTES,
-        archive=choice.choice([True, False]) or (Path(directory) / "archive").exists(),  # no store is opened without its own
+        archive=choice.choice([True, False])
+        or (Path(directory) / "archive").exists(),  # no store is opened without its own
         archive_bytes=choice.choice([16 << 30, 0]),
     )
 
