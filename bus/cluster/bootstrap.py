@@ -126,7 +126,8 @@ class Bootstrap:
         self._connection.move_to(offered.server)
         try:
             listing = await self._list(subject, offered)
-            self._told(f"receiving a snapshot of {peer}: {listing.size_bytes} bytes, {len(listing.files)} files")
+            if not self.words:  # else it is told already why that failed
+                self._told(f"receiving a snapshot of {peer}: {listing.size_bytes} bytes, {len(listing.files)} files")
             if listing.log_id != self._replica.log_id:
                 raise StorageError(
                     f"it is of the log {listing.log_id:#x}, and this cluster's is {self._replica.log_id:#x}"
